@@ -1,0 +1,1 @@
+"""Saving durably, loading safely, resuming exactly, naming (best, last)."""

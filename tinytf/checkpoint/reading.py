@@ -1,0 +1,103 @@
+"""Reading checkpoints: intact or refused, plain types only, nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from tinytf.errors import UserError
+from tinytf.model import Transformer, TransformerConfig
+
+FORMAT = 1
+"""Version of the ``tinytf`` entry. Raise it when a reader of the old one would misread the new."""
+
+MODEL_PREFIX = "model."
+"""Where the transformer's weights stand in a checkpoint's ``state_dict``: the layout of ``transformers``."""
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the file as an archive, or None where every record's checksum holds.
+
+    torch.save writes a zip archive with a CRC32 a record; torch.load does not check them.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except FileNotFoundError:
+        return "it does not exist"
+    except IsADirectoryError:
+        return "it is a folder"
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        return f"it is not a whole checkpoint archive ({error})"
+    return None if record is None else f"the checksum of its record {record} does not match"
+
+
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint's content.
+
+    Args:
+        path: a local file.
+        mmap: leave the weights on disk until they are touched; for a look at the ``tinytf`` entry alone.
+
+    Raises:
+        UserError: where the file is missing, damaged, not made by tinytf, made by a later format, or holds
+            anything but tensors and plain types.
+    """
+    path = Path(path)
+    wrong = damage(path)
+    if wrong:
+        raise UserError(f"checkpoint {path}: {wrong}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        # torch's own message advises weights_only=False, which would run whatever the file says.
+        raise UserError(
+            f"checkpoint {path}: it holds more than tensors and plain types, so it is not loaded"
+        ) from error
+    entry = content.get("tinytf") if isinstance(content, dict) else None
+    if not isinstance(entry, dict) or not isinstance(entry.get("format"), int):
+        raise UserError(f"checkpoint {path}: it was not written by tinytf")
+    if entry["format"] > FORMAT:
+        raise UserError(
+            f"checkpoint {path}: its format {entry['format']} is newer than this tinytf reads ({FORMAT}): upgrade tinytf"
+        )
+    return content
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model, its tokenizer, and what the checkpoint says of itself."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    entry: dict[str, Any]
+    step: int
+
+
+def load_model(path: str | Path) -> Loaded:
+    """Rebuild model and tokenizer from a checkpoint alone; the model is in eval mode, on the CPU, in float32.
+
+    Raises:
+        UserError: as `read_checkpoint`, and where the weights are not those of the shape it states.
+    """
+    content = read_checkpoint(path)
+    entry = content["tinytf"]
+    known = {field.name for field in fields(TransformerConfig)}
+    try:
+        shape = TransformerConfig(**{key: value for key, value in entry["model"].items() if key in known})
+        tokenizer = Tokenizer.from_str(entry["tokenizer"])
+        model = Transformer(shape)
+        weights = {
+            key.removeprefix(MODEL_PREFIX): value
+            for key, value in content["state_dict"].items()
+            if key.startswith(MODEL_PREFIX)
+        }
+        model.load_state_dict(weights)
+    except Exception as error:
+        raise UserError(f"checkpoint {path}: its parts do not fit together ({' '.join(str(error).split())})") from error
+    return Loaded(model.float().eval(), tokenizer, entry, int(content["global_step"]))

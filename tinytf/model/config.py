@@ -1,0 +1,81 @@
+"""The shape of a transformer: the numbers that fix its parameters, checked together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Everything that decides the parameters of a [Transformer][tinytf.model.Transformer].
+
+    Args:
+        vocab_size: number of token ids.
+        d_model: width of the residual stream.
+        n_heads: query heads; each is ``d_model / n_heads`` wide.
+        n_layers: transformer blocks.
+        n_kv_heads: key and value heads (grouped-query attention); None means ``n_heads``.
+        d_ff: width inside the SwiGLU; None means 8/3 of d_model, rounded up to a multiple of 64.
+        dropout: probability on each residual branch and on the embedding. Attention weights are not dropped.
+        max_seq_len: longest sequence in tokens; the rotary tables end there.
+        qk_norm: RMSNorm over each head of queries and keys before the rotation (the Qwen3 layout; Llama's without).
+        rope_theta: base of the rotary frequencies.
+        norm_eps: epsilon of every RMSNorm.
+
+    Raises:
+        ValueError: where the numbers do not fit together; the message names them.
+    """
+
+    vocab_size: int
+    d_model: int = 256
+    n_heads: int = 4
+    n_layers: int = 4
+    n_kv_heads: int | None = None
+    d_ff: int | None = None
+    dropout: float = 0.0
+    max_seq_len: int = 256
+    qk_norm: bool = True
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "n_heads", "n_layers", "max_seq_len", "n_kv_heads", "d_ff"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
+        if self.head_dim % 2:
+            raise ValueError(
+                f"d_model {self.d_model} / n_heads {self.n_heads} gives heads of {self.head_dim}, "
+                "but rotary positions turn pairs: the head size must be even"
+            )
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}, but must be in [0, 1)")
+        for name in ("rope_theta", "norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive")
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def ff_dim(self) -> int:
+        # 8/3 d_model gives SwiGLU's three matrices the parameters of a plain two-matrix FFN of 4 d_model
+        # (Shazeer 2020, arXiv:2002.05202).
+        return -(-8 * self.d_model // 3 // 64) * 64 if self.d_ff is None else self.d_ff
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of the whole model, the tied embedding counted once."""
+        d, kv_dim = self.d_model, self.kv_heads * self.head_dim
+        attention = 2 * d * d + 2 * d * kv_dim + (2 * self.head_dim if self.qk_norm else 0)
+        block = attention + 3 * d * self.ff_dim + 2 * d
+        return self.vocab_size * d + self.n_layers * block + d
