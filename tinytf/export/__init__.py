@@ -1,0 +1,1 @@
+"""One file per target format, and the one proof they all must pass."""

@@ -1,0 +1,224 @@
+"""The formats: what each is called, where it lands, what it needs, and the module that writes and opens it.
+
+A format's module has two functions, and a third where the format cannot express every model:
+
+    write(subject, path, base)     the artefact, from the model or from the verified fp32 artefact at ``base``
+    open_runner(path, threads)     the artefact in its own runtime, as a `Runner`
+    refusal(subject)               the property of the model that stands in the way, or None
+
+This table imports none of them, so that ``tinytf export --help`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinytf.errors import UserError
+
+if TYPE_CHECKING:
+    from tinytf.export.runner import Runner
+    from tinytf.export.subject import Subject
+
+
+@dataclass(frozen=True)
+class Format:
+    """One artefact of a bundle.
+
+    Args:
+        name: as in ``--formats``.
+        file: final name of the file or folder in the bundle.
+        module: module of this package that writes and opens it.
+        precision: row of the threshold table it is held to.
+        about: one line for ``--help``.
+        base: the fp32 format it is made from, which is verified first.
+        writing: packages needed to write it.
+        running: packages needed to run it; without them it is "not verified".
+        label: what a reader of the table must know of it.
+    """
+
+    name: str
+    file: str
+    module: str
+    precision: str
+    about: str
+    base: str | None = None
+    writing: tuple[str, ...] = ()
+    running: tuple[str, ...] = ()
+    label: str = ""
+
+    def write(self, subject: Subject, path: Path, base: Path | None) -> None:
+        import_module(self.module).write(subject, path, base)
+
+    def open_runner(self, path: Path, threads: int) -> Runner:
+        opened: Runner = import_module(self.module).open_runner(path, threads)
+        return opened
+
+    def refusal(self, subject: Subject) -> str | None:
+        """Why this model cannot be written so, or None."""
+        why: Callable[[Subject], str | None] = getattr(import_module(self.module), "refusal", lambda _: None)
+        return why(subject)
+
+    def missing(self, purpose: str) -> list[str]:
+        """Packages that are not installed, of those needed for ``"writing"`` or ``"running"``."""
+        needed = self.writing if purpose == "writing" else self.running
+        return [package for package in needed if find_spec(package) is None]
+
+
+_ONNX = ("onnx", "onnxscript")
+_TABLE = (
+    Format(
+        "huggingface",
+        "huggingface",
+        "tinytf.export.huggingface",
+        "fp32",
+        "folder for transformers and vLLM: config, safetensors, tokenizer, model card",
+        writing=("safetensors",),
+        running=("transformers",),
+    ),
+    Format(
+        "onnx",
+        "model.onnx",
+        "tinytf.export.onnx_plain",
+        "fp32",
+        "tokens -> logits, dynamic batch and sequence",
+        writing=_ONNX,
+        running=("onnxruntime",),
+    ),
+    Format(
+        "onnx-kv",
+        "model_kv.onnx",
+        "tinytf.export.onnx_kv",
+        "fp32",
+        "ONNX with past and present key-values: prefill and decode in one graph",
+        writing=_ONNX,
+        running=("onnxruntime",),
+    ),
+    Format(
+        "onnx-int8",
+        "model_kv.int8.onnx",
+        "tinytf.export.onnx_int8",
+        "int8",
+        "onnx-kv in int8, standard operators",
+        base="onnx-kv",
+        writing=(*_ONNX, "onnxruntime"),
+        running=("onnxruntime",),
+    ),
+    Format(
+        "onnx-int4",
+        "model_kv.int4.onnx",
+        "tinytf.export.onnx_int4",
+        "int4",
+        "onnx-kv with 4-bit weights (MatMulNBits), for onnxruntime",
+        base="onnx-kv",
+        writing=(*_ONNX, "onnxruntime"),
+        running=("onnxruntime",),
+    ),
+    Format(
+        "onnx-fused-f32",
+        "model_fused.onnx",
+        "tinytf.export.onnx_fused",
+        "fp32",
+        "onnxruntime's fused attention, for onnxruntime alone",
+        writing=_ONNX,
+        running=("onnxruntime",),
+    ),
+    Format(
+        "onnx-fused-int8",
+        "model_fused.int8.onnx",
+        "tinytf.export.onnx_fused_int8",
+        "int8",
+        "the same in int8",
+        base="onnx-fused-f32",
+        writing=(*_ONNX, "onnxruntime"),
+        running=("onnxruntime",),
+    ),
+    Format(
+        "torchscript",
+        "model.torchscript.pt",
+        "tinytf.export.torchscript",
+        "exact",
+        "traced; loads with torch alone",
+        label="PyTorch is retiring TorchScript: prefer pt2",
+    ),
+    Format("pt2", "model.pt2", "tinytf.export.pt2", "fp32", "torch.export program; loads with torch alone"),
+    Format(
+        "aoti",
+        "model.aoti.pt2",
+        "tinytf.export.aoti",
+        "fp32",
+        "AOTInductor package, compiled for this machine",
+        label="compiled for this kind of processor",
+    ),
+    Format(
+        "gguf-f32",
+        "model.f32.gguf",
+        "tinytf.export.gguf_f32",
+        "fp32",
+        "llama.cpp, float32",
+        writing=("gguf",),
+        running=("llama_cpp",),
+    ),
+    Format(
+        "gguf-f16",
+        "model.f16.gguf",
+        "tinytf.export.gguf_f16",
+        "fp16",
+        "llama.cpp, float16",
+        base="gguf-f32",
+        writing=("gguf",),
+        running=("llama_cpp",),
+    ),
+    Format(
+        "gguf-q8_0",
+        "model.q8_0.gguf",
+        "tinytf.export.gguf_q8_0",
+        "int8",
+        "llama.cpp, 8 bits",
+        base="gguf-f32",
+        writing=("gguf",),
+        running=("llama_cpp",),
+    ),
+)
+
+FORMATS = {format.name: format for format in _TABLE}
+GROUPS = {
+    "gguf": ("gguf-f32", "gguf-f16", "gguf-q8_0"),
+    "onnx-fused": ("onnx-fused-f32", "onnx-fused-int8"),
+}
+"""Names that stand for several formats."""
+
+DEFAULT = ("huggingface", "onnx", "onnx-kv", "onnx-int8", "torchscript", "gguf", "pt2")
+
+
+def choose(names: Sequence[str]) -> list[Format]:
+    """The formats of these names, groups opened, each once, in the order given.
+
+    Raises:
+        UserError: where a name is none of them, or a package to write one is missing.
+    """
+    chosen: dict[str, Format] = {}
+    for name in names:
+        if name not in FORMATS and name not in GROUPS:
+            near = difflib.get_close_matches(name, [*FORMATS, *GROUPS], n=1)
+            hint = f", did you mean {near[0]}?" if near else "."
+            raise UserError(f"unknown format {name!r}{hint} Formats: {', '.join([*FORMATS, *GROUPS])}")
+        for member in GROUPS.get(name, (name,)):
+            chosen[member] = FORMATS[member]
+    for format in chosen.values():
+        require(format)
+    return list(chosen.values())
+
+
+def require(format: Format) -> None:
+    """Raise UserError where a package that writes this format, or the one it is made from, is missing."""
+    absent = format.missing("writing")
+    if absent:
+        raise UserError(f"format {format.name} needs {', '.join(absent)}: pip install 'tinytf[export]'")
+    if format.base:
+        require(FORMATS[format.base])

@@ -1,0 +1,35 @@
+"""ONNX without a cache: tokens in, logits out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tinytf.export.evaluation import EXPORT_SHAPE
+from tinytf.export.onnx_files import open_session, runtime_name, write_graph
+from tinytf.export.onnx_files import refusal as refusal
+from tinytf.export.runner import Runner, recomputing
+from tinytf.export.subject import Subject
+
+
+def write(subject: Subject, path: Path, base: Path | None) -> None:
+    limit = subject.model.config.max_seq_len
+    write_graph(
+        subject,
+        path,
+        subject.model,
+        (torch.zeros(EXPORT_SHAPE, dtype=torch.long),),
+        input_names=["tokens"],
+        output_names=["logits"],
+        dynamic_shapes={"tokens": {0: "batch", 1: torch.export.Dim("seq", max=limit)}},
+    )
+
+
+def open_runner(path: Path, threads: int) -> Runner:
+    session = open_session(path, threads)
+
+    def forward(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(["logits"], {"tokens": tokens.numpy()})[0])
+
+    return Runner(runtime_name(), recomputing(forward), cached=False)

@@ -1,0 +1,86 @@
+"""How far an artefact may be from its model: the one table."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tinytf.errors import UserError
+
+if TYPE_CHECKING:
+    from tinytf.export.proof import Measured
+
+Limits = dict[str, float]
+
+THRESHOLDS: dict[str, Limits] = {
+    # TorchScript runs the very kernels of the reference.
+    "exact": {"max_abs": 1e-5, "relative": 1e-5, "top1": 1.0, "greedy": 1.0},
+    # Other kernels sum in another order: 1e-5 to 6e-5 was seen; the smallest planted bug moved a logit by 4e-4.
+    "fp32": {"max_abs": 1e-4, "relative": 1e-4, "top1": 1.0, "greedy": 1.0},
+    "fp16": {"relative": 1e-2, "kl": 1e-5, "top1": 0.995, "loss": 1e-3},
+    # Rounding spreads thin over all logits; a lost row or layer moves single logits by several standard deviations,
+    # and `relative`, which looks at every row of the vocabulary, is there to catch it.
+    "int8": {"relative": 1.0, "kl": 5e-4, "top1": 0.98, "loss": 1e-2},
+    "int4": {"relative": 2.0, "kl": 1e-2, "top1": 0.93, "loss": 2e-2},
+}
+"""Row: a format's precision. ``top1`` and ``greedy`` are the least share that must agree; the others are the most
+that is let pass: ``max_abs`` (logits), ``relative`` (the same over the logits' standard deviation), ``kl`` (nats a
+token), ``loss`` (nats a token, either way)."""
+
+AT_LEAST = ("top1", "greedy")
+
+
+def breaches(measured: Measured, limits: Limits) -> list[str]:
+    """What went past its threshold, each in words; NaN is past every threshold."""
+    value = {
+        "max_abs": measured.max_abs,
+        "relative": measured.relative,
+        "top1": measured.top1,
+        "greedy": measured.greedy,
+        "kl": measured.kl,
+        "loss": abs(measured.loss - measured.reference_loss),
+    }
+    low = [f"{name} {value[name]:.4f} is under {limits[name]:g}" for name in AT_LEAST if _fails(name, value, limits)]
+    high = [
+        f"{name} {value[name]:.2e} is over {limits[name]:g}"
+        for name in limits
+        if name not in AT_LEAST and _fails(name, value, limits)
+    ]
+    return high + low
+
+
+def _fails(name: str, value: dict[str, float], limits: Limits) -> bool:
+    if name not in limits:
+        return False
+    return not (value[name] >= limits[name] if name in AT_LEAST else value[name] <= limits[name])
+
+
+def with_overrides(settings: Sequence[str]) -> dict[str, Limits]:
+    """The table with settings such as ``int8.kl=1e-3`` in place.
+
+    Raises:
+        UserError: for a name that is not in the table, or a value that is no number.
+    """
+    table = {precision: dict(limits) for precision, limits in THRESHOLDS.items()}
+    known = [f"{precision}.{name}" for precision, limits in table.items() for name in limits]
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--threshold {setting}: no threshold {name!r}; {hint}There are {', '.join(known)}")
+        precision, _, limit = name.partition(".")
+        table[precision][limit] = _number(setting, text)
+    return table
+
+
+def _number(setting: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise UserError(f"--threshold {setting}: {text!r} is not a number; write it as name=value, such as int8.kl=1e-3")
+    return number
