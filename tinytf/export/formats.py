@@ -1,10 +1,11 @@
 """The formats: what each is called, where it lands, what it needs, and the module that writes and opens it.
 
-A format's module has two functions, and a third where the format cannot express every model:
+A format's module (or an object in it, after a colon) has the first two of these functions, the others where needed:
 
     write(subject, path, base)     the artefact, from the model or from the verified fp32 artefact at ``base``
     open_runner(path, threads)     the artefact in its own runtime, as a `Runner`
-    refusal(subject)               the property of the model that stands in the way, or None
+    refusal(subject)               the property of the model that the format cannot express, or None
+    problems(subject, text, path)  what is wrong with the file besides its logits, such as other token ids
 
 This table imports none of them, so that ``tinytf export --help`` costs nothing.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinytf.errors import UserError
 
@@ -33,7 +34,7 @@ class Format:
     Args:
         name: as in ``--formats``.
         file: final name of the file or folder in the bundle.
-        module: module of this package that writes and opens it.
+        module: what writes and opens it, see above.
         precision: row of the threshold table it is held to.
         about: one line for ``--help``.
         base: the fp32 format it is made from, which is verified first.
@@ -52,17 +53,28 @@ class Format:
     running: tuple[str, ...] = ()
     label: str = ""
 
+    @property
+    def _implementation(self) -> Any:
+        module, _, name = self.module.partition(":")
+        imported = import_module(module)
+        return getattr(imported, name) if name else imported
+
     def write(self, subject: Subject, path: Path, base: Path | None) -> None:
-        import_module(self.module).write(subject, path, base)
+        self._implementation.write(subject, path, base)
 
     def open_runner(self, path: Path, threads: int) -> Runner:
-        opened: Runner = import_module(self.module).open_runner(path, threads)
+        opened: Runner = self._implementation.open_runner(path, threads)
         return opened
 
     def refusal(self, subject: Subject) -> str | None:
         """Why this model cannot be written so, or None."""
-        why: Callable[[Subject], str | None] = getattr(import_module(self.module), "refusal", lambda _: None)
+        why: Callable[[Subject], str | None] = getattr(self._implementation, "refusal", lambda _: None)
         return why(subject)
+
+    def problems(self, subject: Subject, text: str, path: Path) -> list[str]:
+        """What is wrong with the artefact besides its logits, each in words."""
+        look: Callable[[Subject, str, Path], list[str]] = getattr(self._implementation, "problems", lambda *_: [])
+        return look(subject, text, path)
 
     def missing(self, purpose: str) -> list[str]:
         """Packages that are not installed, of those needed for ``"writing"`` or ``"running"``."""
@@ -122,7 +134,7 @@ _TABLE = (
     Format(
         "onnx-fused-f32",
         "model_fused.onnx",
-        "tinytf.export.onnx_fused",
+        "tinytf.export.onnx_fused:F32",
         "fp32",
         "onnxruntime's fused attention, for onnxruntime alone",
         writing=_ONNX,
@@ -131,7 +143,7 @@ _TABLE = (
     Format(
         "onnx-fused-int8",
         "model_fused.int8.onnx",
-        "tinytf.export.onnx_fused_int8",
+        "tinytf.export.onnx_fused:INT8",
         "int8",
         "the same in int8",
         base="onnx-fused-f32",
@@ -158,7 +170,7 @@ _TABLE = (
     Format(
         "gguf-f32",
         "model.f32.gguf",
-        "tinytf.export.gguf_f32",
+        "tinytf.export.gguf_file:F32",
         "fp32",
         "llama.cpp, float32",
         writing=("gguf",),
@@ -167,7 +179,7 @@ _TABLE = (
     Format(
         "gguf-f16",
         "model.f16.gguf",
-        "tinytf.export.gguf_f16",
+        "tinytf.export.gguf_file:F16",
         "fp16",
         "llama.cpp, float16",
         base="gguf-f32",
@@ -177,7 +189,7 @@ _TABLE = (
     Format(
         "gguf-q8_0",
         "model.q8_0.gguf",
-        "tinytf.export.gguf_q8_0",
+        "tinytf.export.gguf_file:Q8_0",
         "int8",
         "llama.cpp, 8 bits",
         base="gguf-f32",

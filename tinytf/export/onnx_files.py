@@ -61,9 +61,14 @@ def write_graph(
 
 
 def save(proto: Any, path: Path, config: TransformerConfig) -> None:
-    """Write a model with the transformer's shape in its metadata."""
+    """Write a model with the transformer's shape in its metadata, and without the exporter's notes."""
     import onnx
 
+    # The notes are half of a small file, and tell the paths of the machine that wrote it.
+    del proto.graph.metadata_props[:]
+    for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        del part.metadata_props[:]
+    del proto.graph.value_info[:]
     onnx.helper.set_model_props(proto, {METADATA: json.dumps(asdict(config))})
     onnx.save(proto, str(path))
 

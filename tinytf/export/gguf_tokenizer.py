@@ -1,0 +1,75 @@
+"""A tokenizer as llama.cpp keeps it: byte-level BPE as its ``gpt2``, characters as its ``llama``."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from tinytf.data.tokenizer import encode, end_of_text_id, is_by_character, is_gpt2_like
+
+SPACE = "\u2581"
+"""What llama.cpp's ``llama`` tokenizer writes for a space."""
+
+NORMAL, CONTROL, UNUSED = 1, 3, 5
+
+
+def refuse_tokenizer(tokenizer: Tokenizer) -> str | None:
+    """What of a tokenizer llama.cpp cannot express."""
+    if is_by_character(tokenizer):
+        taken = tokenizer.token_to_id(SPACE) is not None
+        return f"its alphabet has {SPACE!r} (U+2581), which llama.cpp reads as a space" if taken else None
+    if is_gpt2_like(tokenizer):
+        return None
+    return "its tokenizer is neither by character nor byte-level BPE with GPT-2's word pattern"
+
+
+def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Write tokens in the order of their ids, their types, and what llama.cpp needs to use them the same way."""
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    by_id = {id: token for token, id in tokenizer.get_vocab(with_added_tokens=True).items()}
+    # The embedding may have more rows than the tokenizer has entries.
+    tokens = [by_id.get(id, f"<unused{id}>") for id in range(vocab_size)]
+    types = [CONTROL if token in special else NORMAL if id in by_id else UNUSED for id, token in enumerate(tokens)]
+    if is_by_character(tokenizer):
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([SPACE if token == " " else token for token in tokens])
+        writer.add_token_scores([0.0] * len(tokens))
+        writer.add_add_space_prefix(False)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(tokens)
+        writer.add_token_merges(_merges(tokenizer))
+    writer.add_token_types(types)
+    end = end_of_text_id(tokenizer)
+    if end is not None:
+        writer.add_bos_token_id(end)
+        writer.add_eos_token_id(end)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+
+
+def _merges(tokenizer: Tokenizer) -> list[str]:
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    # llama.cpp refuses a file whose list of merges is empty.
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges] or [""]
+
+
+def tokenizer_problems(tokenizer: Tokenizer, text: str, path: Path) -> list[str]:
+    """Whether llama.cpp, where it is installed, gives a text the same ids and gives it back."""
+    if find_spec("llama_cpp") is None:
+        return []
+    import llama_cpp
+
+    llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    wanted = encode(tokenizer, text)
+    ids = llama.tokenize(text.encode(), add_bos=False, special=False)
+    if ids != wanted:
+        at = next((i for i, (a, b) in enumerate(zip(ids, wanted, strict=False)) if a != b), min(len(ids), len(wanted)))
+        return [f"llama.cpp's token ids differ from token {at} on"]
+    back = llama.detokenize(ids).decode("utf-8", errors="replace")
+    return [] if back == text else ["llama.cpp does not give back the text it tokenised"]
