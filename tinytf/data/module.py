@@ -1,0 +1,185 @@
+"""The data of a run for Lightning: built once, read by every rank, its position one integer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from tokenizers import Tokenizer
+from torch.utils.data import DataLoader, Dataset
+
+from tinytf.data.prepare import Prepared, TextSettings, prepare
+from tinytf.data.store import TokenIds
+from tinytf.data.tokenizer import tokenizer_from_text
+from tinytf.data.windows import Batch, CountFrom, EvalBatches, TrainBatches, require_window
+from tinytf.errors import UserError
+
+
+class TextDataModule(LightningDataModule):
+    """Text in, batches of token ids out.
+
+    Works without a Trainer too: call `prepare_data` and `setup`, then ask for loaders.
+
+    Args:
+        corpus: The text to learn: shakespeare, shakespeare-complete (both with the extra "shakespeare"), python-docs,
+            a file, a folder (its .txt and .md files), a glob, or a URL ending in #sha256=<checksum>.
+        tokenizer: What a token is: char (one character), bpe (byte-level, trained on the training part), or the path
+            of a tokenizer.json.
+        vocab_size: Entries of the bpe vocabulary, at least 258. The other tokenizers have their own number.
+        batch_size: Windows in a micro-batch, on each device.
+        seq_len: Tokens in a window, the context the model learns from; at most model.max_seq_len.
+        val_fraction: Share of the text, by bytes, at its end, that is for validation and never trained on. Not used
+            where val_corpus is given.
+        test_fraction: Share of the text just before the validation part that is for testing; 0 for no test split.
+        val_corpus: Text for validation in place of the end of corpus; anything that corpus takes.
+        test_corpus: Text for testing in place of a part of corpus; anything that corpus takes.
+        num_workers: Processes that read batches ahead, on each device; 0 reads in the training process, which takes
+            microseconds a batch.
+        cache_dir: Folder for downloads and token ids; unset, it is $TINYTF_CACHE, else ~/.cache/tinytf.
+        seed: Chooses the order of the training windows; the same seed gives the same batches.
+    """
+
+    def __init__(
+        self,
+        corpus: str = "shakespeare",
+        tokenizer: str = "char",
+        vocab_size: int = 8192,
+        batch_size: int = 16,
+        seq_len: int = 256,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        val_corpus: str | None = None,
+        test_corpus: str | None = None,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _require_at_least(1, batch_size=batch_size, seq_len=seq_len)
+        _require_at_least(0, num_workers=num_workers)
+        self.settings = TextSettings(
+            corpus, tokenizer, vocab_size, val_fraction, test_fraction, val_corpus, test_corpus, cache_dir
+        )
+        self.batch_size, self.seq_len, self.num_workers, self.seed = batch_size, seq_len, num_workers, seed
+        self._given: Tokenizer | None = None
+        self._prepared: Prepared | None = None
+        # Position: samples consumed before the attempt that was resumed last, and batches Lightning counted then.
+        self._samples_before = 0
+        self._batches_before = 0
+
+    def use_tokenizer(self, json_text: str) -> None:
+        """Encode with this tokenizer, the one a checkpoint carries, whatever the settings say.
+
+        Raises:
+            UserError: where it is none.
+        """
+        self._given = tokenizer_from_text(json_text, "of the checkpoint")
+        self._prepared = None
+
+    def prepare_data(self) -> None:
+        """Build on disk what is not there yet. Lightning calls it on one process of each machine."""
+        self._build()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what is on disk, and refuse a split that holds no window."""
+        store = self._build().store
+        for name, count in store.tokens.items():
+            require_window(name, count, self.seq_len)
+
+    def _build(self) -> Prepared:
+        if self._prepared is None:
+            self._prepared = prepare(self.settings, self._given)
+        return self._prepared
+
+    @property
+    def prepared(self) -> Prepared:
+        if self._prepared is None:
+            raise RuntimeError("call prepare_data() and setup() first")
+        return self._prepared
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.prepared.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the tokenizer that is used, which for char and files is not the setting."""
+        return int(self.tokenizer.get_vocab_size())
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the data is, in plain types: corpus, checksums, splits, sizes."""
+        return dict(self.prepared.fingerprint)
+
+    def split(self, name: str) -> TokenIds:
+        """The token ids of ``train``, ``val`` or ``test``, [tokens], memory-mapped."""
+        if name not in self.prepared.store.tokens:
+            raise UserError(
+                f"there is no {name} split: ask for one with --data.{name}_fraction 0.05 or --data.{name}_corpus FILE"
+            )
+        return self.prepared.store.split(name)
+
+    def bytes_per_token(self, split: str) -> float:
+        """UTF-8 bytes a token of the split stands for in the mean: what turns nats a token into bits a byte."""
+        store = self.prepared.store
+        return store.bytes[split] / store.tokens[split]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        rank, world = self._place()
+        batches = TrainBatches(
+            self.split("train"), self.batch_size, self.seq_len, self.seed, rank, world, self._samples_before
+        )
+        return self._loader(batches, CountFrom(0))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._in_order("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._in_order("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._in_order("val")
+
+    def _in_order(self, name: str) -> DataLoader[Batch]:
+        batches = EvalBatches(self.split(name), self.batch_size, self.seq_len, *self._place(), name=name)
+        return self._loader(batches, range(batches.count))
+
+    def _loader(self, batches: Dataset[Batch], order: CountFrom | Sequence[int]) -> DataLoader[Batch]:
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=order,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self._on_cuda(),
+        )
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _on_cuda(self) -> bool:
+        return self.trainer is not None and torch.device(self.trainer.strategy.root_device).type == "cuda"
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in the training stream. ``samples`` is true on any number of devices."""
+        batches, _, world = self._batches_done(), *self._place()
+        samples = self._samples_before + (batches - self._batches_before) * self.batch_size * world
+        return {"samples": samples, "batches": batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._samples_before, self._batches_before = state_dict["samples"], state_dict["batches"]
+
+    def _batches_done(self) -> int:
+        """Micro-batches processed so far, earlier attempts included: Lightning restores this count itself."""
+        if self.trainer is None:
+            return self._batches_before
+        # Lightning's annotation names the tracker's base class, which lacks the attribute.
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
+
+
+def _require_at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise UserError(f"data.{name} is {value}: it must be at least {least}")

@@ -1,0 +1,225 @@
+"""Tokenizers: by character, byte-level BPE, or a file. All are Hugging Face ``tokenizers`` objects.
+
+What every one of them owes: decode(encode(text)) == text. A character that a tokenizer does not know is an error with
+its name and place, never a silent gap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tinytf.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+_ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+BYTES = 256
+
+
+def character_tokenizer(characters: Iterable[str], *, end_of_text: bool) -> Tokenizer:
+    """One token a character, numbered by code point.
+
+    Args:
+        characters: the alphabet.
+        end_of_text: give id 0 to ``<|endoftext|>``, which stands between documents.
+    """
+    entries = [END_OF_TEXT] * end_of_text + sorted(set(characters))
+    # The unknown token is not in the vocabulary, so the model itself raises where it would otherwise drop.
+    tokenizer = Tokenizer(models.WordLevel({entry: number for number, entry in enumerate(entries)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?m:.)"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    if end_of_text:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    return ready(tokenizer)
+
+
+def byte_pair_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE as in GPT-2, with all 256 bytes, so that it knows every text.
+
+    The same texts give the same tokenizer. Texts must be cut where GPT-2's pattern cuts, see `tinytf.data.pieces`.
+
+    Raises:
+        UserError: where ``vocab_size`` is below the 257 entries it starts from, or above what the texts can fill.
+    """
+    if vocab_size <= BYTES + 1:
+        raise UserError(
+            f"data.vocab_size {vocab_size} is too small for bpe: {BYTES} bytes and {END_OF_TEXT} "
+            f"come before the first merge, so give at least {BYTES + 2}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    made = tokenizer.get_vocab_size()
+    if made < vocab_size:
+        raise UserError(
+            f"data.vocab_size {vocab_size} is more than this corpus fills: nothing repeats after {made} entries; "
+            f"set it to {made} or less"
+        )
+    return ready(tokenizer)
+
+
+def tokenizer_from_file(path: str | Path) -> Tokenizer:
+    """A ``tokenizer.json`` of Hugging Face's ``tokenizers``.
+
+    Raises:
+        UserError: where there is no such file, or it is none.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"tokenizer {path}: there is no such file; give char, bpe or the path of a tokenizer.json")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"tokenizer {path}: it cannot be read as UTF-8 text ({error})") from error
+    return tokenizer_from_text(text, str(path))
+
+
+def tokenizer_from_text(text: str, name: str = "tokenizer") -> Tokenizer:
+    """A tokenizer from the JSON that ``Tokenizer.to_str`` writes.
+
+    Raises:
+        UserError: where it is none; ``name`` says in the message where it came from.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the binding raises bare Exception
+        why = " ".join(str(error).split())
+        raise UserError(f"tokenizer {name}: it is no tokenizer.json of the tokenizers library ({why})") from error
+    return ready(tokenizer)
+
+
+def ready(tokenizer: Tokenizer) -> Tokenizer:
+    """Set what the JSON does not carry or should not: text is data, and none of it is cut off or padded."""
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text. ``<|endoftext|>`` in it is text like any other.
+
+    Raises:
+        UserError: naming the first character that the tokenizer does not know or would change.
+    """
+    for position, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":
+            raise UserError(f"the text is not UTF-8: {describe(character)} at position {position}")
+    ready(tokenizer)
+    if is_by_character(tokenizer):
+        known = tokenizer.get_vocab(with_added_tokens=False)
+        for position, character in enumerate(text):
+            if character not in known:
+                raise UserError(unknown(character, f"at position {position}"))
+        return [known[character] for character in text]
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    if not is_lossless(tokenizer):
+        refuse_loss(tokenizer, ids, text, "the text")
+    return ids
+
+
+def unknown(character: str, where: str) -> str:
+    """The message for a character outside the alphabet."""
+    return f"the tokenizer does not know the character {describe(character)} {where}: remove it, or train with bpe"
+
+
+def describe(character: str) -> str:
+    """A character for people: how it prints, its number, its name."""
+    name = unicodedata.name(character, "")
+    return f"{character!r} (U+{ord(character):04X}{' ' + name if name else ''})"
+
+
+def refuse_loss(tokenizer: Tokenizer, ids: list[int], text: str, where: str) -> None:
+    """Raise UserError where the ids do not give back the text."""
+    back = tokenizer.decode(ids, skip_special_tokens=False)
+    if back == text:
+        return
+    position = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
+    lost = describe(text[position]) if position < len(text) else "the end"
+    raise UserError(
+        f"the tokenizer does not give back what it was given: {where} differs from character {position} on, {lost}; "
+        "use char, bpe, or a byte-level tokenizer without a normalizer"
+    )
+
+
+def end_of_text_id(tokenizer: Tokenizer) -> int | None:
+    """The id that stands between documents, or None where the tokenizer has none."""
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return next((special[name] for name in _ENDS_OF_TEXT if name in special), None)
+
+
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+
+def is_by_character(tokenizer: Tokenizer) -> bool:
+    """Whether it is one of `character_tokenizer`: an id is a function of one character."""
+    return (
+        isinstance(tokenizer.model, models.WordLevel)
+        and tokenizer.normalizer is None
+        and _state(tokenizer.pre_tokenizer).get("type") == "Split"
+        and _state(tokenizer.decoder).get("type") == "Fuse"
+        and all(len(entry) == 1 for entry in tokenizer.get_vocab(with_added_tokens=False) if entry != END_OF_TEXT)
+    )
+
+
+def is_gpt2_like(tokenizer: Tokenizer) -> bool:
+    """Whether words are cut by GPT-2's own pattern and every byte has a token."""
+    stage = _state(tokenizer.pre_tokenizer)
+    return _has_all_bytes(tokenizer) and _is_byte_level(stage, use_regex=True)
+
+
+def is_byte_pair_family(tokenizer: Tokenizer) -> bool:
+    """Whether words are cut by a pattern of GPT-2's family (GPT-4, Llama 3, Qwen) and every byte has a token.
+
+    All of these end in ``\\s+(?!\\S)|\\s+`` and let white space that follows a letter start a new word.
+    """
+    stage = _state(tokenizer.pre_tokenizer)
+    if stage.get("type") != "Sequence" or not _has_all_bytes(tokenizer):
+        return False
+    *splits, last = stage["pretokenizers"]
+    patterns = [split.get("pattern", {}).get("Regex", "") for split in splits if split.get("type") == "Split"]
+    return len(patterns) == len(splits) == 1 and r"\s+(?!\S)" in patterns[0] and _is_byte_level(last, use_regex=False)
+
+
+def is_lossless(tokenizer: Tokenizer) -> bool:
+    """Whether decode(encode(text)) == text is known from how it is built, for texts it knows."""
+    if tokenizer.normalizer is not None:
+        return False
+    return is_by_character(tokenizer) or is_gpt2_like(tokenizer) or is_byte_pair_family(tokenizer)
+
+
+def _is_byte_level(stage: dict[str, Any], *, use_regex: bool) -> bool:
+    return (
+        stage.get("type") == "ByteLevel" and not stage["add_prefix_space"] and stage.get("use_regex", True) == use_regex
+    )
+
+
+def _has_all_bytes(tokenizer: Tokenizer) -> bool:
+    return (
+        isinstance(tokenizer.model, models.BPE)
+        and not tokenizer.model.dropout
+        and isinstance(tokenizer.decoder, decoders.ByteLevel)
+        and all(tokenizer.token_to_id(byte) is not None for byte in pre_tokenizers.ByteLevel.alphabet())
+    )
+
+
+def _state(part: Any) -> dict[str, Any]:
+    if part is None:
+        return {}
+    state: dict[str, Any] = json.loads(part.__getstate__())
+    return state

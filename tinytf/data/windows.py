@@ -1,0 +1,165 @@
+"""Windows of tokens, in batches: an endless shuffled stream for training, the whole split in order for evaluation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from tinytf.data.permutation import ROUNDS, permute, words_of
+from tinytf.errors import UserError
+
+IGNORED = -100
+"""The target of a padded place: cross-entropy's own ignore_index."""
+
+Batch = tuple[Tensor, Tensor]
+
+
+class _Windows(Dataset[Batch]):
+    """Token ids that travel to loader processes by file name, never by value.
+
+    There is no ``__len__``: a distributed sampler put over ours would share the batches out twice, and now fails.
+    """
+
+    def __init__(self, tokens: npt.NDArray[Any], batch_size: int, seq_len: int, rank: int, world: int) -> None:
+        assert 0 <= rank < world, (rank, world)
+        self.tokens = tokens
+        self.flat = np.asarray(tokens)  # a plain view: indexing a memmap object costs twice as much
+        self.batch_size, self.seq_len, self.rank, self.world = batch_size, seq_len, rank, world
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key != "flat"}
+        if isinstance(self.tokens, np.memmap):
+            state["tokens"] = (self.tokens.filename, self.tokens.dtype, self.tokens.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.tokens, tuple):
+            name, dtype, shape = self.tokens
+            self.tokens = np.memmap(name, dtype=dtype, mode="r", shape=shape)
+        self.flat = np.asarray(self.tokens)
+
+
+class TrainBatches(_Windows):
+    """``batches[k]`` is (tokens [B, T], targets [B, T]), int64, a function of the seed and k.
+
+    The stream of samples runs through epochs. Each is a permutation, without replacement, of n = max(1, (N - T) // T)
+    windows that do not overlap, and starts at an offset of its own, so that every epoch cuts the text elsewhere. Of
+    the samples of batch k, `world` ranks take every world-th: 1 x 8 and 2 x 4 read the same ones.
+
+    Args:
+        tokens: [N] ids.
+        batch_size: windows a batch on this rank, B.
+        seq_len: tokens a window, T.
+        seed: chooses offsets and orders.
+        rank, world: this process among how many.
+        first_sample: samples that came before batch 0, of an earlier part of the run.
+
+    Raises:
+        UserError: where there is no window, or a batch of all ranks is larger than an epoch.
+    """
+
+    def __init__(
+        self,
+        tokens: npt.NDArray[Any],
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        first_sample: int = 0,
+    ) -> None:
+        super().__init__(tokens, batch_size, seq_len, rank, world)
+        require_window("train", len(tokens), seq_len)
+        self.seed, self.first_sample = seed, first_sample
+        self.per_epoch = max(1, (len(tokens) - seq_len) // seq_len)
+        self.offsets = len(tokens) - self.per_epoch * seq_len
+        if batch_size * world > self.per_epoch:
+            raise UserError(
+                f"a batch of {batch_size * world} windows (data.batch_size {batch_size} on {_devices(world)}) is "
+                f"larger than an epoch: {len(tokens):,} training tokens hold {self.per_epoch} windows of {seq_len}; "
+                "lower data.batch_size or data.seq_len"
+            )
+        self._span = np.arange(seq_len + 1)
+
+    def __getitem__(self, k: int) -> Batch:
+        window = self.flat[self.starts(k)[:, None] + self._span].astype(np.int64)
+        both = torch.from_numpy(window)
+        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+    def starts(self, k: int) -> npt.NDArray[np.int64]:
+        """Where in the tokens the windows of batch k begin, [B]."""
+        size = self.batch_size * self.world
+        first = self.first_sample + k * size
+        samples = np.arange(first, first + size)[self.rank :: self.world]
+        epochs, places = samples // self.per_epoch, samples % self.per_epoch
+        starts = np.empty_like(samples)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            words = words_of("tinytf windows", self.seed, epoch, count=ROUNDS + 1)
+            offset = int(words[ROUNDS]) % self.offsets
+            starts[chosen] = offset + self.seq_len * permute(places[chosen], self.per_epoch, words[:ROUNDS])
+        return starts
+
+
+class CountFrom(Sampler[int]):
+    """start, start + 1, … without end: one stream, in which Lightning never sees an epoch."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start)
+
+
+class EvalBatches(_Windows):
+    """The whole split in order, every target exactly once, all batches (tokens [B, T], targets [B, T]) of one shape.
+
+    Places past the end have token 0 and target -100. Ranks take batches in turn and equally many, the last ones of
+    padding alone where they do not divide, so that no rank waits for another.
+    """
+
+    def __init__(
+        self, tokens: npt.NDArray[Any], batch_size: int, seq_len: int, rank: int = 0, world: int = 1, name: str = "val"
+    ) -> None:
+        super().__init__(tokens, batch_size, seq_len, rank, world)
+        require_window(name, len(tokens), seq_len)
+        per_batch = batch_size * seq_len
+        self.count = _ceil(_ceil(len(tokens) - 1, per_batch), world)
+        """Batches of this rank."""
+
+    def __getitem__(self, k: int) -> Batch:
+        size = self.batch_size * self.seq_len
+        start = (k * self.world + self.rank) * size
+        read = torch.from_numpy(self.flat[start : start + size + 1].astype(np.int64))
+        targets = torch.full((size,), IGNORED)
+        tokens = torch.zeros(size, dtype=torch.int64)
+        known = max(0, len(read) - 1)
+        tokens[:known], targets[:known] = read[:-1], read[1:]
+        shape = (self.batch_size, self.seq_len)
+        return tokens.view(shape), targets.view(shape)
+
+
+def require_window(name: str, n_tokens: int, seq_len: int) -> None:
+    """Raise UserError where a split does not hold one window and the token after it."""
+    if n_tokens <= seq_len:
+        raise UserError(
+            f"the {name} split has {n_tokens:,} tokens, and one window with its targets takes {seq_len + 1:,} "
+            f"(data.seq_len {seq_len}): lower data.seq_len to at most {max(n_tokens - 1, 1)}, "
+            + ("or give more text" if name == "train" else f"or raise data.{name}_fraction")
+        )
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _devices(world: int) -> str:
+    return "1 device" if world == 1 else f"{world} devices"
