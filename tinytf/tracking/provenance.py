@@ -11,12 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import tinytf
+from tinytf.tracking.clock import utc_now
 
 DIFF_LIMIT = 64 * 1024
 """Bytes of `git diff` that are kept; it goes into every checkpoint."""
@@ -72,11 +72,6 @@ def collect(hostname: bool = False) -> dict[str, Any]:
         "packages": {"tinytf": tinytf.__version__, **_told(package_versions)},
     }
     return found | {"hostname": _told(platform.node)} if hostname else found
-
-
-def utc_now() -> str:
-    """Now, as ISO 8601 in UTC with microseconds: ``2026-01-31T12:00:00.000000Z``."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _told(learn: Callable[[], Any]) -> Any:

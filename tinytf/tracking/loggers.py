@@ -1,0 +1,63 @@
+"""The trackers that a config asks for."""
+
+from __future__ import annotations
+
+import importlib.util
+import uuid
+from pathlib import Path
+
+from lightning.pytorch.loggers.logger import Logger
+
+from tinytf.errors import UserError
+from tinytf.tracking.csv_file import CsvFile
+from tinytf.tracking.jsonl import FILE_NAME, read
+from tinytf.tracking.mlflow import Mlflow
+from tinytf.tracking.settings import TrackingSettings
+from tinytf.tracking.tensorboard import TensorBoard
+from tinytf.tracking.wandb import Wandb
+
+
+def build_loggers(
+    settings: TrackingSettings, run_dir: Path, run_id: str, resume_step: int | None = None
+) -> list[Logger]:
+    """The trackers of a run, for ``Trainer(logger=…)``; several at once are fine.
+
+    Args:
+        settings: which.
+        run_dir: the run's folder.
+        run_id: see `run_id_of`.
+        resume_step: ``global_step`` of the checkpoint that the run goes on from; None for a new run.
+
+    Raises:
+        UserError: where a tracker's package is missing.
+    """
+    loggers: list[Logger] = []
+    if settings.tensorboard:
+        loggers.append(TensorBoard(run_dir, resume_step))
+    if settings.csv:
+        loggers.append(CsvFile(run_dir))
+    if settings.wandb is not None:
+        _require("wandb")
+        loggers.append(Wandb(settings.wandb, run_dir, run_id))
+    if settings.mlflow is not None:
+        _require("mlflow")
+        loggers.append(Mlflow(settings.mlflow, run_dir, run_id))
+    return loggers
+
+
+def _require(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"tracking.{package}: the package {package} is not installed; pip install 'tinytf[{package}]', "
+            f"or set tracking.{package} to null"
+        )
+
+
+def run_id_of(run_dir: Path) -> str:
+    """The id of a run in trackers elsewhere: the one in its journal, or a new one where it has none yet."""
+    path = run_dir / FILE_NAME
+    if path.exists():
+        for record in read(path):
+            if record["event"] == "start" and "run_id" in record:
+                return str(record["run_id"])
+    return uuid.uuid4().hex[:12]
