@@ -32,8 +32,8 @@ def initialize(model: Transformer) -> None:
             nn.init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
-    for block in model.layers:
-        nn.init.zeros_(block.self_attn.o_proj.weight)
-        nn.init.zeros_(block.mlp.down_proj.weight)
+    for name, weight in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.zeros_(weight)
     nn.init.normal_(model.embed_tokens.weight, std=EMBEDDING_STD)
     nn.init.constant_(model.norm.weight, 1.0 / (EMBEDDING_STD * d_model))

@@ -42,13 +42,12 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k), cos, sin).type_as(v)
         if cache is not None:
             k, v = cache.grow(self.layer, k, v)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
-        )
-        return self.o_proj(y.transpose(1, 2).flatten(2))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
+        out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
+        return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return torch.unflatten(x, -1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class SwiGLU(nn.Module):
@@ -61,7 +60,8 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.ff_dim, config.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Block(nn.Module):
@@ -79,7 +79,8 @@ class Block(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, mask, cache))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        out: Tensor = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        return out
 
 
 class Transformer(nn.Module):
@@ -130,7 +131,8 @@ class Transformer(nn.Module):
         x = self.dropout(self.embed_tokens(tokens))
         for block in self.layers:
             x = block(x, cos, sin, mask, cache)
-        return self.norm(x)
+        out: Tensor = self.norm(x)
+        return out
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, through the embedding's own weights (Press & Wolf 2017, arXiv:1608.05859)."""

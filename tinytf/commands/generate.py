@@ -1,0 +1,229 @@
+"""`tinytf generate`: a model writes on from a prompt, streamed to stdout as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinytf.commands.parser import CommandParser, add_checkpoint_flags, checkpoint_path, positive
+from tinytf.commands.streaming import Printer, Sample, StopGate, TextStream
+from tinytf.errors import UserError
+
+# torch takes a second to import: a mistyped flag is told before that.
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from tinytf.model.decoding import Engine
+    from tinytf.model.sampling import Sampling
+
+CLOSED_PIPE = 128 + 13
+"""The exit code of a program that SIGPIPE ends, as in `tinytf generate … | head -1`."""
+
+NOTES = """\
+Output is UTF-8 on stdout: the prompt, its continuation, and one line feed at the end. With --num_samples above 1 each
+sample comes after a line "--- sample 2 of 3, seed 43 ---". Sample i is what --num_samples 1 --seed SEED+i gives.
+
+A sample ends after --max_new_tokens tokens, before a --stop string, or at <|endoftext|>, which is not printed.
+An empty prompt starts from <|endoftext|> where the tokenizer has it, else from a line feed, else from token 0.
+A text past the model's max_seq_len goes on from the last half of its context, and says so once on stderr.
+
+The cuts apply in this order: temperature, top_k, top_p, min_p.
+"""
+
+
+def parser() -> CommandParser:
+    flags = CommandParser(prog="tinytf generate", description="Write text with a checkpoint.", epilog=NOTES)
+    add_checkpoint_flags(flags)
+    prompt = flags.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="", help="text to go on from (default: empty)")
+    prompt.add_argument("--prompt_file", metavar="FILE", help="a UTF-8 file with the prompt, or - for stdin")
+    flags.add_argument("--max_new_tokens", type=positive, default=200, metavar="N", help="default: %(default)s")
+    flags.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0 is greedy decoding (default: %(default)s)"
+    )
+    flags.add_argument("--top_k", type=int, metavar="K", help="draw from the K most probable tokens (default: all)")
+    flags.add_argument(
+        "--top_p", type=float, metavar="P", help="draw from the fewest tokens that hold this probability (default: all)"
+    )
+    flags.add_argument(
+        "--min_p", type=float, metavar="P", help="draw from tokens at least P times as probable as the first one"
+    )
+    flags.add_argument("--seed", type=int, default=0, help="same seed, same text (default: %(default)s)")
+    flags.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; may be repeated")
+    flags.add_argument("--num_samples", type=positive, default=1, metavar="N", help="default: %(default)s")
+    flags.add_argument(
+        "--threads", type=positive, default=1, metavar="N",
+        help="CPU threads (default: %(default)s, the fastest for one token at a time unless the model is large)",
+    )  # fmt: skip
+    flags.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    flags.add_argument("--json", action="store_true", help="one JSON object a sample, printed when all are done")
+    return flags
+
+
+def run(argv: list[str]) -> int:
+    """Parse the flags, load the model, write.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: where the flags, the prompt or the checkpoint cannot be used.
+    """
+    args = parser().parse_args(argv)
+    if "" in args.stop:
+        raise UserError("--stop is empty: give the text to stop before")
+    prompt = read_prompt(args)
+    sampling = sampling_of(args)
+    speaker = from_checkpoint(args)
+    from tinytf.data.tokenizer import end_of_text_id
+
+    start = tokens_of(speaker, prompt, prompt_source(args))
+    end = end_of_text_id(speaker.tokenizer)
+    samples = [
+        Sample(args.seed + index, TextStream(speaker.tokenizer, start), StopGate(args.stop), end)
+        for index in range(args.num_samples)
+    ]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        show = (lambda: None) if args.json else Printer(prompt, samples).show
+        write(speaker, start, sampling, samples, args.max_new_tokens, show)
+        for sample in samples if args.json else ():
+            print(json.dumps({"prompt": prompt, **sample.report()}))
+        sys.stdout.flush()
+    except FloatingPointError as error:
+        raise UserError(f"{args.ckpt_path}: {error}; its training diverged") from error
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more as it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    return 0
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """The prompt as given, to the last line feed.
+
+    Raises:
+        UserError: where the file cannot be read or is not UTF-8; names the position.
+    """
+    source = prompt_source(args)
+    try:
+        if args.prompt_file is None:
+            content = os.fsencode(args.prompt)
+        elif args.prompt_file == "-":
+            content = sys.stdin.buffer.read()
+        else:
+            content = Path(args.prompt_file).read_bytes()
+        return content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: byte {error.start} is not UTF-8") from error
+
+
+def prompt_source(args: argparse.Namespace) -> str:
+    return "--prompt" if args.prompt_file is None else f"--prompt_file {args.prompt_file}"
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    from tinytf.model.sampling import Sampling
+
+    try:
+        return Sampling(args.temperature, args.top_k, args.top_p, args.min_p)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """What a text is written with, wherever it was loaded from."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+
+
+def from_checkpoint(args: argparse.Namespace) -> Speaker:
+    import torch
+
+    from tinytf.checkpoint.reading import load_model
+    from tinytf.model.decoding import TransformerEngine
+
+    torch.set_num_threads(args.threads)
+    device = available_device(args.device)
+    loaded = load_model(checkpoint_path(args))
+    return Speaker(TransformerEngine(loaded.model.to(device)), loaded.tokenizer)
+
+
+def available_device(wanted: str) -> str:
+    import torch
+
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(device for device in found if found[device])
+    if not found[wanted]:
+        raise UserError(f"--device {wanted}: this machine has none that PyTorch {torch.__version__} can use")
+    return wanted
+
+
+def tokens_of(speaker: Speaker, prompt: str, source: str) -> list[int]:
+    """The prompt's ids, or where a text without a prompt starts.
+
+    Raises:
+        UserError: where the tokenizer does not know a character of it.
+    """
+    from tinytf.data.tokenizer import encode, end_of_text_id
+
+    if not prompt:
+        end = end_of_text_id(speaker.tokenizer)
+        return first_line(speaker.tokenizer) if end is None else [end]
+    try:
+        return encode(speaker.tokenizer, prompt)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def first_line(tokenizer: Tokenizer) -> list[int]:
+    from tinytf.data.tokenizer import encode
+
+    try:
+        return encode(tokenizer, "\n")
+    except UserError:
+        return [0]
+
+
+def write(
+    speaker: Speaker,
+    start: Sequence[int],
+    sampling: Sampling,
+    samples: Sequence[Sample],
+    max_new_tokens: int,
+    show: Callable[[], None],
+) -> None:
+    """Let all samples grow side by side until each has ended, calling ``show`` after each token."""
+    from tinytf.model.decoding import decode
+
+    show()
+    steps = decode(speaker.engine, start, sampling, [sample.seed for sample in samples], on_slide=note)
+    for tokens in islice(steps, max_new_tokens):
+        for sample, token in zip(samples, tokens.tolist(), strict=True):
+            if sample.finish is None:
+                sample.add(token)
+        show()
+        if all(sample.finish for sample in samples):
+            return
+    for sample in samples:
+        if sample.finish is None:
+            sample.close("length")
+    show()
+
+
+def note(message: str) -> None:
+    print(f"tinytf: note: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,144 @@
+"""From token ids that come one by one to text that can be shown at once and never has to be taken back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What the first bytes of a character decode to while the rest is still to come, and wrong bytes always."""
+
+
+class TextStream:
+    """The text that each new token adds to a prompt; a character split over tokens comes whole, with its last.
+
+    All that `add` and `finish` return, joined, is what decoding all ids at once adds to the prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        # Ids since the last but one point where the text ended in a whole character. Some decoders treat the
+        # first token of a text in their own way, so that a token is never decoded without one before it.
+        self._ids = list(prompt)
+        self._clean = len(self._ids)
+        self._shown = len(self._decode(self._ids))
+
+    def add(self, token: int) -> str:
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        # Of wrong bytes only the last can still become a character.
+        new = text[self._shown :].removesuffix(UNFINISHED)
+        self._shown += len(new)
+        if self._shown == len(text):
+            self._ids = self._ids[self._clean :]
+            self._clean = len(self._ids)
+            self._shown = len(self._decode(self._ids))
+        return new
+
+    def finish(self) -> str:
+        """What was held back as the beginning of a character that did not come."""
+        return self._decode(self._ids)[self._shown :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+
+class StopGate:
+    """Lets text through up to the first stop string, holding back what may yet become one.
+
+    The first one that is complete counts, so that the cut does not depend on how the text came in pieces.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.closed = False
+
+    def add(self, text: str) -> str:
+        """What may be shown; sets `closed` once a stop string is complete."""
+        assert not self.closed, "the text has ended"
+        held = self._held + text
+        found = [(held.index(stop) + len(stop), held.index(stop)) for stop in self._stops if stop in held]
+        if found:
+            self.closed, self._held = True, ""
+            return held[: min(found)[1]]
+        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def finish(self) -> str:
+        """What was held back and became no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text with which the stop string begins."""
+    lengths = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((length for length in lengths if text.endswith(stop[:length])), 0)
+
+
+@dataclass
+class Sample:
+    """One continuation of a prompt, as it grows."""
+
+    seed: int
+    stream: TextStream
+    gate: StopGate
+    end: int | None
+    text: str = ""
+    tokens: int = 0
+    finish: str | None = None
+
+    def add(self, token: int) -> None:
+        if token == self.end:
+            self.close("end_of_text")
+            return
+        self.tokens += 1
+        self.text += self.gate.add(self.stream.add(token))
+        if self.gate.closed:
+            self.finish = "stop"
+
+    def close(self, reason: str) -> None:
+        """End here, unless what was held back completes a stop string."""
+        self.text += self.gate.add(self.stream.finish()) + self.gate.finish()
+        self.finish = "stop" if self.gate.closed else reason
+
+    def report(self) -> dict[str, str | int | None]:
+        return {"text": self.text, "tokens": self.tokens, "finish": self.finish, "seed": self.seed}
+
+
+class Printer:
+    """Writes samples to stdout one after the other: each as it comes, or whole where it was done before its turn."""
+
+    def __init__(self, prompt: str, samples: Sequence[Sample]) -> None:
+        self._prompt = prompt
+        self._samples = samples
+        self._turn = 0
+        self._shown = 0
+        self._begin()
+
+    def show(self) -> None:
+        """Write what has come since the last call."""
+        while self._turn < len(self._samples):
+            sample = self._samples[self._turn]
+            sys.stdout.write(sample.text[self._shown :])
+            self._shown = len(sample.text)
+            if sample.finish is None:
+                break
+            sys.stdout.write("\n")
+            self._turn, self._shown = self._turn + 1, 0
+            if self._turn < len(self._samples):
+                self._begin()
+        sys.stdout.flush()
+
+    def _begin(self) -> None:
+        count = len(self._samples)
+        if count > 1:
+            sys.stdout.write(f"--- sample {self._turn + 1} of {count}, seed {self._samples[self._turn].seed} ---\n")
+        sys.stdout.write(self._prompt)
