@@ -69,7 +69,11 @@ class MuonAdamW(Optimizer):
             else:
                 group.setdefault("lr", adamw_lr)
         defaults = {
-            "lr": lr, "momentum": momentum, "ns_steps": ns_steps, "weight_decay": weight_decay, "betas": betas,
+            "lr": lr,
+            "momentum": momentum,
+            "ns_steps": ns_steps,
+            "weight_decay": weight_decay,
+            "betas": betas,
             "eps": eps,
         }
         super().__init__(groups, defaults)

@@ -1,0 +1,132 @@
+"""Where runs and their checkpoints lie on disk, and what `best` and `last` mean."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+from tinytf.checkpoint.reading import damage
+from tinytf.errors import UserError
+
+ROOT = Path("checkpoints")
+BEST, LAST = "best", "last"
+
+VERSION = re.compile(r"version_(\d+)")
+SAVED = re.compile(r"step=(\d+)(?:-val_loss=(.+))?\.ckpt")
+
+log = logging.getLogger(__name__)
+
+
+def versions(root: Path, name: str | None = None) -> list[Path]:
+    """Run folders below ``root`` (all, or those of one name), oldest first.
+
+    The order is that in which they were started: the time of a folder's config.yaml, which is written once.
+    """
+    found = [
+        folder
+        for folder in root.glob(f"{glob_escape(name) if name else '*'}/version_*")
+        if VERSION.fullmatch(folder.name) and (folder / "config.yaml").is_file()
+    ]
+    return sorted(found, key=lambda folder: ((folder / "config.yaml").stat().st_mtime_ns, version_of(folder)))
+
+
+def glob_escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def version_of(folder: Path) -> int:
+    match = VERSION.fullmatch(folder.name)
+    return int(match[1]) if match else -1
+
+
+def claim(root: Path, name: str) -> Path:
+    """Make and return the next version's folder of a run; safe against another process that does the same."""
+    parent = root / name
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        taken = [version_of(folder) for folder in parent.iterdir()]
+        folder = parent / f"version_{max(taken, default=-1) + 1}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+
+
+def saved(folder: Path) -> list[Path]:
+    """A run's checkpoint files, newest first; at equal steps the periodic one, which is never mid-validation."""
+    steps = {}
+    for path in folder.glob("step=*.ckpt"):
+        match = SAVED.fullmatch(path.name)
+        if match and not path.is_symlink():
+            steps[path] = (int(match[1]), match[2] is None)
+    return sorted(steps, key=lambda path: steps[path], reverse=True)
+
+
+def last_intact(folder: Path) -> Path | None:
+    """The newest checkpoint of a run whose checksums hold; each damaged one that is passed over is named."""
+    for path in saved(folder):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        log.warning("skipping checkpoint %s: %s", path, wrong)
+    return None
+
+
+def best_intact(folder: Path) -> Path | None:
+    """The checkpoint that the best link names, else the one with the lowest loss in its name."""
+    link = folder / f"{BEST}.ckpt"
+    if link.exists() and damage(link) is None:
+        return link.resolve()
+    scored = []
+    for path in saved(folder):
+        match = SAVED.fullmatch(path.name)
+        assert match
+        if match[2] is not None:
+            scored.append((float(match[2]), path))
+    for _, path in sorted(scored):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        log.warning("skipping checkpoint %s: %s", path, wrong)
+    return None
+
+
+def resolve(ckpt_path: str, name: str | None = None, root: str | Path = ROOT) -> Path:
+    """The file that ``--ckpt_path`` means.
+
+    Args:
+        ckpt_path: a path, or ``best`` or ``last``: those of the newest run that has one.
+        name: look at runs of this name only.
+        root: the folder of all runs.
+
+    Raises:
+        UserError: where there is none, or only damaged ones.
+    """
+    if ckpt_path not in (BEST, LAST):
+        if "://" in ckpt_path:
+            raise UserError(f"--ckpt_path {ckpt_path}: only local files are loaded; download it first")
+        path = Path(ckpt_path)
+        if not path.exists():
+            raise UserError(f"--ckpt_path {ckpt_path}: there is no such file")
+        return path
+    folders = versions(Path(root), name)
+    pick = best_intact if ckpt_path == BEST else last_intact
+    for folder in reversed(folders):
+        found = pick(folder)
+        if found:
+            return found
+    where = f"{root}/{name}" if name else str(root)
+    if folders:
+        raise UserError(f"--ckpt_path {ckpt_path}: no run in {where} has an intact {ckpt_path} checkpoint yet")
+    raise UserError(f"--ckpt_path {ckpt_path}: there is no run in {where}; train one with tinytf fit, or give a path")
+
+
+def link(folder: Path, name: str, target: Path) -> None:
+    """Make ``<folder>/<name>.ckpt`` a relative link to a file beside it, replacing the old link in one rename."""
+    temporary = folder / f".{name}.ckpt.{os.getpid()}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(folder / f"{name}.ckpt")

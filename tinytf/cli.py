@@ -1,0 +1,81 @@
+"""The command `tinytf`: finds the asked command, and turns known failures into one line and an exit code.
+
+Nothing heavy is imported before the command is known, so that --help and --version answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import import_module
+
+from tinytf import __version__
+from tinytf.errors import RunError, UserError
+
+COMMANDS = {
+    "fit": ("tinytf.commands.trainer", "train, or resume with --ckpt_path last"),
+    "validate": ("tinytf.commands.trainer", "evaluate a checkpoint on the validation split"),
+    "test": ("tinytf.commands.trainer", "evaluate a checkpoint on the test split"),
+    "predict": ("tinytf.commands.trainer", "the loss of each window of the validation split, as JSON lines"),
+    "generate": ("tinytf.commands.generate", "write text with a checkpoint"),
+    "inspect": ("tinytf.commands.inspect", "what a checkpoint is, or how two differ"),
+    "export": ("tinytf.commands.export", "export a checkpoint and measure each file against it"),
+    "verify": ("tinytf.commands.verify", "measure an export again"),
+    "runs": ("tinytf.commands.runs", "list the runs"),
+}
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def usage() -> str:
+    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        (
+            "usage: tinytf <command> [options]      tinytf <command> --help      tinytf --version",
+            "",
+            "Text in, a small transformer language model out.",
+            "",
+            *lines,
+            "",
+            "first run: tinytf fit --config configs/base.yaml",
+        )
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0 done, 1 a failure, 2 wrong input. A signal ends in 128 + its number, and a bug of ours in
+        its traceback.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return dispatch(argv)
+    except UserError as error:
+        sys.stderr.write(f"tinytf: error: {error}\n")
+        return 2
+    except RunError as error:
+        sys.stderr.write(f"tinytf: error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def dispatch(argv: list[str]) -> int:
+    if argv in ([], ["-h"], ["--help"]):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"tinytf {__version__}")
+        return 0
+    command = argv[0]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"{command!r} is no command; {hint}")
+    run = import_module(COMMANDS[command][0]).run
+    return int(run(argv if command in TRAINER_COMMANDS else argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""How a checkpoint's own config becomes the parser's defaults, and which of its settings cannot be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinytf.errors import UserError
+
+SHAPE = tuple(f"model.{key}" for key in ("d_model", "n_heads", "n_layers", "n_kv_heads", "d_ff", "qk_norm"))
+TOKENIZER = ("data.tokenizer", "data.vocab_size")
+TRAINING = (
+    "model.optimizer.class_path",
+    *(f"data.{key}" for key in ("corpus", "seq_len", "val_fraction", "test_fraction", "val_corpus", "test_corpus")),
+    "seed_everything",
+)
+WHY = {
+    "model": "a checkpoint's shape is that of its weights",
+    "model.optimizer": "its state is that of its class",
+    "data": "a resumed run goes on with the text it has begun",
+    "seed_everything": "the order of the data hangs on it",
+}
+TRUSTED = ("torch.optim.", "tinytf.")
+
+
+def defaults(command: str, config: Mapping[str, Any], ckpt: Path) -> dict[str, Any]:
+    """What a command takes over from a checkpoint's config, as if it were the first ``--config`` file.
+
+    A resumed run takes all of it. An evaluation takes what decides its numbers: model, data, seed, precision.
+
+    Raises:
+        UserError: where the config names a class from outside tinytf and torch.optim. Taking it over would import
+            a module because a file says so; given by the user, in a config or a flag, it is welcome.
+    """
+    if command == "fit":
+        taken = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+        refuse_foreign(taken, ckpt)
+        return {key: value for key, value in taken.items() if key not in ("ckpt_path",)}
+    model = {key: value for key, value in config["model"].items() if key not in ("optimizer", "schedule")}
+    # Validation never runs compiled blocks, so there is nothing to wait for.
+    return {
+        "seed_everything": config["seed_everything"],
+        "name": config["name"],
+        "trainer": {"precision": config["trainer"]["precision"]},
+        "model": {**model, "compile": False},
+        "data": config["data"],
+    }
+
+
+def refuse_foreign(config: Any, ckpt: Path, key: str = "") -> None:
+    """Refuse a class that would have to be imported on the word of the file alone."""
+    if isinstance(config, Mapping):
+        path = config.get("class_path")
+        if path is not None and not str(path).startswith(TRUSTED):
+            raise UserError(
+                f"checkpoint {ckpt}: its config names the class {path} for {key}, which is not imported on a file's word; "
+                f"resume with --config and a file that names it"
+            )
+        for name, value in config.items():
+            refuse_foreign(value, ckpt, f"{key}.{name}".lstrip("."))
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            refuse_foreign(value, ckpt, key)
+
+
+def refuse_changes(command: str, now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> None:
+    """Refuse, by name, each setting given now that a checkpoint has already fixed otherwise."""
+    for key in SHAPE + TOKENIZER + (TRAINING if command == "fit" else ()):
+        old, new = look_up(saved, key), look_up(now, key)
+        if old != new:
+            why = next(WHY[prefix] for prefix in prefixes(key) if prefix in WHY)
+            raise UserError(f"{key} is {new} here but {old} in {ckpt}: {why}")
+
+
+def look_up(config: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = config
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def prefixes(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+
+
+def refuse_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> None:
+    """Refuse to go on with a text that is not the one the run began with, though its name is."""
+    if now["sha256"] != saved["sha256"]:
+        raise UserError(
+            f"data.corpus {now['corpus']}: its text is not the one that {ckpt} was trained on "
+            f"(sha256 {now['sha256'][:12]}, then {saved['sha256'][:12]}); put that back, or start a new run"
+        )

@@ -1,0 +1,141 @@
+"""Putting a run together: its folder, its callbacks in their order, its trackers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from tinytf.checkpoint.contents import SelfContained
+from tinytf.checkpoint.periodic import BestCheckpoints, PeriodicCheckpoint
+from tinytf.checkpoint.reading import read_checkpoint
+from tinytf.checkpoint.resume import ExactResume
+from tinytf.checkpoint.runs import VERSION, claim, last_intact
+from tinytf.checkpoint.settings import CheckpointSettings
+from tinytf.checkpoint.stopping import GracefulStop
+from tinytf.checkpoint.writing import DurableCheckpointIO, sweep
+from tinytf.tracking.loggers import build_loggers, run_id_of
+from tinytf.tracking.metrics_file import MetricsFile
+from tinytf.tracking.provenance import collect
+from tinytf.tracking.settings import TrackingSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Resume:
+    """The checkpoint that a command starts from.
+
+    Args:
+        path: the file.
+        step: optimizer steps it has done.
+        entry: its ``tinytf`` entry.
+    """
+
+    path: Path
+    step: int
+    entry: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Resume:
+        content = read_checkpoint(path, mmap=True)
+        return cls(path, int(content["global_step"]), content["tinytf"])
+
+
+@dataclass
+class Run:
+    """What `tinytf fit` adds to a Trainer."""
+
+    folder: Path
+    callbacks: list[Callback]
+    loggers: list[Logger]
+    io: DurableCheckpointIO
+
+
+def run_folder(root: Path, name: str, resume: Resume | None) -> Path:
+    """The folder of a new run, or that of the run which goes on.
+
+    A run goes on in place only from its newest checkpoint. From an older one, or one copied out of its folder, it
+    branches into a folder of its own, because going on in place would overwrite what came after.
+    """
+    if resume:
+        folder = resume.path.resolve().parent
+        if VERSION.fullmatch(folder.name) and (folder / "config.yaml").is_file() and folder.parent.name == name:
+            newest = last_intact(folder)
+            if newest and Resume.read(newest).step <= resume.step:
+                return folder
+    return claim(root, name)
+
+
+def prepare_folder(root: Path, name: str, config: dict[str, Any], resume: Resume | None) -> Path:
+    """A folder ready to be written to, with the config in it."""
+    folder = run_folder(root, name, resume)
+    sweep(folder)
+    write_config(folder, config, resume)
+    return folder
+
+
+def write_config(folder: Path, config: dict[str, Any], resume: Resume | None) -> None:
+    """config.yaml, once; settings that a resumed run changes go into a file of their own beside it."""
+    path = folder / "config.yaml"
+    if resume and path.exists():
+        if config == resume.entry["config"]:
+            return
+        path = folder / f"config_from_step_{resume.step:07d}.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def build_run(
+    folder: Path,
+    config: dict[str, Any],
+    data: dict[str, Any],
+    checkpoint: CheckpointSettings,
+    tracking: TrackingSettings,
+    resume: Resume | None,
+) -> Run:
+    """Callbacks and trackers.
+
+    Args:
+        folder: the run's.
+        config: the resolved config, plain.
+        data: the data's fingerprint.
+        checkpoint: what to save.
+        tracking: what to write down.
+        resume: what the run goes on from.
+    """
+    provenance = collect(hostname=tracking.hostname)
+    run_id = run_id_of(folder)
+    metrics = MetricsFile(folder, {"run_id": run_id, "provenance": provenance, "data": data, "config": config})
+    best = BestCheckpoints(folder, checkpoint.save_top_k)
+    periodic = PeriodicCheckpoint(folder, checkpoint.every_n_steps, checkpoint.keep)
+    exact = ExactResume(folder)
+    callbacks = [
+        SameFolder(best, periodic, exact),
+        # The row of a step must be on disk before its checkpoint is.
+        metrics,
+        exact,
+        SelfContained(config, provenance),
+        GracefulStop(periodic),
+        # Lightning moves those that save to the end, in this order.
+        best,
+        periodic,
+    ]
+    loggers = build_loggers(tracking, folder, run_id, resume.step if resume else None)
+    return Run(folder, callbacks, loggers, DurableCheckpointIO(metrics.checkpoint_saved))
+
+
+class SameFolder(Callback):
+    """Gives every process the folder that the first one claimed."""
+
+    def __init__(self, *holders: BestCheckpoints | PeriodicCheckpoint | ExactResume) -> None:
+        self.holders = holders
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = trainer.strategy.broadcast(self.holders[0].folder)
+        for holder in self.holders:
+            holder.folder = folder

@@ -1,0 +1,32 @@
+"""What reaches the screen: our own log as plain lines on stderr, and nothing that a user can do nothing about."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Set up logging and warnings for a command; a test or a notebook that imports tinytf is left alone."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    own = logging.getLogger("tinytf")
+    own.handlers[:] = [handler]
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    # Tips, and the devices found, which the first line of a run says too.
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # Reading a batch takes microseconds.
+        ".*LeafSpec.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # A resumed run's own.
+        ".*dirpath has changed.*",  # A run folder that moved: tinytf.checkpoint.resume follows it.
+        ".*your dataloader is not resumable.*",  # Its position is one integer in the datamodule's state.
+        ".*callbacks used to create the checkpoint need to be provided.*",  # An evaluation needs none of them.
+        ".*litlogger.*",
+        ".*litmodels.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,219 @@
+"""`tinytf fit`, `validate`, `test` and `predict`: LightningCLI, with checkpoints that carry their own config."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from tinytf.checkpoint.runs import LAST, ROOT, last_intact, resolve, versions
+from tinytf.checkpoint.settings import CheckpointSettings
+from tinytf.commands import resuming
+from tinytf.commands.arguments import Given, scan
+from tinytf.commands.messages import explain
+from tinytf.commands.predicting import print_predictions
+from tinytf.commands.running import Resume, build_run, prepare_folder
+from tinytf.commands.screen import quiet_libraries
+from tinytf.data.module import TextDataModule
+from tinytf.errors import UserError
+from tinytf.tracking.settings import TrackingSettings
+from tinytf.training.automatic import compile_pays, training_device
+from tinytf.training.module import LanguageModel
+from tinytf.training.trainer import Trainer, fastest_precision
+
+SEED = 1337
+
+log = logging.getLogger(__name__)
+
+
+def run(argv: list[str]) -> int:
+    """Run ``argv[0]``, one of the four commands."""
+    quiet_libraries()
+    CommandLine(
+        LanguageModel,
+        TextDataModule,
+        save_config_callback=None,
+        trainer_class=Trainer,
+        seed_everything_default=SEED,
+        parser_class=Parser,
+        args=argv,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+    return 0
+
+
+class Parser(LightningArgumentParser):
+    """Complains in one line."""
+
+    known: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        if not self.exit_on_error:  # A parser that tries one of several types.
+            return super().error(message, ex)
+        raise UserError(explain(message, self.known, self.configs))
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI for a model whose checkpoints hold their config.
+
+    Where a checkpoint is given, its config is read as if it were the first ``--config`` file: checkpoint < files in
+    their order < flags. (LightningCLI would take the model's part alone, and let it win over flags.)
+    """
+
+    resume: Resume | None = None
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        # weights_only=False would let a checkpoint run code.
+        return {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything", type=int, default=SEED, help="Seed of initialisation, data order and dropout."
+        )
+        parser.add_argument("--name", type=str, default="default", help="Name of the run, and of its folder.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(CheckpointSettings, "checkpoint")
+        parser.add_class_arguments(TrackingSettings, "tracking")
+        parser.set_defaults({"model.schedule": {"class_path": "tinytf.training.Linear"}})
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    # -- parsing -----------------------------------------------------------------------------------------------
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        command, *rest = args
+        given = scan(rest)
+        Parser.known = tuple(action.dest for action in self._subcommand_parsers[command]._actions)
+        Parser.configs = tuple(given.configs)
+        asks_help = {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in rest}
+        if ckpt := find_checkpoint(command, given, required=not asks_help):
+            self.resume = Resume.read(ckpt)
+            taken = resuming.defaults(command, self.resume.entry["config"], ckpt)
+            rest = ["--config", json.dumps(taken), *rest]
+        self.config = parser.parse_args([command, *rest])
+        self.config[command]["ckpt_path"] = str(ckpt) if ckpt else None
+        decide(self.config[command])
+        if self.resume:
+            resuming.refuse_changes(command, self._plain(command), self.resume.entry["config"], self.resume.path)
+
+    def _parse_ckpt_path(self) -> None:
+        """LightningCLI's way to take over a checkpoint's settings; done above."""
+
+    def _plain(self, command: str) -> dict[str, Any]:
+        """The resolved config in plain types, as config.yaml and every checkpoint hold it."""
+        text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        plain: dict[str, Any] = yaml.safe_load(text)[command]
+        return {key: value for key, value in plain.items() if key not in ("config", "ckpt_path")}
+
+    # -- building ----------------------------------------------------------------------------------------------
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        if self.resume:
+            self.datamodule.use_tokenizer(self.resume.entry["tokenizer"])
+        given = self.config_init[self.subcommand]
+        settings = {**given["trainer"], **kwargs, "callbacks": as_list(given["trainer"]["callbacks"])}
+        if self.subcommand == "fit":
+            self._add_run(settings, given)
+        else:
+            settings["logger"] = False
+        try:
+            return self.trainer_class(**settings)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def _add_run(self, settings: dict[str, Any], given: Any) -> None:
+        config, data, folder = self._plain("fit"), {}, Path()
+        if rank_zero_only.rank == 0:
+            # Here, so that text which cannot be used is found before a folder is made for the run.
+            self.datamodule.prepare_data()
+            self.datamodule.setup()
+            data = self.datamodule.fingerprint
+            if self.resume:
+                resuming.refuse_other_text(data, self.resume.entry["data"], self.resume.path)
+                warn_of_another_schedule(self.model, config, self.resume)
+            folder = prepare_folder(Path(given["checkpoint"].dir), given["name"], config, self.resume)
+            announce(folder, config, self.resume)
+        self.run_parts = build_run(folder, config, data, given["checkpoint"], given["tracking"], self.resume)
+        settings["callbacks"] += self.run_parts.callbacks
+        if settings["logger"] is not False:
+            theirs = [] if settings["logger"] is True else as_list(settings["logger"])
+            settings["logger"] = [*self.run_parts.loggers, *theirs]
+        settings["plugins"] = [*as_list(settings["plugins"]), self.run_parts.io]
+
+    # -- running -----------------------------------------------------------------------------------------------
+
+    def predict(self, model: LanguageModel, datamodule: TextDataModule, **kwargs: Any) -> None:
+        """One JSON object a window of the validation split, on stdout."""
+        batches = self.trainer.predict(model, datamodule=datamodule, **kwargs)
+        print_predictions(batches or [], datamodule)
+
+
+def find_checkpoint(command: str, given: Given, required: bool) -> Path | None:
+    """The checkpoint that a command starts from; None for a training run that starts afresh."""
+    root = Path(given.root or ROOT)
+    if given.ckpt_path is None:
+        if command != "fit" and required:
+            raise UserError(f"tinytf {command} needs --ckpt_path: a file, best or last")
+        return None
+    if command == "fit" and given.ckpt_path == LAST:
+        # Strictly the newest run: one that was killed before its first save starts again, not an older one.
+        runs = versions(root, given.name)
+        newest = last_intact(runs[-1]) if runs else None
+        if newest is None:
+            log.info("--ckpt_path last: nothing saved yet in %s, starting afresh", runs[-1] if runs else root)
+        return newest
+    return resolve(given.ckpt_path, given.name, root)
+
+
+def decide(config: Any) -> None:
+    """Write what `auto` means here into the config: it says what ran, and a resumed run does the same."""
+    if config.trainer.precision == "auto":
+        config.trainer.precision = fastest_precision()
+    if config.model.compile == "auto":
+        config.model.compile = compile_pays(config.trainer.max_steps, training_device(str(config.trainer.accelerator)))
+    if config.data.seq_len > config.model.max_seq_len:
+        raise UserError(
+            f"data.seq_len {config.data.seq_len} is longer than model.max_seq_len {config.model.max_seq_len}"
+        )
+
+
+def announce(folder: Path, config: dict[str, Any], resume: Resume | None) -> None:
+    """Say where the run is written, and how it goes on."""
+    here = os.path.relpath(folder)
+    max_steps = config["trainer"]["max_steps"]
+    if resume is None:
+        log.info("run %s: %d steps, precision %s%s", here, max_steps, config["trainer"]["precision"],
+                 ", blocks compiled" if config["model"]["compile"] else "")  # fmt: skip
+        return
+    if resume.step >= max_steps:
+        log.info("run %s: already at step %d of %d; raise --trainer.max_steps to go on", here, resume.step, max_steps)
+        return
+    log.info("run %s: going on from step %d of %d", here, resume.step, max_steps)
+
+
+def warn_of_another_schedule(model: LanguageModel, config: dict[str, Any], resume: Resume) -> None:
+    """Say so where a longer run would have had other learning rates in the steps that are already done."""
+    before, now = (c["trainer"]["max_steps"] for c in (resume.entry["config"], config))
+    if before != now and model.schedule.depends_on_max_steps:
+        log.warning(
+            "trainer.max_steps was %d and is %d: %s decays until max_steps, so the learning rate jumps here, and the "
+            "result is not that of a run of %d steps; a Constant schedule, or end_step, would not depend on it",
+            before, now, type(model.schedule).__name__, now,
+        )  # fmt: skip
+
+
+def as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
