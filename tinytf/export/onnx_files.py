@@ -103,9 +103,7 @@ def open_cached(path: Path, threads: int) -> Runner:
     outputs = [node.name for node in session.get_outputs()]
 
     def start(batch_size: int) -> Feed:
-        past = {
-            node.name: torch.zeros(batch_size, node.shape[1], 0, node.shape[3]).numpy() for node in past_inputs
-        }
+        past = {node.name: torch.zeros(batch_size, node.shape[1], 0, node.shape[3]).numpy() for node in past_inputs}
 
         def feed(tokens: Tensor) -> Tensor:
             logits, *present = session.run(outputs, {"tokens": tokens.numpy(), **past})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ class Reference:
         if key in self._known:
             return self._known[key]
         with torch.inference_mode():
-            logits = self.model(tokens)
+            logits: Tensor = self.model(tokens)
         size = logits.numel() * logits.element_size()
         if size <= self._room:
             self._room -= size
@@ -156,7 +157,8 @@ class _Text:
 
     @property
     def std(self) -> float:
-        return max(self.squares / self.logits - (self.total / self.logits) ** 2, 1e-30) ** 0.5
+        variance = self.squares / self.logits - (self.total / self.logits) ** 2
+        return math.sqrt(max(variance, 1e-30))
 
 
 def _on_held_out(runner: Runner, reference: Reference) -> _Text:

@@ -7,7 +7,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TALKERS = ("torch", "torch.onnx", "torch.export", "torch._inductor", "onnxscript", "onnx_ir", "transformers", "gguf", "")
+TALKERS = (
+    "torch",
+    "torch.onnx",
+    "torch.export",
+    "torch._inductor",
+    "onnxscript",
+    "onnx_ir",
+    "transformers",
+    "gguf",
+    "",
+)
 
 
 @contextmanager

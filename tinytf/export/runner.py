@@ -34,9 +34,9 @@ class Runner:
     def logits(self, tokens: Tensor, chunks: Sequence[int] | None = None) -> Tensor:
         """Logits of whole sequences ``[batch, seq]``, fed in chunks of these lengths (None: at once)."""
         if self.max_batch is not None and len(tokens) > self.max_batch:
-            return torch.cat([self.logits(rows, chunks) for rows in tokens.split(self.max_batch)])
+            return torch.cat([self.logits(rows, chunks) for rows in torch.split(tokens, self.max_batch)])
         feed = self.start(len(tokens))
-        return torch.cat([feed(part) for part in tokens.split(list(chunks or [tokens.shape[1]]), dim=1)], dim=1)
+        return torch.cat([feed(part) for part in torch.split(tokens, list(chunks or [tokens.shape[1]]), dim=1)], dim=1)
 
 
 def recomputing(forward: Callable[[Tensor], Tensor]) -> Callable[[int], Feed]:
@@ -63,7 +63,8 @@ def eager(model: Transformer) -> Runner:
 
         def feed(tokens: Tensor) -> Tensor:
             with torch.inference_mode():
-                return model(tokens, cache)
+                logits: Tensor = model(tokens, cache)
+            return logits
 
         return feed
 

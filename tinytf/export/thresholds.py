@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tinytf.errors import UserError
@@ -57,13 +57,13 @@ def _fails(name: str, value: dict[str, float], limits: Limits) -> bool:
     return not (value[name] >= limits[name] if name in AT_LEAST else value[name] <= limits[name])
 
 
-def with_overrides(settings: Sequence[str]) -> dict[str, Limits]:
-    """The table with settings such as ``int8.kl=1e-3`` in place.
+def with_overrides(settings: Sequence[str], table: Mapping[str, Limits] = THRESHOLDS) -> dict[str, Limits]:
+    """A table with settings such as ``int8.kl=1e-3`` in place.
 
     Raises:
         UserError: for a name that is not in the table, or a value that is no number.
     """
-    table = {precision: dict(limits) for precision, limits in THRESHOLDS.items()}
+    table = {precision: dict(limits) for precision, limits in table.items()}
     known = [f"{precision}.{name}" for precision, limits in table.items() for name in limits]
     for setting in settings:
         name, _, text = setting.partition("=")
@@ -82,5 +82,7 @@ def _number(setting: str, text: str) -> float:
     except ValueError:
         number = math.nan
     if math.isnan(number):
-        raise UserError(f"--threshold {setting}: {text!r} is not a number; write it as name=value, such as int8.kl=1e-3")
+        raise UserError(
+            f"--threshold {setting}: {text!r} is not a number; write it as name=value, such as int8.kl=1e-3"
+        )
     return number

@@ -14,13 +14,15 @@ from tinytf.export.subject import Subject
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
     with quiet(), torch.no_grad():
-        traced = torch.jit.trace(subject.model, torch.zeros(EXPORT_SHAPE, dtype=torch.long), check_trace=False)
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            subject.model, torch.zeros(EXPORT_SHAPE, dtype=torch.long), check_trace=False
+        )
         torch.jit.save(traced, str(path))
 
 
 def open_runner(path: Path, threads: int) -> Runner:
     with quiet():
-        module = torch.jit.load(str(path), map_location="cpu")
+        module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
 
     def forward(tokens: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():

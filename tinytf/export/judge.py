@@ -1,0 +1,86 @@
+"""One artefact's verdict: it runs, it is measured, it is held to its thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from tinytf.data.tokenizer import end_of_text_id
+from tinytf.export.evaluation import Evaluation
+from tinytf.export.formats import Format
+from tinytf.export.proof import Measured, Reference, prove
+from tinytf.export.quiet import quiet
+from tinytf.export.runner import reference_precision
+from tinytf.export.speed import Speed, measure
+from tinytf.export.subject import Subject
+from tinytf.export.thresholds import Limits, breaches
+
+PASSED, FAILED, NOT_VERIFIED = "passed", "failed", "not verified"
+SPEED_PASSAGE = 1024
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one format.
+
+    ``reasons`` says why it failed, or what to install to verify it.
+    """
+
+    format: Format
+    status: str
+    path: Path
+    runtime: str = ""
+    measured: Measured | None = None
+    speed: Speed | None = None
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What every artefact of a bundle is held against.
+
+    Args:
+        subject: the model.
+        evaluation: the held-out text.
+        thresholds: limits by precision.
+        threads: of every runtime, the reference included.
+    """
+
+    subject: Subject
+    evaluation: Evaluation
+    thresholds: dict[str, Limits]
+    threads: int
+    reference: Reference
+
+    @classmethod
+    def of(cls, subject: Subject, evaluation: Evaluation, thresholds: dict[str, Limits], threads: int) -> Judge:
+        return cls(subject, evaluation, thresholds, threads, Reference(subject.model, evaluation))
+
+    def verdict(self, format: Format, path: Path) -> Outcome:
+        """Load an artefact from disk in its own runtime and measure it."""
+        with quiet():
+            problems = format.problems(self.subject, plain_text(self.subject.tokenizer, self.evaluation), path)
+        missing = format.missing("running")
+        if missing:
+            install = f"install {', '.join(PACKAGES.get(name, name) for name in missing)} to verify it"
+            return Outcome(format, FAILED if problems else NOT_VERIFIED, path, reasons=[*problems, install])
+        with reference_precision(self.threads), quiet():
+            runner = format.open_runner(path, self.threads)
+            measured = prove(runner, self.reference)
+            speed = measure(runner, self.evaluation.passage(0, SPEED_PASSAGE), self.subject.model.config.max_seq_len)
+        reasons = problems + breaches(measured, self.thresholds[format.precision])
+        return Outcome(format, FAILED if reasons else PASSED, path, runner.runtime, measured, speed, reasons)
+
+
+PACKAGES = {"llama_cpp": "llama-cpp-python"}
+"""What a module's package is called where it is installed from, where that differs."""
+
+
+def plain_text(tokenizer: Tokenizer, evaluation: Evaluation) -> str:
+    """Held-out text for comparing tokenizers, without the token that stands between documents."""
+    end = end_of_text_id(tokenizer)
+    ids = [id for id in evaluation.windows[0].tolist() if id != end]
+    text: str = tokenizer.decode(ids, skip_special_tokens=False)
+    return text
