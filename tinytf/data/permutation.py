@@ -20,30 +20,36 @@ def words_of(*what: object, count: int) -> Words:
 def permute(index: npt.NDArray[np.int64], n: int, keys: Words) -> npt.NDArray[np.int64]:
     """Where the permutation of range(n) sends each index: a bijection for every n and every keys.
 
-    A Feistel network over the smallest square of a power of two that holds n; what falls outside is sent on until it
-    falls inside (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), four steps in the
-    mean at most.
+    A Feistel network over the smallest power of two that holds n; what falls outside is sent on until it falls inside
+    (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), under two steps in the mean.
 
     Args:
         index: [any], each in 0 .. n-1.
         n: the number of things.
         keys: [ROUNDS], from `words_of`.
     """
-    half = np.uint64(((n - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << int(half)) - 1)
+    bits = (n - 1).bit_length()
     image = index.astype(np.uint64)
-    outside = np.ones(image.shape, dtype=bool)
-    while outside.any():
-        image[outside] = _feistel(image[outside], half, mask, keys)
-        outside = image >= np.uint64(n)
+    outside = np.arange(image.size)
+    while outside.size:
+        image[outside] = _feistel(image[outside], bits, keys)
+        outside = outside[image[outside] >= np.uint64(n)]
     return image.astype(np.int64)
 
 
-def _feistel(x: Words, half: np.uint64, mask: np.uint64, keys: Words) -> Words:
-    left, right = x >> half, x & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right + key) & mask)
-    return (left << half) | right
+def _feistel(x: Words, bits: int, keys: Words) -> Words:
+    # The halves differ in width where bits is odd, and trade places each round: an even number of rounds restores them.
+    widths = bits // 2, bits - bits // 2
+    left, right = x >> np.uint64(widths[1]), x & _ones(widths[1])
+    for number, key in enumerate(keys):
+        left, right = right, left ^ (_mix(right + key) & _ones(widths[number % 2]))
+    image: Words = (left << np.uint64(widths[1])) | right
+    return image
+
+
+def _ones(width: int) -> np.uint64:
+    mask: np.uint64 = np.uint64((1 << width) - 1)
+    return mask
 
 
 def _mix(x: Words) -> Words:

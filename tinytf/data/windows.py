@@ -18,6 +18,9 @@ from tinytf.errors import UserError
 IGNORED = -100
 """The target of a padded place: cross-entropy's own ignore_index."""
 
+CHUNK = 64
+"""Batches whose windows are computed together."""
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -88,6 +91,7 @@ class TrainBatches(_Windows):
                 "lower data.batch_size or data.seq_len"
             )
         self._span = np.arange(seq_len + 1)
+        self._chunk, self._starts = -1, np.empty((0, batch_size), dtype=np.int64)
 
     def __getitem__(self, k: int) -> Batch:
         window = self.flat[self.starts(k)[:, None] + self._span].astype(np.int64)
@@ -96,9 +100,17 @@ class TrainBatches(_Windows):
 
     def starts(self, k: int) -> npt.NDArray[np.int64]:
         """Where in the tokens the windows of batch k begin, [B]."""
+        chunk, place = divmod(k, CHUNK)
+        if chunk != self._chunk:
+            self._chunk, self._starts = chunk, self._starts_of(chunk)
+        starts: npt.NDArray[np.int64] = self._starts[place]
+        return starts
+
+    def _starts_of(self, chunk: int) -> npt.NDArray[np.int64]:
+        """[CHUNK, B]: many batches at once, for the cost is in the number of array operations, not in their size."""
         size = self.batch_size * self.world
-        first = self.first_sample + k * size
-        samples = np.arange(first, first + size)[self.rank :: self.world]
+        first = self.first_sample + chunk * CHUNK * size
+        samples = first + np.arange(CHUNK * size).reshape(CHUNK, size)[:, self.rank :: self.world]
         epochs, places = samples // self.per_epoch, samples % self.per_epoch
         starts = np.empty_like(samples)
         for epoch in np.unique(epochs):

@@ -1,0 +1,128 @@
+"""Encoding in pieces gives the ids of encoding the whole."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+
+from tinytf.data import pieces as pieces_room
+from tinytf.data.pieces import by_pieces, by_table, encoder, pieces, splitting_rule
+from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, is_byte_pair_family, tokenizer_from_text
+from tinytf.errors import UserError
+
+# How GPT-4, Llama 3 and Qwen cut words: punctuation takes the line breaks after it along, otherwise than in GPT-2.
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+ATOMS = [
+    "a",
+    "the",
+    "cat",
+    "don't",
+    "'ll",
+    "é",
+    "e\u0301",
+    "日本",
+    "👋🏽",
+    "12345",
+    ".",
+    "...",
+    ";)",
+    "\x00",
+    "\x1c",
+    "_",
+]
+SPACES = [" ", "  ", "\n", "\n\n", "\r\n", " \n ", "\t", "\x0b", "\x85", "\u2028", "\xa0", "\u3000", "", ""]
+
+
+def nasty_text(seed: int, length: int = 400) -> str:
+    rng = random.Random(seed)
+    return "".join(rng.choice(ATOMS) + rng.choice(SPACES) for _ in range(length))
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Tokenizer:
+    # Trained on what it will see, so that its merges reach across as much as they ever can.
+    return byte_pair_tokenizer(iter([nasty_text(99, 4000)]), 330)
+
+
+@pytest.fixture(scope="module")
+def llama3(gpt2: Tokenizer) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(gpt2.to_str())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer_from_text(tokenizer.to_str())
+
+
+@pytest.mark.parametrize("piece", [1, 7, 60])
+@pytest.mark.parametrize("kind", ["gpt2", "llama3"])
+def test_no_cut_changes_an_id(
+    kind: str, piece: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(kind)
+    monkeypatch.setattr(pieces_room, "PIECE", piece)
+    assert is_byte_pair_family(tokenizer) == (kind == "llama3")
+    for seed in range(15):
+        text = nasty_text(seed)
+        blocks = [text[i : i + 97] for i in range(0, len(text), 97)]
+        parts = list(pieces(blocks, splitting_rule(tokenizer), "text"))
+        assert "".join(parts) == text
+        assert len(parts) > 3
+        ids = np.concatenate(list(by_pieces(tokenizer)(blocks, "text")))
+        assert ids.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_a_cut_elsewhere_would_change_ids(gpt2: Tokenizer) -> None:
+    """Or the test above would prove nothing."""
+    text = nasty_text(1, 120)
+    whole = gpt2.encode(text).ids
+    changed = [i for i in range(1, len(text)) if gpt2.encode(text[:i]).ids + gpt2.encode(text[i:]).ids != whole]
+    allowed = splitting_rule(gpt2)
+    assert allowed is not None
+    assert changed
+    assert not any(allowed(text, i) for i in changed)
+
+
+def test_the_table_gives_the_ids_of_the_tokenizer() -> None:
+    text = "".join(map(nasty_text, range(5))) + "\U0010ffff<|endoftext|>"
+    for end_of_text in (False, True):
+        tokenizer = character_tokenizer(text, end_of_text=end_of_text)
+        ids = np.concatenate(list(by_table(tokenizer)([text[:1000], text[1000:]], "text")))
+        assert ids.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_an_unknown_character_is_placed_by_byte() -> None:
+    encode = encoder(character_tokenizer("é ", end_of_text=False))
+    with pytest.raises(UserError, match=r"'x' \(U\+0078 LATIN SMALL LETTER X\) at byte 7 of a\.txt"):
+        list(encode(["éé ", "éxé"], "a.txt"))
+
+
+def test_a_tokenizer_without_a_known_rule_gets_the_document_whole(
+    gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefixed = Tokenizer.from_str(gpt2.to_str())
+    prefixed.pre_tokenizer = pre_tokenizers.Metaspace()
+    prefixed.decoder = decoders.Metaspace()
+    assert splitting_rule(prefixed) is None
+    monkeypatch.setattr(pieces_room, "PIECE", 4)
+    assert list(pieces(["some words", " and more"], None, "text")) == ["some words and more"]
+    monkeypatch.setattr(pieces_room, "LONGEST_PIECE", 12)
+    with pytest.raises(UserError, match=r"a\.txt: more than 12 characters .* not known to give the same ids"):
+        list(pieces(["some words", " and more"], None, "a.txt"))
+    with pytest.raises(UserError, match=r"no white space after a word"):
+        list(pieces(["somewords", "andmore"], splitting_rule(gpt2), "a.txt"))
+
+
+def test_a_normalizer_is_found_out(gpt2: Tokenizer) -> None:
+    lowering = Tokenizer.from_str(gpt2.to_str())
+    lowering.normalizer = normalizers.Lowercase()
+    with pytest.raises(UserError, match=r"a\.txt differs from character 4 on, 'C'"):
+        list(encoder(lowering)(["the Cat"], "a.txt"))
