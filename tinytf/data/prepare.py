@@ -123,7 +123,7 @@ def _choose(
 def _kept(path: Path, train: Callable[[], Tokenizer]) -> Tokenizer:
     try:
         return tokenizer_from_text(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, UserError):
+    except (OSError, UnicodeDecodeError, UserError):
         # Missing, or damaged on the disk: either way it is trained again from the same text.
         tokenizer = train()
         with written_whole(path) as file:

@@ -60,7 +60,7 @@ def open_store(folder: Path, key: str) -> TokenStore | None:
         if said["format"] != FORMAT or said["key"] != key:
             return None
         store = TokenStore(folder, said["dtype"], said["tokens"], said["bytes"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         # Torn or of another version: it is made anew, never guessed at.
         return None
     return store if store.is_whole() else None

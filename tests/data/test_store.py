@@ -1,0 +1,281 @@
+"""Token ids on disk: what is there is right and whole, or it is made anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinytf.data import prepare as prepare_room
+from tinytf.data import store as store_room
+from tinytf.data.cache import cache_root, written_whole
+from tinytf.data.corpus import Document, documents_of
+from tinytf.data.prepare import TextSettings, prepare
+from tinytf.data.splits import Segment
+from tinytf.data.store import build_store, open_store
+from tinytf.data.tokenizer import character_tokenizer, encode
+from tinytf.errors import UserError
+
+TEXT = "It was the best of times, it was the worst of times.\n" * 40
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> TextSettings:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return TextSettings(
+        corpus=str(tmp_path / "text.txt"),
+        tokenizer="char",
+        vocab_size=270,
+        val_fraction=0.1,
+        test_fraction=0.0,
+        val_corpus=None,
+        test_corpus=None,
+        cache_dir=str(tmp_path / "cache"),
+    )
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders that were tokenised into, not found."""
+    folders: list[Path] = []
+
+    def build(folder: Path, *rest: object) -> object:
+        folders.append(folder)
+        return build_store(folder, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prepare_room, "build_store", build)
+    return folders
+
+
+def stores(settings: TextSettings) -> list[Path]:
+    return sorted((Path(str(settings.cache_dir)) / "tokens").iterdir())
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_the_splits_decode_to_the_text(settings: TextSettings, tokenizer: str) -> None:
+    done = prepare(replace(settings, tokenizer=tokenizer, test_fraction=0.2))
+    parts = [done.tokenizer.decode(done.store.split(name).tolist()) for name in ("train", "test", "val")]
+    assert "".join(parts) == TEXT
+    assert [len(part) for part in parts] == [done.store.bytes[name] for name in ("train", "test", "val")]
+    assert {name: len(done.store.split(name)) for name in ("train", "test", "val")} == done.store.tokens
+    assert isinstance(done.store.split("val"), np.memmap)
+
+
+def test_a_second_call_finds_it(settings: TextSettings, built: list[Path]) -> None:
+    first, second = prepare(settings), prepare(settings)
+    assert len(built) == 1
+    assert first.fingerprint == second.fingerprint
+    json.dumps(first.fingerprint)
+
+
+def test_bpe_is_trained_on_the_training_part_alone(settings: TextSettings) -> None:
+    path = Path(settings.corpus)
+    one = prepare(replace(settings, tokenizer="bpe"))
+    path.write_text(TEXT[: int(len(TEXT) * 0.9)] + "z" * (len(TEXT) - int(len(TEXT) * 0.9)))
+    other = prepare(replace(settings, tokenizer="bpe"))
+    assert one.fingerprint["sha256"] != other.fingerprint["sha256"]
+    assert one.fingerprint["tokenizer_sha256"] == other.fingerprint["tokenizer_sha256"]
+
+
+def test_whatever_changes_the_ids_changes_the_place(settings: TextSettings, built: list[Path]) -> None:
+    prepare(settings)
+    for change in (
+        {"val_fraction": 0.2},
+        {"test_fraction": 0.1},
+        {"tokenizer": "bpe"},
+        {"tokenizer": "bpe", "vocab_size": 265},
+        {"val_corpus": "python-docs"},
+    ):
+        prepare(replace(settings, **change))  # type: ignore[arg-type]
+    Path(settings.corpus).write_text(TEXT.replace("best", "west"))
+    prepare(settings)
+    assert len(built) == len(set(built)) == 7
+
+
+def test_a_file_changed_within_its_size_and_time_is_seen(settings: TextSettings) -> None:
+    path, before = Path(settings.corpus), prepare(settings)
+    stat = path.stat()
+    path.write_text(TEXT.replace("best", "tseb"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = prepare(settings)
+    assert after.tokenizer.decode(after.store.split("train")[:20].tolist()) == TEXT.replace("best", "tseb")[:20]
+    assert after.fingerprint["sha256"] != before.fingerprint["sha256"]
+
+
+@pytest.mark.parametrize(
+    "harm", ["no description", "torn description", "short", "missing", "other key", "other format"]
+)
+def test_a_torn_store_is_made_anew(settings: TextSettings, built: list[Path], harm: str) -> None:
+    expected = np.array(prepare(settings).store.split("train"))
+    (folder,) = stores(settings)
+    said = json.loads((folder / "store.json").read_text())
+    if harm == "no description":
+        (folder / "store.json").unlink()
+    elif harm == "torn description":
+        (folder / "store.json").write_text((folder / "store.json").read_text()[:-20])
+    elif harm == "short":
+        os.truncate(folder / "train.bin", 100)
+    elif harm == "missing":
+        (folder / "val.bin").unlink()
+    else:
+        said["key" if harm == "other key" else "format"] = "?"
+        (folder / "store.json").write_text(json.dumps(said))
+    assert np.array_equal(prepare(settings).store.split("train"), expected)
+    assert len(built) == 2
+
+
+def test_killed_while_it_tokenises_nothing_is_read(settings: TextSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_room, "_counted", die)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(settings)
+    (folder,) = stores(settings)
+    assert open_store(folder, folder.name) is None
+    assert list(folder.iterdir()) == []
+
+
+def test_two_processes_at_once(settings: TextSettings) -> None:
+    program = (
+        "import sys, json\n"
+        "from tinytf.data.prepare import TextSettings, prepare\n"
+        "done = prepare(TextSettings(**json.loads(sys.argv[1])))\n"
+        "print(done.store.split('train')[:50].tolist(), done.fingerprint)"
+    )
+    spec = json.dumps({**settings.__dict__, "tokenizer": "bpe"})
+    running = [subprocess.Popen([sys.executable, "-c", program, spec], stdout=subprocess.PIPE) for _ in range(3)]
+    said = {process.communicate()[0] for process in running}
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert len(said) == 1
+    (folder,) = stores(settings)
+    assert {path.name for path in folder.iterdir()} == {"train.bin", "val.bin", "store.json"}
+
+
+def test_documents_stand_apart(settings: TextSettings, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.txt").write_text(f"document {number}")
+    for tokenizer in ("char", "bpe"):
+        done = prepare(replace(settings, corpus=str(folder), tokenizer=tokenizer, vocab_size=260))
+        assert done.store.split("train").tolist().count(0) == 8
+        assert done.tokenizer.decode(done.store.split("train").tolist(), skip_special_tokens=False) == (
+            "<|endoftext|>".join(f"document {number}" for number in range(9))
+        )
+    given = character_tokenizer("document 0123456789", end_of_text=False)
+    with pytest.raises(UserError, match=r"no special token like <\|endoftext\|>"):
+        prepare(replace(settings, corpus=str(folder)), given)
+
+
+def test_a_given_tokenizer_that_does_not_know_the_text(settings: TextSettings) -> None:
+    with pytest.raises(UserError, match=r"'\.' \(U\+002E FULL STOP\) at byte 51 of .*text\.txt"):
+        prepare(settings, character_tokenizer(TEXT.replace(".", ""), end_of_text=False))
+
+
+def test_a_damaged_tokenizer_is_trained_again(settings: TextSettings) -> None:
+    settings = replace(settings, tokenizer="bpe")
+    before = prepare(settings).tokenizer.to_str()
+    (kept,) = (Path(str(settings.cache_dir)) / "tokenizers").iterdir()
+    kept.write_text(before[:-100])
+    assert prepare(settings).tokenizer.to_str() == before
+    assert kept.read_text() == before
+
+
+def test_large_vocabularies_take_four_bytes(settings: TextSettings, tmp_path: Path) -> None:
+    characters = "".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x14000)]))
+    (tmp_path / "wide.txt").write_text(characters, encoding="utf-8")
+    done = prepare(replace(settings, corpus=str(tmp_path / "wide.txt")))
+    assert done.store.dtype == "uint32"
+    assert done.store.split("train").tolist() == encode(done.tokenizer, characters)[: done.store.tokens["train"]]
+
+
+def test_a_text_that_changes_meanwhile_leaves_no_store(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("some text")
+    (document,) = documents_of(str(path), tmp_path)
+    path.write_text("TOME text and more")
+    split = (Segment(document, 0, 9),)
+    with pytest.raises(UserError, match=r"a\.txt: it changed while it was read"):
+        build_store(tmp_path / "store", "key", {"train": split}, character_tokenizer("TOMEsome txt", end_of_text=False))
+    assert open_store(tmp_path / "store", "key") is None
+
+
+def test_a_text_that_becomes_shorter(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    (document,) = documents_of(str(tmp_path / "a.txt"), tmp_path)
+    longer = Document(document.name, 12, document.open, document.stamp, document.stamped)
+    with pytest.raises(UserError, match=r"a\.txt: it became shorter"):
+        list(Segment(longer, 0, 12).blocks())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux' /proc")
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """Four times the text takes no more memory: tokenised 24 MB at about the peak of 6 MB."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tinytf.data.prepare import TextSettings, prepare\n"
+        "prepare(TextSettings(sys.argv[1], 'char', 300, 0.1, 0.0, None, None, sys.argv[2]))\n"
+        # Not getrusage: its peak is inherited from the process that started this one.
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    )
+    peaks = []
+    for name, times in (("small", 1), ("large", 4)):
+        (tmp_path / name).write_text(TEXT * 2830 * times)
+        command = [sys.executable, "-c", program, str(tmp_path / name), str(tmp_path / "cache")]
+        peaks.append(int(subprocess.run(command, capture_output=True, check=True).stdout))
+    assert peaks[1] < peaks[0] + 8 * 1024
+
+
+def test_a_sparse_store_opens_without_reading(tmp_path: Path) -> None:
+    size = 10**10
+    with (tmp_path / "train.bin").open("wb") as file:
+        file.truncate(2 * size)
+    said = {"format": 1, "key": "k", "dtype": "uint16", "tokens": {"train": size}, "bytes": {"train": size}}
+    (tmp_path / "store.json").write_text(json.dumps(said))
+    store = open_store(tmp_path, "k")
+    assert store is not None
+    assert store.split("train")[size - 1] == 0
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TINYTF_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_root(None) == Path.home() / ".cache" / "tinytf"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_root(None) == Path("/xdg/tinytf")
+    monkeypatch.setenv("TINYTF_CACHE", "/mine")
+    assert cache_root(None) == Path("/mine")
+    assert cache_root("/given") == Path("/given")
+
+
+def test_a_cache_that_cannot_be_written(settings: TextSettings, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cache cannot be written .*--data\.cache_dir or TINYTF_CACHE"):
+        prepare(replace(settings, cache_dir=str(tmp_path / "file")))
+
+
+def test_a_failed_write_keeps_the_old_file_and_old_leftovers_go(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    abandoned, fresh = tmp_path / ".a.1.tmp", tmp_path / ".a.2.tmp"
+    abandoned.touch()
+    fresh.touch()
+    os.utime(abandoned, (time.time() - 10**6,) * 2)
+
+    def fail() -> None:
+        with written_whole(tmp_path / "a") as file:
+            file.write(b"new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", ".a.2.tmp": ""}
