@@ -58,7 +58,7 @@ def _full_disk(error: BaseException, folder: Path) -> str | None:
     # torch's zip writer turns ENOSPC into a RuntimeError about a file position.
     if isinstance(error, OSError):
         return error.strerror
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
+    if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)):
         free = os.statvfs(folder)
         return f"the disk is full ({free.f_bavail * free.f_frsize / 2**20:.0f} MiB free)"
     return None

@@ -54,8 +54,8 @@ def refuse_foreign(config: Any, ckpt: Path, key: str = "") -> None:
         path = config.get("class_path")
         if path is not None and not str(path).startswith(TRUSTED):
             raise UserError(
-                f"checkpoint {ckpt}: its config names the class {path} for {key}, which is not imported on a file's word; "
-                f"resume with --config and a file that names it"
+                f"checkpoint {ckpt}: its {key} is the class {path}, which is not imported on a file's word; "
+                f"train with --config and a file that names it"
             )
         for name, value in config.items():
             refuse_foreign(value, ckpt, f"{key}.{name}".lstrip("."))

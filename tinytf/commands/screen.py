@@ -26,6 +26,7 @@ def quiet_libraries() -> None:
         ".*dirpath has changed.*",  # A run folder that moved: tinytf.checkpoint.resume follows it.
         ".*your dataloader is not resumable.*",  # Its position is one integer in the datamodule's state.
         ".*callbacks used to create the checkpoint need to be provided.*",  # An evaluation needs none of them.
+        ".*but have no logger configured.*",  # The table of results goes to stdout.
         ".*litlogger.*",
         ".*litmodels.*",
     ):

@@ -1,0 +1,123 @@
+"""One attempt at a training run in a forked child, killed by SIGKILL at a chosen instant."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Instants:
+    """Counts the instants a run passes through; at the chosen one the process kills itself.
+
+    Args:
+        fatal: the count at which to die; 0 never dies.
+        number: the signal to die of, or to be stopped by.
+    """
+
+    fatal: int = 0
+    number: int = signal.SIGKILL
+    passed: int = 0
+
+    def tick(self) -> None:
+        self.passed += 1
+        if self.passed == self.fatal:
+            os.kill(os.getpid(), self.number)
+
+    def around(self, owner: Any, name: str) -> None:
+        """Make an instant just before, and one just after, each call of a function."""
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def ticking(*args: Any, **kwargs: Any) -> Any:
+            self.tick()
+            result = inner(*args, **kwargs)
+            self.tick()
+            return result
+
+        setattr(owner, name, ticking)
+
+
+def watch(instants: Instants) -> None:
+    """Put instants where a kill could hurt: between the parts of a step, of a validation, of a save, of a log row."""
+    import torch
+
+    from tinytf.checkpoint import periodic, writing
+    from tinytf.tracking.jsonl import Journal
+    from tinytf.training.module import LanguageModel
+
+    for name in ("training_step", "configure_gradient_clipping", "validation_step", "on_validation_epoch_end"):
+        instants.around(LanguageModel, name)
+    instants.around(LanguageModel, "optimizer_step")
+    instants.around(torch, "save")
+    instants.around(writing, "sync_folder")
+    instants.around(periodic, "link")
+    instants.around(Journal, "write")
+    instants.around(Journal, "durable")
+
+
+def attempt(
+    arguments: list[str], folder: Path, instants: Instants | None = None, after: float | None = None
+) -> tuple[int, int]:
+    """Run `tinytf` with these arguments in a child process, in a folder.
+
+    Args:
+        arguments: of the command line.
+        folder: the working directory; what the child says goes to attempts.log there.
+        instants: where to die.
+        after: seconds until this process sends SIGKILL, if the child is still there.
+
+    Returns:
+        The exit code (negative: the signal that ended it), and the instants passed through.
+    """
+    count_read, count_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(count_read)
+        _run(arguments, folder, instants, count_write)
+    os.close(count_write)
+    if after is not None:
+        deadline = time.monotonic() + after
+        while time.monotonic() < deadline:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+            time.sleep(0.002)
+        else:
+            os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(count_read) as pipe:
+        passed = pipe.read()
+    return os.waitstatus_to_exitcode(status), int(passed or 0)
+
+
+def _run(arguments: list[str], folder: Path, instants: Instants | None, count: int) -> None:
+    code = 99
+    try:
+        os.chdir(folder)
+        log = os.open("attempts.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        # Under pytest these are its own capture, of the parent.
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        if instants:
+            watch(instants)
+        from tinytf.cli import main
+
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        if instants:
+            os.write(count, str(instants.passed).encode())
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(code)
