@@ -30,11 +30,15 @@ class Mlflow(MLFlowLogger):
     """
 
     def __init__(self, settings: MlflowSettings, run_dir: Path, run_id: str) -> None:
-        store = run_dir.resolve().parent.parent / "mlruns"
+        uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None:
+            # MLflow 3 asks for this word before it writes plain files, which alone need no database packages.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            uri = (run_dir.resolve().parent.parent / "mlruns").as_uri()
         super().__init__(
             experiment_name=settings.experiment,
             run_name=f"{run_dir.parent.name}/{run_dir.name}",
-            tracking_uri=settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or store.as_uri(),
+            tracking_uri=uri,
             tags={RUN_ID: run_id},
         )
         self.logged: dict[str, int] = {}
