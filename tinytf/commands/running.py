@@ -21,8 +21,10 @@ from tinytf.checkpoint.stopping import GracefulStop
 from tinytf.checkpoint.writing import DurableCheckpointIO, sweep
 from tinytf.tracking.loggers import build_loggers, run_id_of
 from tinytf.tracking.metrics_file import MetricsFile
+from tinytf.tracking.progress import StepProgress
 from tinytf.tracking.provenance import collect
 from tinytf.tracking.settings import TrackingSettings
+from tinytf.tracking.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +118,10 @@ def build_run(
     exact = ExactResume(folder)
     callbacks = [
         SameFolder(best, periodic, exact),
-        # The row of a step must be on disk before its checkpoint is.
+        Throughput(),
+        # After what it writes down, and before what saves: the row of a step is on disk before its checkpoint is.
         metrics,
+        *([StepProgress(metrics)] if config["trainer"]["enable_progress_bar"] is not False else []),
         exact,
         SelfContained(config, provenance),
         GracefulStop(periodic),

@@ -23,6 +23,7 @@ from tinytf.commands.running import Resume, build_run, prepare_folder
 from tinytf.commands.screen import quiet_libraries
 from tinytf.data.module import TextDataModule
 from tinytf.errors import UserError
+from tinytf.tracking.progress import StepProgress
 from tinytf.tracking.settings import TrackingSettings
 from tinytf.training.automatic import compile_pays, training_device
 from tinytf.training.module import LanguageModel
@@ -127,6 +128,7 @@ class CommandLine(LightningCLI):
             self._add_run(settings, given)
         else:
             settings["logger"] = False
+            settings["callbacks"] += [StepProgress()] if settings["enable_progress_bar"] is not False else []
         try:
             return self.trainer_class(**settings)
         except (MisconfigurationException, ValueError) as error:

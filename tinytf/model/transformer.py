@@ -37,9 +37,9 @@ class Attention(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        # The rotation runs in the tables' float32; attention wants q, k and v of one type.
-        q = rotate(self.q_norm(q), cos, sin).type_as(v)
-        k = rotate(self.k_norm(k), cos, sin).type_as(v)
+        # Norm and rotation run in the tables' float32 under autocast too; attention wants q, k and v of one type.
+        q = rotate(self.q_norm(q.type_as(cos)), cos, sin).type_as(v)
+        k = rotate(self.k_norm(k.type_as(cos)), cos, sin).type_as(v)
         if cache is not None:
             k, v = cache.grow(self.layer, k, v)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
