@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
 from tinytf.data import pieces as pieces_room
 from tinytf.data.pieces import by_pieces, by_table, encoder, pieces, splitting_rule
@@ -88,7 +88,28 @@ def test_a_cut_elsewhere_would_change_ids(gpt2: Tokenizer) -> None:
     allowed = splitting_rule(gpt2)
     assert allowed is not None
     assert changed
-    assert not any(allowed(text, i) for i in changed)
+    assert not any(allowed.match(text, i) for i in changed)
+
+
+def test_no_cut_reaches_into_a_token_that_a_file_adds(gpt2: Tokenizer) -> None:
+    for token in (AddedToken("the cat"), AddedToken("<mask>", rstrip=True)):
+        tokenizer = Tokenizer.from_str(gpt2.to_str())
+        tokenizer.add_tokens([token])
+        assert splitting_rule(tokenizer) is None
+    spaces = Tokenizer.from_str(gpt2.to_str())
+    spaces.add_tokens([AddedToken("    ")])
+    assert splitting_rule(spaces) is not None
+    text = "  a     b         c\n     d"
+    assert np.concatenate(list(by_pieces(spaces)([text], "text"))).tolist() == spaces.encode(text).ids
+
+
+def test_words_are_forgotten_when_they_are_too_many(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces_room, "CHARACTERS_HELD", 10)
+    monkeypatch.setattr(pieces_room, "PIECE", 20)
+    monkeypatch.setattr(pieces_room, "PIECES_AT_ONCE", 1)
+    text = nasty_text(5)
+    ids = np.concatenate(list(by_pieces(gpt2)([text], "text")))
+    assert ids.tolist() == gpt2.encode(text, add_special_tokens=False).ids
 
 
 def test_the_table_gives_the_ids_of_the_tokenizer() -> None:

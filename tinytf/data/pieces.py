@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Protocol
 
 import numpy as np
@@ -26,11 +27,16 @@ from tinytf.errors import UserError
 PIECE = 1 << 16
 """Characters encoded at a time by one thread."""
 PIECES_AT_ONCE = 16
+CHARACTERS_HELD = 2_000_000
+"""Of words that need not be encoded again; about 100 MB with their ids."""
 LONGEST_PIECE = 1 << 24
 """Characters without a place to cut after which a text is refused: it would have to be held whole."""
 
 Ids = npt.NDArray[np.uint32]
-MaySplit = Callable[[str, int], bool]
+Rule = re.Pattern[str]
+
+BEFORE_WHITE_SPACE = re.compile(r"(?<=\S)(?=[ \n])")
+"""GPT-2's pattern begins a word here, whatever stands around. Python's white space includes all of Unicode's."""
 
 
 class Encoder(Protocol):
@@ -70,45 +76,58 @@ def by_table(tokenizer: Tokenizer) -> Encoder:
 
 
 def by_pieces(tokenizer: Tokenizer) -> Encoder:
-    """For every other tokenizer: pieces encoded by the library's own threads."""
-    may_split = splitting_rule(tokenizer)
+    """For every other tokenizer: each word is encoded once, by the library's own threads, and then looked up.
+
+    Two to three times as fast on one core as encoding running text, in which the same words come again and again.
+    """
+    rule = splitting_rule(tokenizer)
     lossless = is_lossless(tokenizer)
+    known: dict[str, list[int]] = {}
 
     def encode(blocks: Iterable[str], where: str) -> Iterator[Ids]:
         # Said outright, for a later fork (DataLoader workers) would otherwise make the library warn in each of them.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        parts = pieces(blocks, may_split, where)
+        parts = pieces(blocks, rule, where)
+        held = sum(map(len, known))
         while batch := list(islice(parts, PIECES_AT_ONCE)):
-            encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            for text, encoding in zip(batch, encoded, strict=True):
+            words = [rule.split(text) if rule else [text] for text in batch]
+            new = list(set(chain.from_iterable(words)) - known.keys())
+            held += sum(map(len, new))
+            if held > CHARACTERS_HELD:
+                known.clear()
+                held = 0
+                new = list(set(chain.from_iterable(words)))
+            encoded = tokenizer.encode_batch_fast(new, add_special_tokens=False)
+            known.update((word, encoding.ids) for word, encoding in zip(new, encoded, strict=True))
+            for text, split in zip(batch, words, strict=True):
+                ids = list(chain.from_iterable(map(known.__getitem__, split)))
                 if not lossless:
-                    refuse_loss(tokenizer, encoding.ids, text, where)
-                yield np.array(encoding.ids, dtype=np.uint32)
+                    refuse_loss(tokenizer, ids, text, where)
+                yield np.array(ids, dtype=np.uint32)
 
     return encode
 
 
-def splitting_rule(tokenizer: Tokenizer) -> MaySplit | None:
+def splitting_rule(tokenizer: Tokenizer) -> Rule | None:
     """Where a text may be cut without changing an id; None where no such place is known.
 
-    White space other than at a text's start begins a new word in every pattern of GPT-2's family: in GPT-2's own after
-    anything that is not white space, in its successors' at least after letters and digits (they join punctuation with
-    the line breaks after it). Merges never cross words.
+    White space begins a new word in every pattern of GPT-2's family: in GPT-2's own after anything that is not white
+    space, in its successors' at least after letters and digits (they join punctuation with the line breaks after it).
+    Merges never cross words. Tokens that a file adds to the vocabulary are sought before that, so none may reach over
+    such a place.
     """
     if is_gpt2_like(tokenizer) and tokenizer.normalizer is None:
-        return before_white_space
-    if is_byte_pair_family(tokenizer):
-        return lambda text, i: text[i] in " \n" and text[i - 1].isalnum()
-    return None
+        rule = BEFORE_WHITE_SPACE
+    elif is_byte_pair_family(tokenizer):
+        rule = re.compile(r"(?<=[^\W_])(?=[ \n])")
+    else:
+        return None
+    added = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
+    return None if any(token.rstrip or rule.search(token.content) for token in added) else rule
 
 
-def before_white_space(text: str, i: int) -> bool:
-    """Whether GPT-2's pattern begins a word at i whatever stands around it."""
-    return text[i] in " \n" and not text[i - 1].isspace()
-
-
-def pieces(blocks: Iterable[str], may_split: MaySplit | None, where: str) -> Iterator[str]:
-    """The same text in pieces of about `PIECE` characters, cut only where ``may_split`` allows.
+def pieces(blocks: Iterable[str], rule: Rule | None, where: str) -> Iterator[str]:
+    """The same text in pieces of about `PIECE` characters, cut only where ``rule`` matches.
 
     Raises:
         UserError: where there is no such place for `LONGEST_PIECE` characters.
@@ -116,8 +135,8 @@ def pieces(blocks: Iterable[str], may_split: MaySplit | None, where: str) -> Ite
     held = ""
     for block in blocks:
         held += block
-        while may_split is not None and len(held) > PIECE:
-            cut = _cut(held, may_split)
+        while rule is not None and len(held) > PIECE:
+            cut = _cut(held, rule)
             if cut is None:
                 break
             yield held[:cut]
@@ -125,7 +144,7 @@ def pieces(blocks: Iterable[str], may_split: MaySplit | None, where: str) -> Ite
         if len(held) > LONGEST_PIECE:
             reason = (
                 "this tokenizer is not known to give the same ids when a text is cut"
-                if may_split is None
+                if rule is None
                 else "they hold no white space after a word, the only place where a text may be cut"
             )
             raise UserError(
@@ -136,6 +155,8 @@ def pieces(blocks: Iterable[str], may_split: MaySplit | None, where: str) -> Ite
         yield held
 
 
-def _cut(text: str, may_split: MaySplit) -> int | None:
-    nearest = next((i for i in range(PIECE, 0, -1) if may_split(text, i)), None)
-    return nearest or next((i for i in range(PIECE + 1, len(text)) if may_split(text, i)), None)
+def _cut(text: str, rule: Rule) -> int | None:
+    nearest = next((i for i in range(PIECE, 0, -1) if rule.match(text, i)), None)
+    if nearest is None and (later := rule.search(text, PIECE + 1)):
+        nearest = later.start()
+    return nearest if nearest is None or nearest < len(text) else None

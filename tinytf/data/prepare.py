@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from tinytf.data.cache import cache_root, written_whole
 from tinytf.data.corpus import Text, scan
-from tinytf.data.pieces import before_white_space, pieces
+from tinytf.data.pieces import BEFORE_WHITE_SPACE, pieces
 from tinytf.data.progress import byte_progress
 from tinytf.data.splits import Split, cut_text, split_bytes
 from tinytf.data.store import TokenStore, build_store, open_store
@@ -137,7 +137,7 @@ def _train(split: Split, vocab_size: int) -> Tokenizer:
 
         def texts() -> Iterator[str]:
             for segment in split:
-                for piece in pieces(segment.blocks(), before_white_space, segment.document.name):
+                for piece in pieces(segment.blocks(), BEFORE_WHITE_SPACE, segment.document.name):
                     progress.advance(len(piece.encode()))
                     yield piece
 
