@@ -14,9 +14,12 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from tinytf.data.tokenizer import character_tokenizer
 from tinytf.model import Transformer, TransformerConfig
 
-BATCH, SEQ, VOCAB = 2, 8, 11
+BATCH, SEQ = 2, 8
+CHARACTERS = "abcdefghij\n"
+VOCAB = len(CHARACTERS)
 
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
@@ -38,6 +41,10 @@ class ToyData(LightningDataModule):
     def __init__(self) -> None:
         super().__init__()
         self.stream = Stream()
+        self.tokenizer = character_tokenizer(CHARACTERS, end_of_text=False)
+
+    def split(self, name: str) -> Any:
+        return torch.arange(100).numpy() % VOCAB
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.stream, batch_size=None)
