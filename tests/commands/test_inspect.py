@@ -40,7 +40,7 @@ def test_it_says_what_a_checkpoint_is(tmp_path, capsys):
     expected = (
         f"file {path}", "step 7", "val/loss 1.5", "best val/loss 1.25", "d_model 32", "n_kv_heads 2",
         "trainer.max_steps 9", "model.optimizer.lr 0.02", "sha256 00ff", "split_tokens.train 90", "tokenizer.kind char",
-        "git.commit abc123", "git.dirty true", "command tinytf fit --config toy.yaml", 
+        "git.commit abc123", "git.dirty true", "command tinytf fit --config toy.yaml",
         "time 2026-01-31T12:00:00.000000Z",
         "hardware.cpu A CPU", "packages.torch 2.13.0",
     )  # fmt: skip
