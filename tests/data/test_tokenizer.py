@@ -182,3 +182,12 @@ def test_it_needs_neither_torch_nor_lightning() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_transformers_reads_both(bpe: Tokenizer) -> None:
+    transformers = pytest.importorskip("transformers")
+    for tokenizer, text in ((bpe, "the cat  n't . \n é🙂"), (by_character("ab é🙂.\n", True), "a b . \n\n é🙂.")):
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+        ids = fast(text, add_special_tokens=False)["input_ids"]
+        assert ids == encode(tokenizer, text)
+        assert fast.decode(ids) == text
