@@ -59,6 +59,7 @@ class MetricsFile(Callback):
         self._capture = LogCapture(self._warned)
         self._early: list[dict[str, Any]] = []
         self._open = False
+        self._trainer: Trainer | None = None
         self._step = 0
         self._validated: int | None = None
         self._written: dict[str, Tensor] = {}
@@ -69,8 +70,8 @@ class MetricsFile(Callback):
 
     def write(self, event: str, **fields: Any) -> None:
         """Append an event at the current step; other processes than the first write nothing."""
-        if self._open:
-            self.journal.write(event, self._step, fields)
+        if self._open and self._trainer is not None:
+            self.journal.write(event, self._trainer.global_step, fields)
 
     def checkpoint_saved(self, path: Path, step: int, seconds: float) -> None:
         """Append the ``checkpoint`` event; the writer calls it when the file is in place."""
@@ -85,6 +86,7 @@ class MetricsFile(Callback):
     # -- a run's life ------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
         if stage == "fit" and trainer.is_global_zero:
             self._capture.install()
 

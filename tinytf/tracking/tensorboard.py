@@ -41,7 +41,8 @@ class TensorBoard(TensorBoardLogger):
     """
 
     def __init__(self, run_dir: Path, resume_step: int | None) -> None:
-        super().__init__(str(run_dir), name="", version="", default_hp_metric=False, purge_step=resume_step)
+        # TensorBoard supersedes at the second session start that it meets: the first attempt must announce one too.
+        super().__init__(str(run_dir), name="", version="", default_hp_metric=False, purge_step=resume_step or 0)
         self.resume_step = resume_step
 
     @rank_zero_only
