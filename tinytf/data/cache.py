@@ -64,5 +64,5 @@ def _sweep(folder: Path) -> None:
         try:
             if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER:
                 leftover.unlink()
-        except FileNotFoundError:
+        except OSError:  # another process was first, or it is another user's to remove
             continue
