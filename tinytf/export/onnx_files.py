@@ -19,6 +19,7 @@ from tinytf.model import TransformerConfig
 OPSET = 18
 """The oldest that every operator here needs, so that old runtimes take the file too."""
 
+PAST, PRESENT = "past_key_values", "present"
 METADATA = "tinytf"
 PROTOBUF_LIMIT = 2**31
 
@@ -41,8 +42,6 @@ def write_graph(
     dynamic_shapes: Mapping[str, Any],
 ) -> None:
     """Export with torch.export, into one checked file that states the model's shape in its metadata."""
-    import onnx
-
     with quiet():
         program = torch.onnx.export(
             graph.eval(),
@@ -57,7 +56,7 @@ def write_graph(
         )
     assert program is not None
     save(program.model_proto, path, subject.model.config)
-    onnx.checker.check_model(str(path), full_check=True)
+    check(path)
 
 
 def save(proto: Any, path: Path, config: TransformerConfig) -> None:
@@ -71,6 +70,19 @@ def save(proto: Any, path: Path, config: TransformerConfig) -> None:
     del proto.graph.value_info[:]
     onnx.helper.set_model_props(proto, {METADATA: json.dumps(asdict(config))})
     onnx.save(proto, str(path))
+
+
+def check(path: Path) -> None:
+    """onnx's own checker, with shape inference."""
+    import onnx
+
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def load(path: Path) -> Any:
+    import onnx
+
+    return onnx.load(str(path))
 
 
 def runtime_name() -> str:
@@ -98,8 +110,11 @@ def stated_config(session: Any) -> TransformerConfig | None:
 
 def open_cached(path: Path, threads: int) -> Runner:
     """A graph with past and present key-values."""
-    session = open_session(path, threads)
-    past_inputs = [node for node in session.get_inputs() if node.name.startswith("past_key_values.")]
+    return cached_runner(open_session(path, threads))
+
+
+def cached_runner(session: Any) -> Runner:
+    past_inputs = [node for node in session.get_inputs() if node.name.startswith(PAST)]
     outputs = [node.name for node in session.get_outputs()]
 
     def start(batch_size: int) -> Feed:
@@ -113,3 +128,8 @@ def open_cached(path: Path, threads: int) -> Runner:
         return feed
 
     return Runner(runtime_name(), start)
+
+
+def cache_names(prefix: str, layers: int) -> list[str]:
+    """Names of the key-value inputs or outputs, as transformers and onnxruntime-genai call them."""
+    return [f"{prefix}.{layer}.{half}" for layer in range(layers) for half in ("key", "value")]

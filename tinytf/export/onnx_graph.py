@@ -1,0 +1,57 @@
+"""An ONNX graph that is rewritten node by node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class Graph:
+    """An ONNX graph that is rewritten in place."""
+
+    FLOAT = 1
+    """onnx.TensorProto.FLOAT."""
+
+    def __init__(self, proto: Any) -> None:
+        self.graph = proto.graph
+        self._weights = {tensor.name: tensor for tensor in self.graph.initializer}
+        self._makers = {name: node for node in self.graph.node for name in node.output}
+
+    def nodes(self) -> list[Any]:
+        """As they are now: safe to rewrite while going over them."""
+        return list(self.graph.node)
+
+    def holds(self, name: str) -> bool:
+        return name in self._weights
+
+    def take(self, name: str) -> Array:
+        """A weight, taken out of the graph."""
+        from onnx import numpy_helper
+
+        tensor = self._weights.pop(name)
+        self.graph.initializer.remove(tensor)
+        weight: Array = numpy_helper.to_array(tensor)
+        return weight
+
+    def add(self, name: str, weight: Array) -> None:
+        from onnx import numpy_helper
+
+        self._weights[name] = numpy_helper.from_array(weight, name)
+        self.graph.initializer.append(self._weights[name])
+
+    def made_by(self, name: str, op_type: str) -> str | None:
+        """First input of the node of this type that makes a value."""
+        node = self._makers.get(name)
+        return node.input[0] if node is not None and node.op_type == op_type else None
+
+    def replace(self, node: Any, *steps: tuple[str, list[str], list[str], dict[str, Any]]) -> None:
+        """Put nodes (operator, inputs, outputs, attributes) in the place of one."""
+        from onnx import helper
+
+        at = list(self.graph.node).index(node)
+        del self.graph.node[at]
+        for offset, (op_type, inputs, outputs, attributes) in enumerate(steps):
+            self.graph.node.insert(at + offset, helper.make_node(op_type, inputs, outputs, **attributes))

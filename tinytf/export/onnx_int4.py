@@ -1,0 +1,61 @@
+"""onnx-kv with weights of 4 bits in blocks of 32 (onnxruntime's MatMulNBits), embedding rows of 8 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinytf.export import onnx_files
+from tinytf.export.onnx_files import check, load, open_cached, save
+from tinytf.export.onnx_graph import Graph
+from tinytf.export.onnx_int8 import EMBEDDING, look_up, per_row
+from tinytf.export.quiet import quiet
+from tinytf.export.runner import Runner
+from tinytf.export.subject import Subject
+
+BLOCK = 32
+INT8_COMPUTE = 4
+"""``accuracy_level``: activations are rounded to 8 bits too, which is what makes it fast."""
+
+
+def refusal(subject: Subject) -> str | None:
+    config = subject.model.config
+    for name, size in (("d_model", config.d_model), ("d_ff", config.ff_dim)):
+        if size % BLOCK:
+            return f"its blocks are of {BLOCK} values, which do not divide {name} {size}"
+    return onnx_files.refusal(subject)
+
+
+def write(subject: Subject, path: Path, base: Path | None) -> None:
+    assert base is not None
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    proto = load(base)
+    untie(Graph(proto))
+    settings = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=INT8_COMPUTE, bits=4)
+    with quiet():
+        quantizer = MatMulNBitsQuantizer(proto, algo_config=settings)
+        quantizer.process()
+    quantized: Any = quantizer.model.model
+    save(quantized, path, subject.model.config)
+    check(path)
+
+
+def open_runner(path: Path, threads: int) -> Runner:
+    return open_cached(path, threads)
+
+
+def untie(graph: Graph) -> None:
+    """Give the head a weight of its own, which the quantizer finds, and the embedding rows of 8 bits."""
+    weight = graph.take(EMBEDDING)
+    table, scale = per_row(weight, largest=127)
+    graph.add("embed_tokens.quantized", table)
+    graph.add("embed_tokens.scale", scale)
+    for node in graph.nodes():
+        if node.op_type == "Gather" and node.input[0] == EMBEDDING:
+            look_up(graph, node, "embed_tokens.quantized", "embed_tokens.scale")
+        elif node.op_type == "Transpose" and node.input[0] == EMBEDDING:
+            graph.add(node.output[0], np.ascontiguousarray(weight.T))
+            graph.replace(node)
