@@ -53,8 +53,8 @@ class PackedAttention(nn.Module):
         if isinstance(q_norm, nn.RMSNorm) and isinstance(k_norm, nn.RMSNorm):
             self.norm = Norm(torch.ones(attention.head_dim), q_norm.eps)
             self.q_gain, self.k_gain = frozen(q_norm.weight * scale), frozen(k_norm.weight)
-            gains: list[Tensor] = [self.q_gain] * heads + [self.k_gain] * kv_heads
-            self.gain = frozen(torch.stack(gains)[:, None])
+            rows = torch.cat((self.q_gain.expand(heads, 1, -1), self.k_gain.expand(kv_heads, 1, -1)))
+            self.gain = frozen(rows)
         else:
             self.qkv.data[:, : heads * attention.head_dim] *= scale
 

@@ -136,8 +136,8 @@ def _max_abs(logits: Tensor, wanted: Tensor) -> float:
 
 
 def _larger(a: float, b: float) -> float:
-    # max() would drop a NaN on its right.
-    return a if not a <= b else b
+    # max() keeps its first where the other is NaN.
+    return a if a > b or math.isnan(a) else b
 
 
 @dataclass

@@ -1,0 +1,60 @@
+"""One small model and one export of it, shared by the tests of this room: writing ONNX takes seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_model import LOOSE, TEXT, Exported, save_checkpoint, small_model, tokenizer_of
+
+from tinytf.commands import export as export_command
+from tinytf.export.evaluation import Evaluation
+from tinytf.export.formats import FORMATS
+from tinytf.export.subject import Subject
+
+
+@pytest.fixture(scope="session")
+def subject() -> Subject:
+    tokenizer = tokenizer_of("char")
+    return Subject(small_model(tokenizer.get_vocab_size()), tokenizer, "trial", {"sha256": "0" * 64, "step": 7})
+
+
+@pytest.fixture(scope="session")
+def evaluation(subject: Subject) -> Evaluation:
+    ids = np.random.default_rng(0).integers(0, subject.model.config.vocab_size, 500)
+    return Evaluation.from_ids(ids, "random ids", subject.model.config.max_seq_len)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "held_out.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def export(text_file: Path) -> Callable[..., int]:
+    """Run the command on a checkpoint with the shared text and loose thresholds for what is rounded."""
+
+    def run(checkpoint: Path, formats: str, *flags: str) -> int:
+        loose = [flag for setting in LOOSE for flag in ("--threshold", setting)]
+        shared = ["--ckpt_path", str(checkpoint), "--formats", formats, "--text", str(text_file)]
+        return export_command.run([*shared, *loose, *flags])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def exported(
+    subject: Subject, export: Callable[..., int], text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    """Every format that can be written here, but the one that compiles for a minute."""
+    checkpoint = save_checkpoint(tmp_path_factory.mktemp("run") / "version_0" / "best.ckpt", subject)
+    names = [name for name, format in FORMATS.items() if name != "aoti" and not format.missing("writing")]
+    code = export(checkpoint, ",".join(names))
+    folder = checkpoint.parent / "export"
+    content = json.loads((folder / "export.json").read_text())
+    return Exported(checkpoint, folder, content, code, text_file)

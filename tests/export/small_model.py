@@ -1,0 +1,76 @@
+"""A small model whose weights hide no bug, its tokenizers and its checkpoint, made in a moment."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
+from tinytf.export.subject import Subject
+from tinytf.model import Transformer, TransformerConfig
+
+TEXT = (
+    "Now is the winter of our discontent\nMade glorious summer by this sun of York;\nAnd all the clouds that lour'd "
+    "upon our house\nIn the deep bosom of the ocean buried. — Naïve, isn't it?\n"
+) * 12
+
+LOOSE = ("int8.kl=1", "int8.top1=0.5", "int8.loss=1", "int4.kl=1", "int4.top1=0.3", "int4.loss=1", "int4.relative=9")
+LOOSE += ("fp16.kl=1e-4",)
+"""Rounding hurts random weights far more than trained ones."""
+
+
+def spread(model: Transformer) -> Transformer:
+    """Weights that hide no bug: norms off 1, residual writes not zero, logits with a standard deviation near 2."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.dim() == 1:
+                weight.copy_(1 + 0.3 * noise)
+            else:
+                weight.copy_(noise * (1.7 if "embed" in name else 1.0) / weight.shape[1] ** 0.5)
+    return model.eval()
+
+
+def small_model(vocab_size: int, **changes: Any) -> Transformer:
+    shape: dict[str, Any] = {"d_model": 64, "n_heads": 4, "n_kv_heads": 2, "n_layers": 2, "max_seq_len": 48}
+    return spread(Transformer(TransformerConfig(vocab_size, **(shape | changes))))
+
+
+def tokenizer_of(kind: str) -> Tokenizer:
+    if kind == "char":
+        return character_tokenizer(TEXT, end_of_text=True)
+    return byte_pair_tokenizer(iter([TEXT]), 300)
+
+
+def save_checkpoint(path: Path, subject: Subject, **config: Any) -> Path:
+    """A file as Lightning writes it, with nothing but what export reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = {
+        "format": 1,
+        "model": asdict(subject.model.config),
+        "tokenizer": subject.tokenizer.to_str(),
+        "config": {"name": subject.name, **config},
+        "data": {"corpus": "a test"},
+    }
+    weights = {f"model.{name}": value for name, value in subject.model.state_dict().items()}
+    torch.save({"state_dict": weights, "tinytf": entry, "global_step": 7}, path)
+    return path
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A run folder after `tinytf export`."""
+
+    checkpoint: Path
+    folder: Path
+    content: dict[str, Any]
+    code: int
+    text: Path
+
+    def entry(self, name: str) -> dict[str, Any]:
+        return next(entry for entry in self.content["artefacts"] if entry["name"] == name)
