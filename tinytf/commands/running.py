@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tinytf.checkpoint.contents import SelfContained
 from tinytf.checkpoint.periodic import BestCheckpoints, PeriodicCheckpoint
 from tinytf.checkpoint.reading import read_checkpoint
 from tinytf.checkpoint.resume import ExactResume
-from tinytf.checkpoint.runs import VERSION, claim, last_intact
+from tinytf.checkpoint.runs import VERSION, claim, last_intact, saved
 from tinytf.checkpoint.settings import CheckpointSettings
 from tinytf.checkpoint.stopping import GracefulStop
 from tinytf.checkpoint.writing import DurableCheckpointIO, sweep
@@ -26,7 +27,8 @@ from tinytf.tracking.provenance import collect
 from tinytf.tracking.settings import TrackingSettings
 from tinytf.tracking.throughput import Throughput
 
-log = logging.getLogger(__name__)
+CLAIMED: list[Path] = []
+"""Folders that this process made."""
 
 
 @dataclass
@@ -71,7 +73,19 @@ def run_folder(root: Path, name: str, resume: Resume | None) -> Path:
             newest = last_intact(folder)
             if newest and Resume.read(newest).step <= resume.step:
                 return folder
-    return claim(root, name)
+    CLAIMED.append(claim(root, name))
+    return CLAIMED[-1]
+
+
+def discard_claimed() -> None:
+    """Remove the folder that this process claimed for a run which wrong input kept from its first checkpoint."""
+    while CLAIMED:
+        folder = CLAIMED.pop()
+        if not saved(folder):
+            shutil.rmtree(folder)
+            for parent in (folder.parent, folder.parent.parent):
+                with contextlib.suppress(OSError):  # It holds other runs.
+                    parent.rmdir()
 
 
 def prepare_folder(root: Path, name: str, config: dict[str, Any], resume: Resume | None) -> Path:

@@ -19,7 +19,7 @@ from tinytf.commands import resuming
 from tinytf.commands.arguments import Given, scan
 from tinytf.commands.messages import explain
 from tinytf.commands.predicting import print_predictions
-from tinytf.commands.running import Resume, build_run, prepare_folder
+from tinytf.commands.running import Resume, build_run, discard_claimed, prepare_folder
 from tinytf.commands.screen import quiet_libraries
 from tinytf.data.module import TextDataModule
 from tinytf.errors import UserError
@@ -37,17 +37,21 @@ log = logging.getLogger(__name__)
 def run(argv: list[str]) -> int:
     """Run ``argv[0]``, one of the four commands."""
     quiet_libraries()
-    CommandLine(
-        LanguageModel,
-        TextDataModule,
-        save_config_callback=None,
-        trainer_class=Trainer,
-        seed_everything_default=SEED,
-        parser_class=Parser,
-        args=argv,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    try:
+        CommandLine(
+            LanguageModel,
+            TextDataModule,
+            save_config_callback=None,
+            trainer_class=Trainer,
+            seed_everything_default=SEED,
+            parser_class=Parser,
+            args=argv,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except UserError:
+        discard_claimed()
+        raise
     return 0
 
 
@@ -56,6 +60,10 @@ class Parser(LightningArgumentParser):
 
     known: tuple[str, ...] = ()
     configs: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviation would turn a typo into another key.
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         if not self.exit_on_error:  # A parser that tries one of several types.
@@ -86,7 +94,6 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(CheckpointSettings, "checkpoint")
         parser.add_class_arguments(TrackingSettings, "tracking")
-        parser.set_defaults({"model.schedule": {"class_path": "tinytf.training.Linear"}})
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -113,7 +120,7 @@ class CommandLine(LightningCLI):
 
     def _plain(self, command: str) -> dict[str, Any]:
         """The resolved config in plain types, as config.yaml and every checkpoint hold it."""
-        text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        text = self.parser.dump(self.config, skip_unset=False, format="yaml")
         plain: dict[str, Any] = yaml.safe_load(text)[command]
         return {key: value for key, value in plain.items() if key not in ("config", "ckpt_path")}
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from jsonargparse import lazy_instance
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -61,7 +62,7 @@ class LanguageModel(LightningModule):
         rope_theta: float = 10_000.0,
         norm_eps: float = 1e-5,
         optimizer: Callable[[Iterable], Optimizer] = MuonAdamW,  # type: ignore[type-arg]
-        schedule: Schedule | None = None,
+        schedule: Schedule = lazy_instance(Linear),  # noqa: B008 - how jsonargparse knows a default class
         weight_decay_on: Literal["matrices", "all"] = "matrices",
         compile: Literal["auto"] | bool = "auto",
         on_nonfinite: Literal["stop", "skip"] = "stop",
@@ -76,7 +77,7 @@ class LanguageModel(LightningModule):
         except ValueError as error:
             raise UserError(f"model: {error}") from None
         self.build_optimizer = optimizer
-        self.schedule = schedule or Linear()
+        self.schedule = schedule
         self.decay_all = weight_decay_on == "all"
         self.compile_blocks = compile is True
         self.skip_nonfinite = on_nonfinite == "skip"

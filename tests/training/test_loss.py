@@ -1,0 +1,53 @@
+"""The chunked loss is the loss."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tinytf.model import Transformer, TransformerConfig
+from tinytf.training import loss
+from tinytf.training.metrics import evaluation_metrics
+
+
+@pytest.fixture
+def model() -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(37, 16, 2, 1, max_seq_len=32))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def test_chunks_change_neither_loss_nor_gradient(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, targets = torch.randint(37, (2, 3, 32))
+    gradients = []
+    for at_once in (10**9, 37 * 7):
+        monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+        model.zero_grad()
+        losses = loss.token_losses(model, tokens, targets)
+        losses.mean().backward()
+        gradients.append([losses, *(p.grad for p in model.parameters())])
+    for whole, chunked in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, chunked)
+
+
+def test_it_is_cross_entropy_and_padding_costs_nothing(model: Transformer) -> None:
+    tokens, targets = torch.randint(37, (2, 3, 32))
+    targets[:, 20:] = loss.IGNORE
+    losses = loss.token_losses(model, tokens, targets)
+    expected = F.cross_entropy(model(tokens[:, :20]).flatten(0, 1), targets[:, :20].flatten())
+    torch.testing.assert_close(losses.sum() / (3 * 20), expected)
+    assert losses[:, 20:].abs().max() == 0
+
+
+def test_metrics_share_one_sum_and_count_bytes() -> None:
+    metrics = evaluation_metrics("val", bytes_per_token=2.0)
+    metrics.update(torch.tensor(6.0), torch.tensor(3))
+    metrics.update(torch.tensor(10.0), torch.tensor(1))
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert values == pytest.approx(
+        {"val/loss": 4.0, "val/perplexity": math.exp(4.0), "val/bits_per_byte": 4.0 / math.log(2) / 2.0}
+    )
