@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= configs/base.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test export dashboard bench lint
+.PHONY: help install train test stress export dashboard curve bench lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -12,7 +12,7 @@ help:  ## list the targets
 # One stamp: a second call installs nothing again, a changed pyproject or constraint does.
 .venv/installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || (echo "the venv module is missing: on Debian, apt install python3-venv" && exit 1)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,shakespeare,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	@touch $@
 
 install: .venv/installed  ## make .venv with tinytf in it
@@ -23,11 +23,19 @@ train: .venv/installed  ## install, then train the main model (CONFIG=configs/ba
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest
 
+N ?= 100
+stress: .venv/installed  ## kill N=100 runs three times each, and compare how they end
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.campaign $(N)
+
 export: .venv/installed  ## export the best checkpoint of the newest run, and prove it
 	$(BIN)/tinytf export --ckpt_path best
 
 dashboard: .venv/installed  ## TensorBoard over all runs
 	$(BIN)/tensorboard --logdir checkpoints
+
+RUN ?= checkpoints/base/version_0
+curve: .venv/installed  ## draw the loss curve of a run (RUN=checkpoints/base/version_0) into notebooks/loss.svg
+	$(BIN)/python -m tinytf.tracking.curve $(RUN) notebooks/loss.svg
 
 bench: .venv/installed  ## measure speed, as ratios
 	$(BIN)/python -m tests.benchmarks

@@ -145,8 +145,7 @@ def test_an_older_checkpoint_branches_into_a_folder_of_its_own(
     tinytf(tmp_path, "fit", "--ckpt_path", str(old))
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
     first, second = (
-        torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (run, run.parent / "version_1")
+        torch.load(folder / "last.ckpt", weights_only=True)["state_dict"] for folder in (run, run.parent / "version_1")
     )
     assert all(torch.equal(first[key], second[key]) for key in first)
 

@@ -1,5 +1,7 @@
 """Learning-rate factors."""
 
+from itertools import pairwise
+
 import pytest
 
 from tinytf.errors import UserError
@@ -12,8 +14,8 @@ def test_rises_to_one_then_falls_to_the_final_fraction(schedule: Schedule) -> No
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == 1.0
     assert factors[100] == pytest.approx(0.1)
-    assert all(a <= b for a, b in zip(factors[:10], factors[1:11], strict=True))
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a <= b for a, b in pairwise(factors[:11]))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
 
 
 def test_cosine_is_above_linear_before_the_middle_and_below_after() -> None:
