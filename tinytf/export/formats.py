@@ -90,7 +90,6 @@ _TABLE = (
         "tinytf.export.huggingface",
         "fp32",
         "folder for transformers and vLLM: config, safetensors, tokenizer, model card",
-        writing=("safetensors",),
         running=("transformers",),
     ),
     Format(
@@ -205,6 +204,9 @@ GROUPS = {
 }
 """Names that stand for several formats."""
 
+ALWAYS = ("safetensors",)
+"""Every bundle carries the weights it can be verified against."""
+
 DEFAULT = ("huggingface", "onnx", "onnx-kv", "onnx-int8", "torchscript", "gguf", "pt2")
 
 
@@ -214,6 +216,8 @@ def choose(names: Sequence[str]) -> list[Format]:
     Raises:
         UserError: where a name is none of them, or a package to write one is missing.
     """
+    if not names:
+        raise UserError(f"--formats is empty: give some of {', '.join([*FORMATS, *GROUPS])}")
     chosen: dict[str, Format] = {}
     for name in names:
         if name not in FORMATS and name not in GROUPS:
@@ -229,7 +233,7 @@ def choose(names: Sequence[str]) -> list[Format]:
 
 def require(format: Format) -> None:
     """Raise UserError where a package that writes this format, or the one it is made from, is missing."""
-    absent = format.missing("writing")
+    absent = [name for name in ALWAYS if find_spec(name) is None] + format.missing("writing")
     if absent:
         raise UserError(f"format {format.name} needs {', '.join(absent)}: pip install 'tinytf[export]'")
     if format.base:

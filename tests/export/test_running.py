@@ -1,0 +1,88 @@
+"""An exported graph writes what its checkpoint writes."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from small_model import Exported
+
+from tinytf.data.tokenizer import encode
+from tinytf.errors import UserError
+from tinytf.export.running import OnnxEngine, tokenizer_beside
+from tinytf.export.subject import Subject
+from tinytf.model.decoding import TransformerEngine, decode
+from tinytf.model.sampling import Sampling
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+GRAPHS = ["model_kv.onnx", "model_fused.onnx"]
+
+
+@pytest.mark.parametrize("file", GRAPHS)
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("prompt", ["Now is", "Made glorious summer by this sun of York; and all the clouds that"])
+def test_same_seed_same_text_past_the_context_too(
+    file: str, temperature: float, prompt: str, exported: Exported, subject: Subject
+) -> None:
+    """200 tokens on a context of 48 slide several times; the second prompt is longer than the context."""
+    engine = OnnxEngine(exported.folder / file)
+    ids = encode(tokenizer_beside(exported.folder / file), prompt.replace("and", "And"))
+    sampling = Sampling(temperature)
+    texts = [
+        torch.stack(list(islice(decode(each, ids, sampling, [1, 2]), 200)))
+        for each in (engine, TransformerEngine(subject.model))
+    ]
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("file", GRAPHS)
+def test_past_the_context_it_refuses_in_words(file: str, exported: Exported) -> None:
+    engine = OnnxEngine(exported.folder / file)
+    engine.prefill(torch.zeros(1, 48, dtype=torch.long))
+    with pytest.raises(ValueError, match="a sequence of 49 tokens is past max_seq_len 48"):
+        engine.step(torch.zeros(1, dtype=torch.long))
+
+
+def test_rounded_graphs_run_too(exported: Exported, subject: Subject) -> None:
+    prompt = torch.arange(20)[None]
+    wanted = TransformerEngine(subject.model).prefill(prompt)
+    for file in ("model_kv.int8.onnx", "model_kv.int4.onnx", "model_fused.int8.onnx"):
+        logits = OnnxEngine(exported.folder / file).prefill(prompt)
+        assert logits.shape == wanted.shape
+        assert 0 < float((logits - wanted).abs().max()) < float(wanted.std()) * 2
+
+
+def test_a_graph_without_a_cache_is_refused(exported: Exported) -> None:
+    with pytest.raises(UserError, match="it has no key-value cache"):
+        OnnxEngine(exported.folder / "model.onnx")
+
+
+def test_other_files_are_refused(exported: Exported, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"give a \.onnx file"):
+        OnnxEngine(exported.folder / "model.pt2")
+    with pytest.raises(UserError, match="there is no such file"):
+        OnnxEngine(tmp_path / "model_kv.onnx")
+    broken = tmp_path / "model_kv.onnx"
+    broken.write_bytes((exported.folder / "model_kv.onnx").read_bytes()[:1000])
+    with pytest.raises(UserError, match="onnxruntime cannot load it") as caught:
+        OnnxEngine(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_someone_else_is_refused(exported: Exported, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(exported.folder / "model_kv.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "model_kv.onnx")
+    with pytest.raises(UserError, match="it was not exported by tinytf"):
+        OnnxEngine(tmp_path / "model_kv.onnx")
+
+
+def test_without_its_tokenizer_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tokenizer"):
+        tokenizer_beside(tmp_path / "model_kv.onnx")

@@ -1,0 +1,154 @@
+"""`tinytf verify`: the same verdict later, elsewhere, without the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_model import Exported, save_checkpoint, small_model
+
+from tinytf.commands.verify import run
+from tinytf.errors import UserError
+from tinytf.export.subject import Subject
+
+
+@pytest.fixture
+def bundle(subject: Subject, export: Callable[..., int], tmp_path: Path) -> Path:
+    """A folder with two artefacts, and its checkpoint beside it."""
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    assert export(checkpoint, "torchscript,huggingface") == 0
+    return checkpoint.parent / "export"
+
+
+def verified(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = run([str(folder), "--json", *flags])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_the_whole_bundle_passes_again(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
+    code, content = verified(exported.folder, capsys)
+    assert code == 0
+    assert content["verified_against"] == f"the checkpoint {exported.checkpoint.resolve()}"
+    for before, after in zip(exported.content["artefacts"], content["artefacts"], strict=True):
+        assert after["status"] == before["status"]
+        assert after["sha256"] == before["sha256"]
+        if "measured" in before:
+            assert after["measured"] == pytest.approx(before["measured"], rel=1e-6, abs=1e-9)
+
+
+def test_a_copied_folder_is_enough(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(bundle, elsewhere)
+    shutil.rmtree(bundle.parent)
+    code, content = verified(elsewhere, capsys)
+    assert code == 0
+    assert content["verified_against"].startswith("the weights in huggingface/model.safetensors")
+    assert all(entry["measured"]["max_abs"] < 1e-4 for entry in content["artefacts"])
+
+
+def test_without_huggingface_the_folder_still_has_its_weights(
+    subject: Subject, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    assert export(checkpoint, "torchscript") == 0
+    checkpoint.unlink()
+    code, content = verified(checkpoint.parent / "export", capsys)
+    assert code == 0
+    assert content["verified_against"].startswith("the weights in reference.safetensors")
+
+
+def test_a_changed_file_fails_and_is_named(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = bundle / "model.torchscript.pt"
+    path.write_bytes(path.read_bytes() + b"\0")
+    code, content = verified(bundle, capsys)
+    assert code == 1
+    assert [entry["name"] for entry in content["failed"]] == ["torchscript"]
+    assert content["failed"][0]["reasons"] == ["model.torchscript.pt changed since it was exported"]
+
+
+def test_a_missing_file_fails(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (bundle / "model.torchscript.pt").unlink()
+    code, content = verified(bundle, capsys)
+    assert (code, content["failed"][0]["reasons"]) == (1, ["model.torchscript.pt is gone"])
+
+
+def test_a_wrong_model_under_a_right_sum_fails_by_its_logits(
+    bundle: Path, subject: Subject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if the artefact had been exported wrong and its sum recorded: the proof does not rest on sums."""
+    from tinytf.export import torchscript
+    from tinytf.export.subject import sha256
+
+    path = bundle / "model.torchscript.pt"
+    other = small_model(subject.model.config.vocab_size)
+    other.load_state_dict(subject.model.state_dict())
+    other.embed_tokens.weight.data[-1] = 0
+    torchscript.write(Subject(other, subject.tokenizer), path, None)
+    stated = json.loads((bundle / "export.json").read_text())
+    next(entry for entry in stated["artefacts"] if entry["name"] == "torchscript")["sha256"][path.name] = sha256(path)
+    (bundle / "export.json").write_text(json.dumps(stated))
+    code, content = verified(bundle, capsys)
+    assert code == 1
+    assert content["failed"][0]["measured"]["max_abs"] > 0.1
+
+
+def test_thresholds_are_those_of_the_export_unless_given(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verified(bundle, capsys, "--threshold", "fp32.max_abs=0")[0] == 1
+    stated = json.loads((bundle / "export.json").read_text())
+    stated["thresholds"]["fp32"]["max_abs"] = 0.0
+    (bundle / "export.json").write_text(json.dumps(stated))
+    assert verified(bundle, capsys)[0] == 1
+
+
+def test_another_checkpoint_is_refused(bundle: Path, subject: Subject, tmp_path: Path) -> None:
+    other = save_checkpoint(tmp_path / "other" / "best.ckpt", subject, more=1)
+    with pytest.raises(UserError, match="it is not the checkpoint that"):
+        run([str(bundle), "--ckpt_path", str(other)])
+
+
+def test_changed_weights_are_no_reference(bundle: Path) -> None:
+    (bundle.parent / "best.ckpt").unlink()
+    weights = bundle / "huggingface" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(UserError, match="it is not the file that was exported"):
+        run([str(bundle)])
+    weights.unlink()
+    with pytest.raises(UserError, match="give --ckpt_path to verify against"):
+        run([str(bundle)])
+
+
+def test_a_changed_evaluation_set_is_refused(bundle: Path) -> None:
+    import numpy as np
+
+    windows = np.load(bundle / "evaluation.npy")
+    windows[0, 0] += 1
+    np.save(bundle / "evaluation.npy", windows)
+    with pytest.raises(UserError, match="not the evaluation set"):
+        run([str(bundle)])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "it holds no export.json"), ("{", "it is not JSON"), ("[]", "not written by tinytf")],
+)
+def test_a_folder_that_is_no_export_is_refused(content: str | None, said: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "export.json").write_text(content)
+    with pytest.raises(UserError, match=said):
+        run([str(tmp_path)])
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        run([str(tmp_path / "nowhere")])
+
+
+def test_an_export_of_a_later_tinytf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="upgrade tinytf"):
+        run([str(tmp_path)])
