@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,19 @@ import pytest
 from small_model import LOOSE, TEXT, Exported, save_checkpoint, small_model, tokenizer_of
 
 from tinytf.commands import export as export_command
+from tinytf.export import speed
 from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import FORMATS
 from tinytf.export.subject import Subject
+
+
+@pytest.fixture(autouse=True, scope="session")
+def a_short_measurement() -> Iterator[None]:
+    """No test asserts a speed, and most export."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "REPEATS", 1)
+        patch.setattr(speed, "NEW", 4)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from tinytf.model import Transformer, TransformerConfig
 TEXT = (
     "Now is the winter of our discontent\nMade glorious summer by this sun of York;\nAnd all the clouds that lour'd "
     "upon our house\nIn the deep bosom of the ocean buried. — Naïve, isn't it?\n"
-) * 12
+) * 4
 
 LOOSE = ("int8.kl=1", "int8.top1=0.5", "int8.loss=1", "int4.kl=1", "int4.top1=0.3", "int4.loss=1", "int4.relative=9")
 LOOSE += ("fp16.kl=1e-4",)

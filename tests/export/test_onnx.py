@@ -81,7 +81,7 @@ def test_int8_does_not_saturate_on_processors_that_add_in_16_bits(exported: Expo
     """Two products of an unsigned 8-bit activation and a weight fit 16 signed bits, whatever the model."""
     model = onnx.load(exported.folder / "model_kv.int8.onnx")
     weights = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == 3]
-    assert len(weights) == 2 * 4 + 1
+    assert len(weights) >= 2 * 4 + 1
     assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) * 255 * 2 < 2**15
 
 
