@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_model import Exported
 
+from tinytf.commands import generate
 from tinytf.data.tokenizer import encode
 from tinytf.errors import UserError
 from tinytf.export.running import OnnxEngine, tokenizer_beside
@@ -86,3 +87,30 @@ def test_a_model_of_someone_else_is_refused(exported: Exported, tmp_path: Path) 
 def test_without_its_tokenizer_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tokenizer"):
         tokenizer_beside(tmp_path / "model_kv.onnx")
+
+
+@pytest.mark.parametrize("flags", [["--seed", "5"], ["--temperature", "0"], ["--num_samples", "2", "--json"]])
+def test_generate_writes_the_same_from_either(
+    flags: list[str], exported: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for source in (["--ckpt_path", str(exported.checkpoint)], ["--model", str(exported.folder / "model_kv.onnx")]):
+        assert generate.run([*source, "--device", "cpu", "--prompt", "Now is", *flags]) == 0
+        texts.append(capsys.readouterr())
+    assert texts[0].out == texts[1].out
+    assert texts[0].out.startswith("Now is") or "--json" in flags
+    assert "past max_seq_len 48" in texts[1].err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "give one of --ckpt_path and --model"),
+        (["--ckpt_path", "a", "--model", "b"], "give one of --ckpt_path and --model"),
+        (["--model", "b.onnx"], "there is no such file"),
+        (["--model", "b.onnx", "--device", "cuda"], "runs on the CPU here"),
+    ],
+)
+def test_generate_refuses_in_one_line(flags: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        generate.run(flags)

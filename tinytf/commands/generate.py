@@ -40,8 +40,13 @@ The cuts apply in this order: temperature, top_k, top_p, min_p.
 
 
 def parser() -> CommandParser:
-    flags = CommandParser(prog="tinytf generate", description="Write text with a checkpoint.", epilog=NOTES)
-    add_checkpoint_flags(flags)
+    flags = CommandParser(
+        prog="tinytf generate", description="Write text with a checkpoint or an exported model.", epilog=NOTES
+    )
+    add_checkpoint_flags(flags, required=False)
+    flags.add_argument(
+        "--model", metavar="FILE", help="an exported .onnx file with a key-value cache, in place of --ckpt_path"
+    )
     prompt = flags.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default="", help="text to go on from (default: empty)")
     prompt.add_argument("--prompt_file", metavar="FILE", help="a UTF-8 file with the prompt, or - for stdin")
@@ -78,11 +83,13 @@ def run(argv: list[str]) -> int:
         UserError: where the flags, the prompt or the checkpoint cannot be used.
     """
     args = parser().parse_args(argv)
+    if bool(args.ckpt_path) == bool(args.model):
+        raise UserError("give one of --ckpt_path and --model; see tinytf generate --help")
     if "" in args.stop:
         raise UserError("--stop is empty: give the text to stop before")
     prompt = read_prompt(args)
     sampling = sampling_of(args)
-    speaker = from_checkpoint(args)
+    speaker = from_export(args) if args.model else from_checkpoint(args)
     from tinytf.data.tokenizer import end_of_text_id
 
     start = tokens_of(speaker, prompt, prompt_source(args))
@@ -100,7 +107,7 @@ def run(argv: list[str]) -> int:
             print(json.dumps({"prompt": prompt, **sample.report()}))
         sys.stdout.flush()
     except FloatingPointError as error:
-        raise UserError(f"{args.ckpt_path}: {error}; its training diverged") from error
+        raise UserError(f"{args.model or args.ckpt_path}: {error}; its training diverged") from error
     except BrokenPipeError:
         # The interpreter flushes stdout once more as it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -160,6 +167,15 @@ def from_checkpoint(args: argparse.Namespace) -> Speaker:
     device = available_device(args.device)
     loaded = load_model(checkpoint_path(args))
     return Speaker(TransformerEngine(loaded.model.to(device)), loaded.tokenizer)
+
+
+def from_export(args: argparse.Namespace) -> Speaker:
+    from tinytf.export.running import OnnxEngine, tokenizer_beside
+
+    if args.device not in ("auto", "cpu"):
+        raise UserError(f"--device {args.device}: an exported model runs on the CPU here")
+    path = Path(args.model)
+    return Speaker(OnnxEngine(path, args.threads), tokenizer_beside(path))
 
 
 def available_device(wanted: str) -> str:
