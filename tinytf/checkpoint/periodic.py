@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from tinytf.checkpoint.runs import BEST, LAST, link, saved
+from tinytf.checkpoint.runs import BEST, link, link_last, loss_of, saved
 
 
 class BestCheckpoints(ModelCheckpoint):
@@ -26,11 +26,35 @@ class BestCheckpoints(ModelCheckpoint):
         )
         self.folder = folder
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
-        if trainer.is_global_zero and self.best_model_path:
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        # Lightning calls it after the new file is in its list and before the displaced one is removed: linked here,
+        # no link ever points at nothing.
+        super()._save_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
             link(self.folder, BEST, Path(self.best_model_path))
             link_last(self.folder)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if not trainer.sanity_checking:
+            self._forget_displaced(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._forget_displaced(trainer)  # A run that was already done when it was resumed validates no more.
+
+    def _forget_displaced(self, trainer: Trainer) -> None:
+        """Remove what was displaced from a full list but is still there.
+
+        A kill just after the new file was saved leaves it, and Lightning never removes the one it resumed from. A file
+        better than the worst of the list was not displaced, and is never touched.
+        """
+        if len(self.best_k_models) < max(self.save_top_k, 1):
+            return
+        listed = {Path(path).name for path in self.best_k_models}
+        worst = max(loss_of(Path(path)) for path in self.best_k_models)
+        for path in saved(self.folder):
+            if path.name not in listed and loss_of(path) >= worst and not is_periodic(path):
+                trainer.strategy.remove_checkpoint(path)
 
 
 class PeriodicCheckpoint(Checkpoint):
@@ -63,6 +87,9 @@ class PeriodicCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._forget_old(trainer)  # A kill between a save and this leaves one too many.
+
     def save(self, trainer: Trainer) -> None:
         """Save unless this step already is; every process must call it."""
         if trainer.global_step == self.done:
@@ -71,16 +98,13 @@ class PeriodicCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.folder / f"step={trainer.global_step:07d}.ckpt")
         if trainer.is_global_zero:
             link_last(self.folder)
-            self._forget_old(trainer)
+        self._forget_old(trainer)
 
     def _forget_old(self, trainer: Trainer) -> None:
-        periodic = [path for path in saved(self.folder) if "-" not in path.name]
+        periodic = [path for path in saved(self.folder) if is_periodic(path)]
         for old in periodic[self.keep :] if self.keep else []:
             trainer.strategy.remove_checkpoint(old)
 
 
-def link_last(folder: Path) -> None:
-    """Point ``last.ckpt`` at the run's newest checkpoint."""
-    newest = saved(folder)
-    if newest:
-        link(folder, LAST, newest[0])
+def is_periodic(path: Path) -> bool:
+    return "-" not in path.name

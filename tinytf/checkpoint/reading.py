@@ -64,7 +64,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: it was not written by tinytf")
     if entry["format"] > FORMAT:
         raise UserError(
-            f"checkpoint {path}: its format {entry['format']} is newer than the {FORMAT} that this tinytf reads: upgrade"
+            f"checkpoint {path}: its format {entry['format']} is newer than the {FORMAT} this tinytf reads: upgrade"
         )
     return content
 

@@ -36,7 +36,7 @@ class ExactResume(Callback):
         loop = checkpoint["loops"]["fit_loop"]
         batch = loop["epoch_loop.batch_progress"]
         validation = loop["epoch_loop.val_loop.batch_progress"]
-        due = trainer.enable_validation and done % trainer.val_check_batch == 0
+        due = trainer.enable_validation and done % int(trainer.val_check_batch or 1) == 0
         if due and batch["total"]["completed"] == done:
             # Otherwise the restarted loop counts this step twice, and every later row is logged one step late.
             loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step - 1
@@ -62,10 +62,14 @@ class ExactResume(Callback):
             )
 
     def _follow_the_folder(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-        # ModelCheckpoint stores absolute paths, and drops its list of the best where they are not today's.
+        # ModelCheckpoint stores absolute paths, and drops its list of the best where they are not today's. A run that
+        # branches into a folder of its own starts a list of its own: the files of the old one are not in it.
+        in_place = Path(str(trainer.ckpt_path)).resolve().parent == self.folder.resolve()
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
-            if isinstance(callback, BestCheckpoints) and state:
+            if isinstance(callback, BestCheckpoints) and state and not in_place:
+                del checkpoint["callbacks"][callback.state_key]
+            elif isinstance(callback, BestCheckpoints) and state:
                 state["dirpath"] = str(callback.dirpath)
                 for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
                     state[key] = self._here(state[key])
@@ -77,4 +81,5 @@ class ExactResume(Callback):
 
 def batches_done(trainer: Trainer) -> int:
     """Micro-batches trained on since the run began, over all its attempts."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    # Lightning's annotation names the tracker's base class, which lacks the attribute.
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ ROOT = Path("checkpoints")
 BEST, LAST = "best", "last"
 
 VERSION = re.compile(r"version_(\d+)")
-SAVED = re.compile(r"step=(\d+)(?:-val_loss=(.+))?\.ckpt")
+SAVED = re.compile(r"step=(\d+)(?:-val_loss=(nan|-?inf|-?\d+\.\d+))?\.ckpt")
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,13 @@ def saved(folder: Path) -> list[Path]:
     return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
+def loss_of(path: Path) -> float:
+    """The val/loss in a checkpoint's name; infinite where there is none, or no number."""
+    match = SAVED.fullmatch(path.name)
+    loss = float(match[2] or "inf") if match else math.inf
+    return math.inf if math.isnan(loss) else loss
+
+
 def last_intact(folder: Path) -> Path | None:
     """The newest checkpoint of a run whose checksums hold; each damaged one that is passed over is named."""
     for path in saved(folder):
@@ -80,13 +88,8 @@ def best_intact(folder: Path) -> Path | None:
     link = folder / f"{BEST}.ckpt"
     if link.exists() and damage(link) is None:
         return link.resolve()
-    scored = []
-    for path in saved(folder):
-        match = SAVED.fullmatch(path.name)
-        assert match
-        if match[2] is not None:
-            scored.append((float(match[2]), path))
-    for _, path in sorted(scored):
+    scored = [path for path in saved(folder) if SAVED.fullmatch(path.name)[2] is not None]  # type: ignore[index]
+    for path in sorted(scored, key=loss_of):
         wrong = damage(path)
         if wrong is None:
             return path
@@ -109,6 +112,8 @@ def resolve(ckpt_path: str, name: str | None = None, root: str | Path = ROOT) ->
         if "://" in ckpt_path:
             raise UserError(f"--ckpt_path {ckpt_path}: only local files are loaded; download it first")
         path = Path(ckpt_path)
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"--ckpt_path {ckpt_path}: it links to {path.readlink()}, which is gone; give another file")
         if not path.exists():
             raise UserError(f"--ckpt_path {ckpt_path}: there is no such file")
         return path
@@ -130,3 +135,20 @@ def link(folder: Path, name: str, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
     temporary.replace(folder / f"{name}.ckpt")
+
+
+def link_last(folder: Path) -> None:
+    """Point ``last.ckpt`` at the run's newest checkpoint."""
+    newest = saved(folder)
+    if newest:
+        link(folder, LAST, newest[0])
+
+
+def link_best(folder: Path) -> None:
+    """Point a missing or dangling ``best.ckpt`` at the file with the lowest loss in its name; drop it without one."""
+    best = folder / f"{BEST}.ckpt"
+    scored = [path for path in saved(folder) if not math.isinf(loss_of(path))]
+    if not best.exists() and scored:
+        link(folder, BEST, min(scored, key=loss_of))
+    elif not best.exists():
+        best.unlink(missing_ok=True)

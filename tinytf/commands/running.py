@@ -13,19 +13,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from tinytf.checkpoint.contents import SelfContained
+from tinytf.checkpoint.mending import mend
 from tinytf.checkpoint.periodic import BestCheckpoints, PeriodicCheckpoint
 from tinytf.checkpoint.reading import read_checkpoint
 from tinytf.checkpoint.resume import ExactResume
-from tinytf.checkpoint.runs import VERSION, claim, last_intact, saved
+from tinytf.checkpoint.runs import claim, last_intact, saved
 from tinytf.checkpoint.settings import CheckpointSettings
 from tinytf.checkpoint.stopping import GracefulStop
-from tinytf.checkpoint.writing import DurableCheckpointIO, sweep
+from tinytf.checkpoint.writing import DurableCheckpointIO
+from tinytf.tracking.callbacks import build_callbacks
+from tinytf.tracking.jsonl import FILE_NAME
 from tinytf.tracking.loggers import build_loggers, run_id_of
 from tinytf.tracking.metrics_file import MetricsFile
 from tinytf.tracking.progress import StepProgress
 from tinytf.tracking.provenance import collect
 from tinytf.tracking.settings import TrackingSettings
-from tinytf.tracking.throughput import Throughput
 
 CLAIMED: list[Path] = []
 """Folders that this process made."""
@@ -64,17 +66,26 @@ class Run:
 def run_folder(root: Path, name: str, resume: Resume | None) -> Path:
     """The folder of a new run, or that of the run which goes on.
 
-    A run goes on in place only from its newest checkpoint. From an older one, or one copied out of its folder, it
-    branches into a folder of its own, because going on in place would overwrite what came after.
+    A run goes on in place only from its newest checkpoint, wherever its folder has moved to. From an older one, or
+    one copied out of its folder, it branches into a folder of its own, because going on in place would overwrite what
+    came after; so it does where another name or root is asked for.
     """
     if resume:
         folder = resume.path.resolve().parent
-        if VERSION.fullmatch(folder.name) and (folder / "config.yaml").is_file() and folder.parent.name == name:
+        is_run = (folder / "config.yaml").is_file() and (folder / FILE_NAME).is_file()
+        if is_run and not asks_elsewhere(root, name, folder, resume.entry["config"]):
             newest = last_intact(folder)
             if newest and Resume.read(newest).step <= resume.step:
                 return folder
     CLAIMED.append(claim(root, name))
     return CLAIMED[-1]
+
+
+def asks_elsewhere(root: Path, name: str, folder: Path, saved_config: dict[str, Any]) -> bool:
+    """Whether a name or root is given now that is neither the one the run began with nor the one its folder has."""
+    other_name = name not in (saved_config["name"], folder.parent.name)
+    other_root = str(root) != saved_config["checkpoint"]["dir"] and root.resolve() not in folder.parents
+    return other_name or other_root
 
 
 def discard_claimed() -> None:
@@ -91,7 +102,8 @@ def discard_claimed() -> None:
 def prepare_folder(root: Path, name: str, config: dict[str, Any], resume: Resume | None) -> Path:
     """A folder ready to be written to, with the config in it."""
     folder = run_folder(root, name, resume)
-    sweep(folder)
+    if resume and resume.path.resolve().parent == folder.resolve():
+        mend(folder, resume.path, resume.step >= config["trainer"]["max_steps"])
     write_config(folder, config, resume)
     return folder
 
@@ -132,9 +144,7 @@ def build_run(
     exact = ExactResume(folder)
     callbacks = [
         SameFolder(best, periodic, exact),
-        Throughput(),
-        # After what it writes down, and before what saves: the row of a step is on disk before its checkpoint is.
-        metrics,
+        *build_callbacks(tracking, metrics, folder, config, provenance),
         *([StepProgress(metrics)] if config["trainer"]["enable_progress_bar"] is not False else []),
         exact,
         SelfContained(config, provenance),

@@ -47,6 +47,12 @@ class Journal:
         """What the file holds, oldest first; nothing where there is none yet."""
         return read(self.path) if self.path.exists() else iter(())
 
+    def last_event(self) -> str | None:
+        """Of the last whole line; None where there is none."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        events = (record["event"] for line in reversed(lines) if (record := decode(line)))
+        return next(events, None)
+
     def durable(self) -> None:
         """Return when every record so far would survive a power cut."""
         os.fsync(self._opened())
