@@ -1,0 +1,145 @@
+"""GGUF files: read back tensor by tensor always, run in llama.cpp where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_model import TEXT, small_model, tokenizer_of
+from tokenizers import Tokenizer, models
+
+from tinytf.data.tokenizer import character_tokenizer
+from tinytf.export import gguf_file
+from tinytf.export.evaluation import Evaluation
+from tinytf.export.formats import FORMATS
+from tinytf.export.gguf_file import F16, F32, Q8_0, Gguf, from_llama_cpp, to_llama_cpp
+from tinytf.export.judge import NOT_VERIFIED, PASSED, Judge
+from tinytf.export.subject import Subject
+from tinytf.export.thresholds import with_overrides
+
+gguf = pytest.importorskip("gguf")
+
+KINDS = [F32, F16, Q8_0]
+
+
+def subject_of(tokenizer: Tokenizer, **changes: Any) -> Subject:
+    return Subject(small_model(tokenizer.get_vocab_size(), **changes), tokenizer, "trial")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("qk_norm", [True, False], ids=["qwen3", "llama"])
+def test_every_tensor_comes_back(kind: Gguf, qk_norm: bool, tmp_path: Path) -> None:
+    subject = subject_of(tokenizer_of("char"), qk_norm=qk_norm)
+    kind.write(subject, tmp_path / "model.gguf", None)
+    assert gguf_file.tensor_problems(subject, tmp_path / "model.gguf", kind.kind) == []
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "embed_tokens.weight",
+        "layers.1.self_attn.q_proj.weight",
+        "layers.0.mlp.gate_proj.weight",
+        "layers.1.self_attn.k_norm.weight",
+        "norm.weight",
+    ],
+)
+def test_a_tensor_that_is_not_the_models_is_named(kind: Gguf, name: str, tmp_path: Path) -> None:
+    subject = subject_of(tokenizer_of("char"))
+    kind.write(subject, tmp_path / "model.gguf", None)
+    # A tenth of a row's largest value: several steps of 8 bits, less than any coarse check would see.
+    weight = subject.model.state_dict()[name]
+    weight[-1] += 0.1 * weight.abs().max()
+    assert gguf_file.tensor_problems(subject, tmp_path / "model.gguf", kind.kind) == [
+        f"tensor {gguf_file.gguf_name(name)} is not {name}"
+    ]
+
+
+def test_llama_without_the_permutation_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of(tokenizer_of("char"), qk_norm=False)
+    monkeypatch.setattr(gguf_file, "to_llama_cpp", lambda name, weight, config: weight)
+    F32.write(subject, tmp_path / "model.gguf", None)
+    found = gguf_file.tensor_problems(subject, tmp_path / "model.gguf", "F32")
+    assert len(found) == 4
+    assert all("attn_q" in problem or "attn_k" in problem for problem in found)
+
+
+def test_llama_rows_are_interleaved_head_by_head() -> None:
+    """By hand: of a head's rows 0 1 2 3, halves (0, 1) and (2, 3), neighbours must be the pairs 0 2 and 1 3."""
+    config = small_model(10, d_model=16, qk_norm=False).config
+    rows = np.repeat(np.arange(8.0)[:, None], 16, axis=1)
+    name = "layers.0.self_attn.k_proj.weight"
+    there = to_llama_cpp(name, rows, config)
+    assert there[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert np.array_equal(from_llama_cpp(name, there, config), rows)
+    assert np.array_equal(to_llama_cpp("layers.0.self_attn.v_proj.weight", rows, config), rows)
+
+
+def test_the_file_states_shape_and_tokenizer(tmp_path: Path) -> None:
+    subject = subject_of(tokenizer_of("bpe"))
+    F32.write(subject, tmp_path / "model.gguf", None)
+    fields = gguf.GGUFReader(str(tmp_path / "model.gguf")).fields
+    config = subject.model.config
+    stated = {name: fields[name].contents() for name in fields}
+    assert stated["general.architecture"] == "qwen3"
+    assert stated["qwen3.context_length"] == config.max_seq_len
+    assert stated["qwen3.attention.head_count_kv"] == config.kv_heads
+    assert stated["qwen3.attention.key_length"] == config.head_dim
+    assert stated["qwen3.rope.freq_base"] == config.rope_theta
+    assert stated["qwen3.attention.layer_norm_rms_epsilon"] == pytest.approx(config.norm_eps)
+    assert stated["tokenizer.ggml.model"] == "gpt2"
+    tokens = stated["tokenizer.ggml.tokens"]
+    assert [subject.tokenizer.token_to_id(token) for token in tokens] == list(range(config.vocab_size))
+    assert stated["tokenizer.ggml.eos_token_id"] == subject.tokenizer.token_to_id("<|endoftext|>")
+
+
+def test_an_embedding_with_more_rows_than_tokens_is_filled_up(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("char")
+    subject = Subject(small_model(tokenizer.get_vocab_size() + 3), tokenizer)
+    F32.write(subject, tmp_path / "model.gguf", None)
+    fields = gguf.GGUFReader(str(tmp_path / "model.gguf")).fields
+    assert len(fields["tokenizer.ggml.tokens"].contents()) == subject.model.config.vocab_size
+
+
+def test_tokenizers_that_llama_cpp_has_not_are_refused() -> None:
+    other = Tokenizer(models.WordLevel({"word": 0}, unk_token="word"))
+    assert "neither by character nor" in str(F32.refusal(Subject(small_model(10), other)))
+    taken = character_tokenizer("a ▁", end_of_text=False)
+    assert "U+2581" in str(F32.refusal(Subject(small_model(10), taken)))
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+@pytest.mark.parametrize("qk_norm", [True, False], ids=["qwen3", "llama"])
+@pytest.mark.parametrize("name", ["gguf-f32", "gguf-f16", "gguf-q8_0"])
+def test_the_verdict(name: str, qk_norm: bool, tokenizer: str, tmp_path: Path) -> None:
+    """Passed where llama.cpp is there to say so, logits and token ids; not verified where it is not."""
+    subject = subject_of(tokenizer_of(tokenizer), qk_norm=qk_norm)
+    ids = np.array(subject.tokenizer.encode(TEXT).ids)
+    evaluation = Evaluation.from_ids(ids, "text", 48)
+    loose = ["int8.kl=1", "int8.top1=0.5", "int8.loss=1", "fp16.kl=1e-4"]
+    judge = Judge.of(subject, evaluation, with_overrides(loose), 1)
+    FORMATS[name].write(subject, tmp_path / "model.gguf", None)
+    outcome = judge.verdict(FORMATS[name], tmp_path / "model.gguf")
+    assert outcome.status == (PASSED if find_spec("llama_cpp") else NOT_VERIFIED), outcome.reasons
+
+
+def test_a_file_that_does_not_hold_the_model_fails_without_llama_cpp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinytf.export import formats
+    from tinytf.export.judge import FAILED
+
+    hide: Callable[[str], Any] = lambda name: None if name == "llama_cpp" else find_spec(name)  # noqa: E731
+    monkeypatch.setattr(formats, "find_spec", hide)
+    subject = subject_of(tokenizer_of("char"))
+    F32.write(subject, tmp_path / "model.gguf", None)
+    evaluation = Evaluation.from_ids(np.array(subject.tokenizer.encode(TEXT).ids), "text", 48)
+    subject.model.embed_tokens.weight.data[-1] = 0
+    outcome = Judge.of(subject, evaluation, with_overrides([]), 1).verdict(FORMATS["gguf-f32"], tmp_path / "model.gguf")
+    assert outcome.status == FAILED
+    assert outcome.reasons[0] == "tensor token_embd.weight is not embed_tokens.weight"

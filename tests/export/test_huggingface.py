@@ -1,0 +1,105 @@
+"""The folder that transformers opens with no code of ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_model import TEXT, small_model, tokenizer_of
+
+from tinytf.data.tokenizer import encode
+from tinytf.export import huggingface
+from tinytf.export.subject import Subject
+from tinytf.model.decoding import TransformerEngine, decode
+from tinytf.model.sampling import Sampling
+
+transformers = pytest.importorskip("transformers")
+
+TEXTS = [TEXT[:200], "  two  spaces\n\n\tand a tab ", "n't 've it's", "—", "aaaaaaaa"]
+
+
+def folder_of(kind: str, tmp_path: Path, **changes: object) -> tuple[Subject, Path]:
+    tokenizer = tokenizer_of(kind)
+    subject = Subject(small_model(tokenizer.get_vocab_size(), **changes), tokenizer, "trial", {"step": 7})
+    path = tmp_path / "huggingface"
+    huggingface.write(subject, path, None)
+    return subject, path
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_token_ids_are_equal_and_texts_come_back(kind: str, tmp_path: Path) -> None:
+    subject, path = folder_of(kind, tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    for text in TEXTS if kind == "bpe" else TEXTS[:1]:
+        ids = tokenizer(text)["input_ids"]
+        assert ids == encode(subject.tokenizer, text)
+        assert tokenizer.decode(ids) == text
+    assert huggingface.problems(subject, TEXTS[0], path) == []
+
+
+def test_another_tokenizer_is_caught(tmp_path: Path) -> None:
+    subject, path = folder_of("bpe", tmp_path)
+    tokenizer_of("char").save(str(path / "tokenizer.json"))
+    assert huggingface.problems(subject, TEXTS[0], path) == ["AutoTokenizer gives other token ids"]
+
+
+@pytest.mark.parametrize("qk_norm", [True, False], ids=["Qwen3", "Llama"])
+def test_greedy_text_is_equal(qk_norm: bool, tmp_path: Path) -> None:
+    subject, path = folder_of("bpe", tmp_path, qk_norm=qk_norm)
+    prompt = encode(subject.tokenizer, "Now is")
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
+    assert type(model).__name__.startswith("Qwen3" if qk_norm else "Llama")
+    new = 48 - len(prompt)
+    written = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=new, eos_token_id=None)
+    steps = decode(TransformerEngine(subject.model), prompt, Sampling(0.0), [0])
+    assert written[0, len(prompt) :].tolist() == [int(next(steps)) for _ in range(new)]
+
+
+def test_weights_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
+    """transformers fills what is missing with random numbers, and only tells."""
+    from safetensors.torch import load_file, save_file
+
+    _, path = folder_of("char", tmp_path)
+    weights = load_file(path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="up_proj"):
+        huggingface.open_runner(path, 1)
+
+
+def test_it_opens_in_a_python_without_tinytf(tmp_path: Path) -> None:
+    _, path = folder_of("char", tmp_path)
+    code = (
+        "import sys; sys.modules['tinytf'] = None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model, tokenizer = AutoModelForCausalLM.from_pretrained({str(path)!r}), "
+        f"AutoTokenizer.from_pretrained({str(path)!r})\n"
+        "print(len(tokenizer.decode(model.generate(**tokenizer('Now', return_tensors='pt'), max_new_tokens=5)[0])))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 8
+
+
+def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
+    subject, path = folder_of("char", tmp_path)
+    card = (path / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n")
+    assert f"{subject.model.config.parameter_count:,}" in card
+    assert "| Steps | 7 |" in card
+
+
+def test_no_default_token_id_stands_in_for_a_missing_one(tmp_path: Path) -> None:
+    """Left out, transformers would take id 1 for the beginning of a text and id 2 for its end."""
+    from tinytf.data.tokenizer import character_tokenizer
+
+    tokenizer = character_tokenizer(TEXT, end_of_text=False)
+    huggingface.write(Subject(small_model(tokenizer.get_vocab_size()), tokenizer), tmp_path / "hf", None)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["eos_token_id"] is None
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True)
+    assert model.generation_config.eos_token_id is None
