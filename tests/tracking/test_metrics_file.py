@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from toy_run import BATCH, SEQ, Dies, ToyModule, fit, records
 
 from tinytf.tracking import process
-from tinytf.tracking.metrics_file import MEASURES_MACHINE, MetricsFile, to_floats, why
+from tinytf.tracking.metrics_file import MEASURES_MACHINE, MetricsFile, note, to_floats, why
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -53,6 +53,18 @@ def test_with_accumulation_the_step_is_the_optimizers(folder: Path) -> None:
 def test_a_value_that_was_not_logged_at_a_step_is_not_repeated(folder: Path) -> None:
     fit(folder, [MetricsFile(folder, {})], module=ToyModule(dropped=frozenset({4, 6, 10})))
     assert [row["step"] for row in rows(folder) if "train/sometimes" in row] == [2, 8, 12]
+
+
+class Notes(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step in (2, 3, 8):
+            note(trainer, {"train/noted": float(trainer.global_step), "train/tensor": torch.tensor(0.5)})
+
+
+def test_a_note_is_in_the_next_row_and_in_no_other(folder: Path) -> None:
+    fit(folder, [Notes(), MetricsFile(folder, {})])
+    noted = {row["step"]: row["train/noted"] for row in rows(folder) if "train/noted" in row}
+    assert noted == {2: 2.0, 4: 3.0, 8: 8.0}
 
 
 def test_values_are_short_and_exact_in_float32() -> None:

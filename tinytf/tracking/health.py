@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tinytf.tracking.metrics_file import note
+
 log = logging.getLogger(__name__)
 
 WINDOW = 50
@@ -46,7 +48,7 @@ class LossHealth(Callback):
             return
         loss = trainer.callback_metrics["train/loss"].item()
         if self.smoothing:
-            pl_module.log("train/loss_smooth", self._smoothed(loss), logger=False)
+            note(trainer, {"train/loss_smooth": self._smoothed(loss)})
         if self.spike_factor and trainer.is_global_zero:
             self._watch(loss)
 

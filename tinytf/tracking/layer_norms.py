@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tinytf.errors import UserError
+from tinytf.tracking.metrics_file import note
 
 
 class LayerNorms(Callback):
@@ -51,7 +52,7 @@ class LayerNorms(Callback):
             changes = [now.detach() - before for now, before in zip(parameters, self._before[name], strict=True)]
             self._values[f"{name}/weight_norm"] = norm(parameters)
             self._values[f"{name}/update_norm"] = norm(changes)
-        pl_module.log_dict(self._values, logger=False)
+        note(trainer, self._values)
         self._before, self._values = {}, {}
 
 

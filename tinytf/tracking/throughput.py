@@ -11,11 +11,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinytf.model import TransformerConfig
+from tinytf.tracking.metrics_file import note
 from tinytf.tracking.peak import peak_flops
 
 
 class Throughput(Callback):
-    """Logs, at each logging step, what the steps since the last one cost.
+    """Notes, for the row of each logging step, what the steps since the last one cost.
 
     - ``train/tokens_per_sec``: over the time of training steps, data and logging; validation, saving and the first
       step (which compiles) are left out.
@@ -90,7 +91,7 @@ class Throughput(Callback):
                 values["train/mfu"] = speed * self.flops / (self.peak * trainer.world_size)
         if pl_module.device.type == "cuda":
             values["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
-        pl_module.log_dict(values, logger=False, rank_zero_only=True)
+        note(trainer, values)
         self._reset()
         self._writing = True
 
