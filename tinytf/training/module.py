@@ -233,7 +233,7 @@ class LanguageModel(LightningModule):
 
     def _finish_evaluation(self) -> None:
         assert self.metrics is not None
-        # While fitting, they are written as the training rows are; elsewhere Lightning prints a table of what is logged.
+        # While fitting, they are written as the training rows are; elsewhere Lightning prints what is logged as a table.
         self.log_dict(self.metrics.compute(), logger=self.trainer.state.fn != "fit")
         self.metrics = None
 
