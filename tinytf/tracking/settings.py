@@ -55,11 +55,11 @@ class ProfileSettings:
     """A PyTorch trace of a few steps.
 
     Args:
-        start_step: the first step in the trace; later than the warm-up of caches and compilers.
-        steps: optimizer steps in the trace.
+        start_step: the first step in the trace, counted from where the process starts; later than what warms up.
+        steps: optimizer steps in the trace; a validation that falls between them is in it too.
     """
 
-    start_step: int = 10
+    start_step: int = 12
     steps: int = 3
 
 

@@ -31,6 +31,8 @@ class Wandb(WandbLogger):
             name=f"{run_dir.parent.name}/{run_dir.name}", save_dir=str(run_dir), id=run_id,
             project=settings.project, entity=settings.entity, tags=settings.tags, group=run_dir.parent.name,
         )  # fmt: skip
+        # Lightning passes it always, and W&B warns that it means nothing any more.
+        self._wandb_init.pop("anonymous", None)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
