@@ -27,6 +27,7 @@ def quiet_libraries() -> None:
         ".*your dataloader is not resumable.*",  # Its position is one integer in the datamodule's state.
         ".*callbacks used to create the checkpoint need to be provided.*",  # An evaluation needs none of them.
         ".*but have no logger configured.*",  # The table of results goes to stdout.
+        ".*It is recommended to use .*sync_dist=True.*",  # torchmetrics has brought the processes' sums together.
         ".*litlogger.*",
         ".*litmodels.*",
     ):

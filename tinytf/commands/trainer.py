@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 def run(argv: list[str]) -> int:
     """Run ``argv[0]``, one of the four commands."""
     quiet_libraries()
+    if rank_zero_only.rank:  # The first process says it for all.
+        logging.getLogger("tinytf").setLevel(logging.ERROR)
     try:
         CommandLine(
             LanguageModel,
@@ -180,7 +182,7 @@ def find_checkpoint(command: str, given: Given, required: bool) -> Path | None:
         runs = versions(root, given.name)
         newest = last_intact(runs[-1]) if runs else None
         if newest is None:
-            log.info("--ckpt_path last: nothing saved yet in %s, starting afresh", runs[-1] if runs else root)
+            log.info("--ckpt_path last: no intact checkpoint yet in %s, starting afresh", runs[-1] if runs else root)
         return newest
     return resolve(given.ckpt_path, given.name, root)
 

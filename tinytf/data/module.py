@@ -14,6 +14,7 @@ from tinytf.data.prepare import Prepared, TextSettings, prepare
 from tinytf.data.store import TokenIds
 from tinytf.data.tokenizer import tokenizer_from_text
 from tinytf.data.windows import Batch, CountFrom, EvalBatches, TrainBatches, require_window
+from tinytf.data.workers import leave_signals_to_the_trainer
 from tinytf.errors import UserError
 
 
@@ -153,6 +154,7 @@ class TextDataModule(LightningDataModule):
             sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=leave_signals_to_the_trainer,
             pin_memory=self._on_cuda(),
         )
 
