@@ -208,6 +208,12 @@ def test_a_missing_package_names_its_extra(folder: Path, monkeypatch: pytest.Mon
         build_loggers(settings, folder, "id")
 
 
+def test_processes_but_the_first_have_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinytf.tracking.loggers.rank_zero_only.rank", 1)
+    assert build_loggers(TrackingSettings(csv=True, mlflow=MlflowSettings()), folder, "id") == []
+    assert not (folder.parent.parent / "mlruns").exists()
+
+
 def test_other_lightning_loggers_get_the_rows_too(folder: Path) -> None:
     from lightning.pytorch.loggers.logger import DummyLogger
 

@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from tinytf.errors import UserError
 from tinytf.tracking.csv_file import CsvFile
@@ -20,7 +21,7 @@ from tinytf.tracking.wandb import Wandb
 def build_loggers(
     settings: TrackingSettings, run_dir: Path, run_id: str, resume_step: int | None = None
 ) -> list[Logger]:
-    """The trackers of a run, for ``Trainer(logger=…)``; several at once are fine.
+    """The trackers of a run, for ``Trainer(logger=…)``; several at once are fine. None in other processes.
 
     Args:
         settings: which.
@@ -31,6 +32,8 @@ def build_loggers(
     Raises:
         UserError: where a tracker's package is missing.
     """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return []  # The first process alone writes, and knows the run's folder before training starts.
     loggers: list[Logger] = []
     if settings.tensorboard:
         loggers.append(TensorBoard(run_dir, resume_step))
