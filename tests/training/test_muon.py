@@ -29,7 +29,7 @@ def descend(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], st
 
 def test_hidden_matrices_take_torchs_muon_step() -> None:
     ours, theirs = matrices(), matrices()
-    descend(MuonAdamW([{"name": "hidden", "params": ours}], lr=0.02, weight_decay=0.1), ours)
+    descend(MuonAdamW([{"name": "hidden", "params": ours}], muon_lr=0.02, weight_decay=0.1), ours)
     descend(torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.1), theirs)
     for a, b in zip(ours, theirs, strict=True):
         # torch iterates in bfloat16, which has three digits.
@@ -39,7 +39,7 @@ def test_hidden_matrices_take_torchs_muon_step() -> None:
 def test_other_parameters_take_torchs_adamw_step() -> None:
     ours, theirs = matrices(), matrices()
     settings = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    descend(MuonAdamW([{"name": "norm", "params": ours}], adamw_lr=3e-3, **settings), ours)
+    descend(MuonAdamW([{"name": "norm", "params": ours}], lr=3e-3, **settings), ours)
     descend(torch.optim.AdamW(theirs, lr=3e-3, **settings), theirs)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)

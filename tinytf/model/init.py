@@ -10,8 +10,8 @@ from torch import nn
 if TYPE_CHECKING:
     from tinytf.model.transformer import Transformer
 
-EMBEDDING_STD = 0.02
-"""GPT-2's."""
+EMBEDDING_STD = 0.2
+"""Ten times GPT-2's: the blocks' first updates are then small beside the token they are added to."""
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def initialize(model: Transformer) -> None:
     - The matrices that write to the residual stream (``o_proj``, ``down_proj``) are zero: each block starts as
       the identity, so depth does not change the scale of the stream (Zhang et al. 2019, arXiv:1901.09321).
     - The final norm's weight starts at ``1 / (std * d_model)``. With tied embeddings a token's own logit starts
-      as ``std * d_model`` (5 at 256 wide, 15 at 768): the model would insist on repeating its input. Scaled so,
+      as ``std * d_model`` (51 at 256 wide): the model would insist on repeating its input. Scaled so,
       that logit is 1, the others near 0, and the first loss near ln(vocab_size).
     """
     d_model = model.config.d_model

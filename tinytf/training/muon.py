@@ -31,11 +31,11 @@ class MuonAdamW(Optimizer):
 
     Args:
         params: parameter groups, each a dict with ``params`` and ``name``.
-        lr: Muon's step size: the spectral norm of a square matrix's update.
+        lr: AdamW's step size, by the name it has in torch, so that a change of class keeps its meaning.
+        muon_lr: Muon's step size: the spectral norm of a square matrix's update.
         momentum: Muon's, in Nesterov's form.
         ns_steps: Newton-Schulz iterations.
         weight_decay: decoupled, for every group that does not set its own.
-        adamw_lr: step size of AdamW.
         betas: AdamW's decay rates of the first and second moment.
         eps: AdamW's.
 
@@ -46,15 +46,15 @@ class MuonAdamW(Optimizer):
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
-        lr: float = 0.02,
+        lr: float = 3e-3,
+        muon_lr: float = 0.02,
         momentum: float = 0.95,
         ns_steps: int = 5,
         weight_decay: float = 0.0,
-        adamw_lr: float = 3e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
-        for name, value in (("lr", lr), ("adamw_lr", adamw_lr), ("weight_decay", weight_decay), ("eps", eps)):
+        for name, value in (("lr", lr), ("muon_lr", muon_lr), ("weight_decay", weight_decay), ("eps", eps)):
             if value < 0:
                 raise ValueError(f"{name} is {value}, but must not be negative")
         for name, value in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
@@ -65,9 +65,7 @@ class MuonAdamW(Optimizer):
             if group.get("name") == "hidden":
                 if any(p.ndim != 2 for p in group["params"]):
                     raise ValueError("Muon takes matrices only: a parameter of the hidden group has another shape")
-                group.setdefault("lr", lr)
-            else:
-                group.setdefault("lr", adamw_lr)
+                group.setdefault("lr", muon_lr)
         defaults = {
             "lr": lr,
             "momentum": momentum,
