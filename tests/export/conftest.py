@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +66,8 @@ def exported(
     """Every format that can be written here, but the one that compiles for a minute."""
     checkpoint = save_checkpoint(tmp_path_factory.mktemp("run") / "version_0" / "best.ckpt", subject)
     names = [name for name, format in FORMATS.items() if name != "aoti" and not format.missing("writing")]
-    code = export(checkpoint, ",".join(names))
+    with redirect_stderr(io.StringIO()) as said:
+        code = export(checkpoint, ",".join(names))
     folder = checkpoint.parent / "export"
     content = json.loads((folder / "export.json").read_text())
-    return Exported(checkpoint, folder, content, code, text_file)
+    return Exported(checkpoint, folder, content, code, said.getvalue(), text_file)

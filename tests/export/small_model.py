@@ -70,6 +70,7 @@ class Exported:
     folder: Path
     content: dict[str, Any]
     code: int
+    said: str
     text: Path
 
     def entry(self, name: str) -> dict[str, Any]:

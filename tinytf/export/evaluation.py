@@ -108,7 +108,7 @@ def chunked(evaluation: Evaluation, max_seq_len: int) -> Iterator[Case]:
         (4, (3, 1, 5, 1, 1)),
     ):
         chunks = tuple(chunk for chunk in plan if chunk > 0)
-        if sum(chunks) <= max_seq_len:
+        if sum(chunks) <= max_seq_len and (batch_size, sum(chunks)) != EXPORT_SHAPE:
             yield Case(evaluation.batch(batch_size, sum(chunks)), chunks)
 
 

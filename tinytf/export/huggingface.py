@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -146,9 +148,9 @@ def problems(subject: Subject, text: str, path: Path) -> list[str]:
         return []
     import transformers
 
-    with quiet():
+    with silent():
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if ids != encode(subject.tokenizer, text):
         return ["AutoTokenizer gives other token ids"]
     back = tokenizer.decode(ids, skip_special_tokens=False)
@@ -158,7 +160,7 @@ def problems(subject: Subject, text: str, path: Path) -> list[str]:
 def open_runner(path: Path, threads: int) -> Runner:
     import transformers
 
-    with quiet(), _no_progress():
+    with silent():
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             path, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
@@ -180,19 +182,18 @@ def open_runner(path: Path, threads: int) -> Runner:
     return Runner(f"transformers {transformers.__version__}", start)
 
 
-def _no_progress() -> Any:
-    from contextlib import contextmanager
-
+@contextmanager
+def silent() -> Iterator[None]:
+    """transformers sets its logger up as it is imported, and draws a bar as it loads; both are put back."""
     from transformers.utils import logging
 
-    @contextmanager
-    def silent() -> Any:
-        before = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with quiet():
             yield
-        finally:
-            if before:
-                logging.enable_progress_bar()
-
-    return silent()
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
