@@ -83,7 +83,9 @@ class End:
         for name in ("best", "rows", "files"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                found.append(f"{name} {[x for x in theirs if x not in mine]} for {[x for x in mine if x not in theirs]}")
+                found.append(
+                    f"{name} {[x for x in theirs if x not in mine]} for {[x for x in mine if x not in theirs]}"
+                )
         return found
 
 

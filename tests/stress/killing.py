@@ -20,25 +20,31 @@ class Instants:
     Args:
         fatal: the count at which to die; 0 never dies.
         number: the signal to die of, or to be stopped by.
+        times: how often it is sent.
+        only: the function around whose calls instants are counted; all that are watched, where it is empty.
     """
 
     fatal: int = 0
     number: int = signal.SIGKILL
+    times: int = 1
+    only: str = ""
     passed: int = 0
 
-    def tick(self) -> None:
-        self.passed += 1
-        if self.passed == self.fatal:
-            os.kill(os.getpid(), self.number)
+    def tick(self, name: str) -> None:
+        if self.only in ("", name):
+            self.passed += 1
+            if self.passed == self.fatal:
+                for _ in range(self.times):
+                    os.kill(os.getpid(), self.number)
 
     def around(self, owner: Any, name: str) -> None:
         """Make an instant just before, and one just after, each call of a function."""
         inner: Callable[..., Any] = getattr(owner, name)
 
         def ticking(*args: Any, **kwargs: Any) -> Any:
-            self.tick()
+            self.tick(name)
             result = inner(*args, **kwargs)
-            self.tick()
+            self.tick(name)
             return result
 
         setattr(owner, name, ticking)

@@ -21,6 +21,7 @@ from tinytf.checkpoint.runs import claim, last_intact, saved
 from tinytf.checkpoint.settings import CheckpointSettings
 from tinytf.checkpoint.stopping import GracefulStop
 from tinytf.checkpoint.writing import DurableCheckpointIO
+from tinytf.errors import RunError
 from tinytf.tracking.callbacks import build_callbacks
 from tinytf.tracking.jsonl import FILE_NAME
 from tinytf.tracking.loggers import build_loggers, run_id_of
@@ -158,12 +159,18 @@ def build_run(
 
 
 class SameFolder(Callback):
-    """Gives every process the folder that the first one claimed."""
+    """Gives every process the folder that the first one claimed, and sees that all go on from the same checkpoint."""
 
     def __init__(self, *holders: BestCheckpoints | PeriodicCheckpoint | ExactResume) -> None:
         self.holders = holders
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        chosen = trainer.strategy.broadcast(trainer.ckpt_path)
+        if chosen != trainer.ckpt_path:
+            raise RunError(
+                f"process {trainer.global_rank} found the checkpoint {trainer.ckpt_path} to go on from, and the first one "
+                f"{chosen}: give --ckpt_path the path of one"
+            )
         folder = trainer.strategy.broadcast(self.holders[0].folder)
         for holder in self.holders:
             holder.folder = folder
