@@ -12,7 +12,7 @@ import pytest
 from small_model import TEXT, small_model, tokenizer_of
 from tokenizers import Tokenizer, models
 
-from tinytf.data.tokenizer import character_tokenizer
+from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
 from tinytf.export import gguf_file
 from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import FORMATS
@@ -109,8 +109,20 @@ def test_an_embedding_with_more_rows_than_tokens_is_filled_up(tmp_path: Path) ->
 def test_tokenizers_that_llama_cpp_has_not_are_refused() -> None:
     other = Tokenizer(models.WordLevel({"word": 0}, unk_token="word"))
     assert "neither by character nor" in str(F32.refusal(Subject(small_model(10), other)))
-    taken = character_tokenizer("a ▁", end_of_text=False)
-    assert "U+2581" in str(F32.refusal(Subject(small_model(10), taken)))
+    endless = byte_pair_tokenizer(iter([TEXT]), 300).to_str().replace("<|endoftext|>", "<|pad|>")
+    assert "no end-of-text token" in str(F32.refusal(Subject(small_model(10), Tokenizer.from_str(endless))))
+
+
+def test_a_text_without_end_ends_at_no_letter(tmp_path: Path) -> None:
+    """Named or not, llama.cpp's other tokenizers have an end-of-text id."""
+    subject = subject_of(character_tokenizer(TEXT, end_of_text=False))
+    F32.write(subject, tmp_path / "model.gguf", None)
+    fields = gguf.GGUFReader(str(tmp_path / "model.gguf")).fields
+    assert fields["tokenizer.ggml.model"].contents() == "rwkv"
+    assert "tokenizer.ggml.eos_token_id" not in fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert tokens[subject.tokenizer.token_to_id("\n")] == r"\n"
+    assert tokens[subject.tokenizer.token_to_id("—")] == "—"
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])

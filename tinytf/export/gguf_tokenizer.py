@@ -1,4 +1,8 @@
-"""A tokenizer as llama.cpp keeps it: byte-level BPE as its ``gpt2``, characters as its ``llama``."""
+"""A tokenizer as llama.cpp keeps it: byte-level BPE as its ``gpt2``, characters as its ``rwkv``.
+
+``rwkv`` takes the longest entry that fits, which for entries of one character is that character, and it alone assumes
+no end-of-text id: with ``gpt2`` and ``llama``, a file that names none ends its texts at token 11 or 2, here a letter.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ from tokenizers import Tokenizer
 
 from tinytf.data.tokenizer import encode, end_of_text_id, is_by_character, is_gpt2_like
 
-SPACE = "\u2581"
-"""What llama.cpp's ``llama`` tokenizer writes for a space."""
+ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
+"""How ``rwkv`` entries are written; other characters stand for themselves."""
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 
@@ -20,9 +24,10 @@ NORMAL, CONTROL, UNUSED = 1, 3, 5
 def refuse_tokenizer(tokenizer: Tokenizer) -> str | None:
     """What of a tokenizer llama.cpp cannot express."""
     if is_by_character(tokenizer):
-        taken = tokenizer.token_to_id(SPACE) is not None
-        return f"its alphabet has {SPACE!r} (U+2581), which llama.cpp reads as a space" if taken else None
+        return None
     if is_gpt2_like(tokenizer):
+        if end_of_text_id(tokenizer) is None:
+            return "its tokenizer has no end-of-text token, and llama.cpp would take token 11 for it"
         return None
     return "its tokenizer is neither by character nor byte-level BPE with GPT-2's word pattern"
 
@@ -35,10 +40,8 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     tokens = [by_id.get(id, f"<unused{id}>") for id in range(vocab_size)]
     types = [CONTROL if token in special else NORMAL if id in by_id else UNUSED for id, token in enumerate(tokens)]
     if is_by_character(tokenizer):
-        writer.add_tokenizer_model("llama")
-        writer.add_token_list([SPACE if token == " " else token for token in tokens])
-        writer.add_token_scores([0.0] * len(tokens))
-        writer.add_add_space_prefix(False)
+        writer.add_tokenizer_model("rwkv")
+        writer.add_token_list([token.translate(ESCAPES) for token in tokens])
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
