@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 
 @dataclass
 class Instants:
-    """Counts the instants a run passes through; at the chosen one the process kills itself.
+    """Counts the instants a run passes through; at the chosen one it sends itself, with its loader processes, a signal.
 
     Args:
         fatal: the count at which to die; 0 never dies.
@@ -35,7 +37,8 @@ class Instants:
             self.passed += 1
             if self.passed == self.fatal:
                 for _ in range(self.times):
-                    os.kill(os.getpid(), self.number)
+                    # From a process of its own: a loader process obeys the training process's own signals.
+                    subprocess.run(["kill", f"-{int(self.number)}", "--", f"-{os.getpgrp()}"])
 
     def around(self, owner: Any, name: str) -> None:
         """Make an instant just before, and one just after, each call of a function."""
@@ -82,6 +85,8 @@ def attempt(
     Returns:
         The exit code (negative: the signal that ended it), and the instants passed through.
     """
+    # Imported here once, not in each child.
+    import_module("tinytf.commands.trainer")
     count_read, count_write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -104,6 +109,7 @@ def attempt(
 
 def _run(arguments: list[str], folder: Path, instants: Instants | None, count: int) -> None:
     code = 99
+    os.setpgrp()
     try:
         os.chdir(folder)
         log = os.open("attempts.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
