@@ -51,7 +51,10 @@ def positive(text: str) -> int:
 
 def add_checkpoint_flags(parser: CommandParser, *, required: bool = True) -> None:
     parser.add_argument(
-        "--ckpt_path", required=required, metavar="PATH", help="a checkpoint file, or best or last: that of the newest run"
+        "--ckpt_path",
+        required=required,
+        metavar="PATH",
+        help="a checkpoint file, or best or last: that of the newest run",
     )
     parser.add_argument("--name", help="with best or last: the run's name, where the newest run is not meant")
 

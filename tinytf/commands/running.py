@@ -168,8 +168,8 @@ class SameFolder(Callback):
         chosen = trainer.strategy.broadcast(trainer.ckpt_path)
         if chosen != trainer.ckpt_path:
             raise RunError(
-                f"process {trainer.global_rank} found the checkpoint {trainer.ckpt_path} to go on from, and the first one "
-                f"{chosen}: give --ckpt_path the path of one"
+                f"process {trainer.global_rank} found the checkpoint {trainer.ckpt_path} to go on from, and the first "
+                f"one {chosen}: give --ckpt_path the path of one"
             )
         folder = trainer.strategy.broadcast(self.holders[0].folder)
         for holder in self.holders:

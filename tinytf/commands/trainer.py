@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tinytf.checkpoint.runs import LAST, ROOT, last_intact, resolve, versions
 from tinytf.checkpoint.settings import CheckpointSettings
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def run(argv: list[str]) -> int:
     """Run ``argv[0]``, one of the four commands."""
     quiet_libraries()
-    if rank_zero_only.rank:  # The first process says it for all.
+    if not first_process():  # It says everything for all.
         logging.getLogger("tinytf").setLevel(logging.ERROR)
     try:
         CommandLine(
@@ -55,6 +55,11 @@ def run(argv: list[str]) -> int:
         discard_claimed()
         raise
     return 0
+
+
+def first_process() -> bool:
+    """Known from the environment, before any process group is."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 class Parser(LightningArgumentParser):
@@ -145,7 +150,7 @@ class CommandLine(LightningCLI):
 
     def _add_run(self, settings: dict[str, Any], given: Any) -> None:
         config, data, folder = self._plain("fit"), {}, Path()
-        if rank_zero_only.rank == 0:
+        if first_process():
             # Here, so that text which cannot be used is found before a folder is made for the run.
             self.datamodule.prepare_data()
             self.datamodule.setup()

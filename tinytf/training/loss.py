@@ -25,7 +25,7 @@ def token_losses(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
     # Each chunk's logits are made again in the backward pass: a third more work in the head, none of its memory.
     chunks = [
         checkpoint(_losses, model, h, t, use_reentrant=False)
-        for h, t in zip(hidden.split(rows), targets.flatten().split(rows), strict=True)
+        for h, t in zip(hidden.split(rows), targets.flatten().split(rows), strict=True)  # type: ignore[no-untyped-call]
     ]
     return torch.cat(chunks).view_as(targets)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jsonargparse import lazy_instance
+from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -155,7 +155,7 @@ class LanguageModel(LightningModule):
         super().optimizer_step(*args, **kwargs)
         losses, self.micro_losses = self.micro_losses, []
         step = self.trainer.global_step + 1
-        if step % self.trainer.log_every_n_steps == 0:
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_step(torch.stack(losses).mean())
 
     def _log_step(self, loss: Tensor) -> None:
@@ -233,7 +233,7 @@ class LanguageModel(LightningModule):
 
     def _finish_evaluation(self) -> None:
         assert self.metrics is not None
-        # While fitting, they are written as the training rows are; elsewhere Lightning prints what is logged as a table.
+        # While fitting, they are written as the training rows are; elsewhere Lightning prints them as a table.
         self.log_dict(self.metrics.compute(), logger=self.trainer.state.fn != "fit")
         self.metrics = None
 
@@ -250,4 +250,4 @@ def noise_seed(seed: int, batch: int, rank: int) -> int:
 
 def eager() -> AbstractContextManager[None]:
     """Run compiled blocks as they are written: an evaluation is the same number in every command that makes it."""
-    return torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
+    return torch.compiler.set_stance("force_eager")

@@ -95,7 +95,7 @@ class MuonAdamW(Optimizer):
         for p in params:
             by_shape[p.shape].append(p)
         for shape, same in by_shape.items():
-            grads = [p.grad for p in same]
+            grads = gradients(same)
             momenta = [self._state(p, "momentum_buffer")["momentum_buffer"] for p in same]
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
             updates = orthogonalize(
@@ -110,7 +110,7 @@ class MuonAdamW(Optimizer):
         states = [self._state(p, "exp_avg", "exp_avg_sq") for p in params]
         adamw(
             params,
-            [p.grad for p in params],
+            gradients(params),
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -132,6 +132,10 @@ class MuonAdamW(Optimizer):
             if "exp_avg" in buffers:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
         return state
+
+
+def gradients(params: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None]
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:

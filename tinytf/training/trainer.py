@@ -55,7 +55,7 @@ class Trainer(LightningTrainer):
             log_every_n_steps=log_every_n_steps,
             accumulate_grad_batches=accumulate_grad_batches,
             gradient_clip_val=gradient_clip_val,
-            precision=fastest_precision() if precision == "auto" else precision,
+            precision=fastest_precision() if precision == "auto" else precision,  # type: ignore[arg-type]
             num_sanity_val_steps=num_sanity_val_steps,
             enable_model_summary=enable_model_summary,
             # The training data are one endless stream whose batch k is known from k alone (tinytf.data.windows).
