@@ -1,16 +1,21 @@
 """The kill campaign: `python -m tests.stress.campaign N` kills N runs three times each and compares how they end.
 
-`make stress N=100` runs it; the tests run a few trials of each case.
+`make stress N=100` runs it. A kill strikes at a random one of the instants between the parts of a step, or, in every
+third run, at a random time. ``--every_instant "coinciding"`` kills one run of that case at each single instant in turn.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
 import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +61,13 @@ CASES: dict[str, dict[str, Any]] = {
     "every step": {"checkpoint.every_n_steps": 1, "trainer.val_check_interval": 1, "checkpoint.save_top_k": 1},
     "workers": {"data.num_workers": 2},
     "bf16": {"trainer.precision": "bf16-mixed"},
+    "workers, accumulating, bf16": {
+        "data.num_workers": 2,
+        "trainer.accumulate_grad_batches": 2,
+        "trainer.precision": "bf16-mixed",
+    },
     "adamw": {"model.optimizer": "torch.optim.AdamW", "model.optimizer.lr": 0.001, "model.schedule": "Constant"},
+    "compiled": {"model.compile": "true"},
 }
 
 
@@ -142,29 +153,65 @@ def end_of(folder: Path) -> End:
     )
 
 
-def unbroken(case: dict[str, Any], folder: Path) -> tuple[End, int]:
-    """The run that is never killed, and the instants it passes through."""
+@dataclass
+class Unbroken:
+    """The run that is never killed.
+
+    Args:
+        end: how it ended.
+        instants: those that it passed through.
+        seconds: what it took.
+    """
+
+    end: End
+    instants: int
+    seconds: float
+
+
+def unbroken(case: dict[str, Any], folder: Path) -> Unbroken:
     prepare(folder)
-    code, instants = attempt(arguments(case), folder, Instants())
+    begun = time.monotonic()
+    instants = run(case, folder, Instants())
+    return Unbroken(end_of(folder), instants, time.monotonic() - begun)
+
+
+def run(case: dict[str, Any], folder: Path, instants: Instants | None = None) -> int:
+    """Run to the end; the instants passed through."""
+    code, passed = attempt(arguments(case), folder, instants)
     if code:
         raise AssertionError(f"exit {code}:\n{(folder / 'attempts.log').read_text()[-3000:]}")
-    return end_of(folder), instants
+    return passed
 
 
-def killed(case: dict[str, Any], folder: Path, instants: int, rng: random.Random) -> tuple[End, int]:
-    """The same run, killed a few times, and the kills that struck."""
+Attempt = Callable[[list[str], Path], tuple[int, int]]
+
+
+def killed(case: dict[str, Any], folder: Path, fatal_attempts: list[Attempt]) -> tuple[End, int]:
+    """The same run, killed in each of these attempts that it does not end before, and how many struck."""
     prepare(folder)
     struck = 0
-    for _ in range(KILLS):
-        code, _ = attempt(arguments(case), folder, Instants(fatal=rng.randint(1, instants * 2 // 3)))
+    for fatal in fatal_attempts:
+        code, _ = fatal(arguments(case), folder)
         struck += code == -9
         if code not in (0, -9):
             raise AssertionError(f"exit {code}:\n{(folder / 'attempts.log').read_text()[-3000:]}")
-    code, _ = attempt(arguments(case), folder)
-    if code:
-        raise AssertionError(f"exit {code}:\n{(folder / 'attempts.log').read_text()[-3000:]}")
+    run(case, folder)
     keep_last_run(folder)
     return end_of(folder), struck
+
+
+def at_instant(number: int) -> Attempt:
+    return lambda argv, folder: attempt(argv, folder, Instants(number))
+
+
+def after_seconds(seconds: float) -> Attempt:
+    return lambda argv, folder: attempt(argv, folder, after=seconds)
+
+
+def random_kills(reference: Unbroken, rng: random.Random, by_time: bool) -> list[Attempt]:
+    if by_time:
+        return [after_seconds(rng.uniform(0.1, 1.0) * reference.seconds) for _ in range(KILLS)]
+    return [at_instant(rng.randint(1, reference.instants * 2 // 3)) for _ in range(KILLS)]
 
 
 def keep_last_run(folder: Path) -> None:
@@ -175,28 +222,59 @@ def keep_last_run(folder: Path) -> None:
         shutil.rmtree(run)
 
 
-def main(runs: int, seed: int = 0) -> Counts:
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    rng, counts = random.Random(seed), Counts()
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A folder for all runs, and caches of their own."""
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TINYTF_CACHE"] = f"{scratch}/cache"
-        references = {name: unbroken(case, Path(scratch) / f"unbroken {name}") for name, case in CASES.items()}
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/inductor"
+        yield Path(scratch)
+
+
+def random_campaign(runs: int, seed: int) -> Counts:
+    rng, counts = random.Random(seed), Counts()
+    with workplace() as scratch:
+        references = {name: unbroken(case, scratch / f"unbroken {name}") for name, case in CASES.items()}
         for number in range(runs):
             name = list(CASES)[number % len(CASES)]
-            reference, instants = references[name]
-            folder = Path(scratch) / f"killed {number}"
-            end, struck = killed(CASES[name], folder, instants, rng)
-            counts.runs += 1
-            counts.kills += struck
-            if difference := reference.differs(end):
-                counts.differing.append(f"{number} ({name}): {', '.join(difference)}")
-            shutil.rmtree(folder)
+            kills = random_kills(references[name], rng, by_time=number % 3 == 2)
+            compare(counts, f"{number} ({name})", references[name], CASES[name], scratch / "killed", kills)
     return counts
 
 
-if __name__ == "__main__":
+def every_instant(name: str) -> Counts:
+    """Kill at each instant of an unbroken run, once, and go on."""
+    counts = Counts()
+    with workplace() as scratch:
+        reference = unbroken(CASES[name], scratch / "unbroken")
+        for number in range(1, reference.instants + 1):
+            compare(counts, f"instant {number}", reference, CASES[name], scratch / "killed", [at_instant(number)])
+    return counts
+
+
+def compare(
+    counts: Counts, label: str, reference: Unbroken, case: dict[str, Any], folder: Path, kills: list[Attempt]
+) -> None:
+    end, struck = killed(case, folder, kills)
+    counts.runs += 1
+    counts.kills += struck
+    if difference := reference.end.differs(end):
+        counts.differing.append(f"{label}: {', '.join(difference)}")
+    shutil.rmtree(folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.stress.campaign", description=__doc__)
+    parser.add_argument("runs", nargs="?", type=int, default=100, help="how many runs to kill, three times each")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of instants")
+    parser.add_argument("--every_instant", choices=CASES, metavar="CASE", help="one kill at each instant of this case")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    result = main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
-    print(result)
-    sys.exit(bool(result.differing))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    counts = every_instant(given.every_instant) if given.every_instant else random_campaign(given.runs, given.seed)
+    print(counts)
+    return int(bool(counts.differing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,6 +16,9 @@ from tinytf.model import Transformer, TransformerConfig
 FORMAT = 1
 """Version of the ``tinytf`` entry. Raise it when a reader of the old one would misread the new."""
 
+ENTRY = {"model": dict, "tokenizer": str, "config": dict, "data": dict, "provenance": dict}
+"""What the ``tinytf`` entry of format 1 holds."""
+
 MODEL_PREFIX = "model."
 """Where the transformer's weights stand in a checkpoint's ``state_dict``: the layout of ``transformers``."""
 
@@ -66,6 +69,11 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path}: its format {entry['format']} is newer than the {FORMAT} this tinytf reads: upgrade"
         )
+    lacking = [key for key, kind in ENTRY.items() if not isinstance(entry.get(key), kind)]
+    if lacking or not isinstance(content.get("global_step"), int) or not isinstance(content.get("state_dict"), dict):
+        raise UserError(
+            f"checkpoint {path}: it is not whole: it lacks {', '.join(lacking) or 'its weights or its step'}"
+        )
     return content
 
 
@@ -79,6 +87,29 @@ class Loaded:
     step: int
 
 
+def shape_of(content: dict[str, Any]) -> TransformerConfig:
+    """The model's shape, by the ``tinytf`` entry."""
+    known = {field.name for field in fields(TransformerConfig)}
+    return TransformerConfig(**{key: value for key, value in content["tinytf"]["model"].items() if key in known})
+
+
+def refuse_misfit(content: dict[str, Any], path: Path) -> None:
+    """Refuse weights that are not those of the shape that the file states."""
+    try:
+        with torch.device("meta"):
+            model = Transformer(shape_of(content))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {path}: it states no shape of a model ({error})") from None
+    stated = {f"{MODEL_PREFIX}{key}": list(value.shape) for key, value in model.state_dict().items()}
+    held = {key: list(value.shape) for key, value in content["state_dict"].items()}
+    for key in sorted({*stated, *held}):
+        if stated.get(key) != held.get(key):
+            raise UserError(
+                f"checkpoint {path}: its weights are of another shape than it states: "
+                f"{key} is {held.get(key, 'missing')}, not {stated.get(key, 'expected')}"
+            )
+
+
 def load_model(path: str | Path) -> Loaded:
     """Rebuild model and tokenizer from a checkpoint alone; the model is in eval mode, on the CPU, in float32.
 
@@ -87,9 +118,8 @@ def load_model(path: str | Path) -> Loaded:
     """
     content = read_checkpoint(path)
     entry = content["tinytf"]
-    known = {field.name for field in fields(TransformerConfig)}
     try:
-        shape = TransformerConfig(**{key: value for key, value in entry["model"].items() if key in known})
+        shape = shape_of(content)
         tokenizer = Tokenizer.from_str(entry["tokenizer"])
         model = Transformer(shape)
         weights = {

@@ -33,9 +33,12 @@ def defaults(command: str, config: Mapping[str, Any], ckpt: Path) -> dict[str, A
         UserError: where the config names a class from outside tinytf and torch.optim. Taking it over would import
             a module because a file says so; given by the user, in a config or a flag, it is welcome.
     """
+    for section in ("trainer", "model", "data", "checkpoint", "tracking"):
+        if not isinstance(config.get(section), Mapping):
+            raise UserError(f"checkpoint {ckpt}: its config has no section {section}")
+    refuse_foreign(config, ckpt)
     if command == "fit":
         taken = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-        refuse_foreign(taken, ckpt)
         return {key: value for key, value in taken.items() if key not in ("ckpt_path",)}
     model = {key: value for key, value in config["model"].items() if key not in ("optimizer", "schedule")}
     # Validation never runs compiled blocks, so there is nothing to wait for.
@@ -49,19 +52,23 @@ def defaults(command: str, config: Mapping[str, Any], ckpt: Path) -> dict[str, A
 
 
 def refuse_foreign(config: Any, ckpt: Path, key: str = "") -> None:
-    """Refuse a class that would have to be imported on the word of the file alone."""
+    """Refuse what would be imported, or read as a further config, on the word of the file alone.
+
+    The parser takes the name of a class, or of a YAML file, wherever a class may stand: in ``trainer`` and ``model``.
+    """
     if isinstance(config, Mapping):
-        path = config.get("class_path")
-        if path is not None and not str(path).startswith(TRUSTED):
-            raise UserError(
-                f"checkpoint {ckpt}: its {key} is the class {path}, which is not imported on a file's word; "
-                f"train with --config and a file that names it"
-            )
         for name, value in config.items():
             refuse_foreign(value, ckpt, f"{key}.{name}".lstrip("."))
     elif isinstance(config, (list, tuple)):
         for value in config:
             refuse_foreign(value, ckpt, key)
+    elif isinstance(config, str) and not config.startswith(TRUSTED):
+        may_be_class = key.startswith(("trainer.", "model.")) and ("." in config or "/" in config)
+        if may_be_class or key.endswith("class_path"):
+            raise UserError(
+                f"checkpoint {ckpt}: its {key.removesuffix('.class_path')} is {config}, which is not imported on a "
+                f"file's word; train with --config and a file that names it"
+            )
 
 
 def refuse_changes(command: str, now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> None:

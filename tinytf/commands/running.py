@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from tinytf.checkpoint.contents import SelfContained
 from tinytf.checkpoint.mending import mend
 from tinytf.checkpoint.periodic import BestCheckpoints, PeriodicCheckpoint
-from tinytf.checkpoint.reading import read_checkpoint
+from tinytf.checkpoint.reading import read_checkpoint, refuse_misfit
 from tinytf.checkpoint.resume import ExactResume
 from tinytf.checkpoint.runs import claim, last_intact, saved
 from tinytf.checkpoint.settings import CheckpointSettings
@@ -51,6 +51,7 @@ class Resume:
     @classmethod
     def read(cls, path: Path) -> Resume:
         content = read_checkpoint(path, mmap=True)
+        refuse_misfit(content, path)
         return cls(path, int(content["global_step"]), content["tinytf"])
 
 
@@ -93,7 +94,7 @@ def discard_claimed() -> None:
     """Remove the folder that this process claimed for a run which wrong input kept from its first checkpoint."""
     while CLAIMED:
         folder = CLAIMED.pop()
-        if not saved(folder):
+        if folder.is_dir() and not saved(folder):
             shutil.rmtree(folder)
             for parent in (folder.parent, folder.parent.parent):
                 with contextlib.suppress(OSError):  # It holds other runs.
