@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,19 +33,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path, start = Path(path), time.monotonic()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            if full := _full_disk(error, path.parent):
-                raise RunError(f"checkpoint {path}: {full}; the run's older files are untouched") from error
-            raise
-        sync_folder(path.parent)
+        write_durably(path, checkpoint)
         if self.saved:
             self.saved(path, checkpoint["global_step"], time.monotonic() - start)
 
@@ -54,14 +44,39 @@ class DurableCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
-def _full_disk(error: BaseException, folder: Path) -> str | None:
-    # torch's zip writer turns ENOSPC into a RuntimeError about a file position.
-    if isinstance(error, OSError):
-        return error.strerror
-    if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)):
-        free = os.statvfs(folder)
-        return f"the disk is full ({free.f_bavail * free.f_frsize / 2**20:.0f} MiB free)"
-    return None
+def write_durably(path: Path, content: dict[str, Any]) -> None:
+    """torch.save so that afterwards the file is either there whole or as it was before.
+
+    Raises:
+        RunError: where the disk is full, or does not take it for a reason of its own.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if reason := _refused(error, path.parent):
+            raise RunError(f"{path} cannot be written: {reason}; the run's older files are untouched") from error
+        raise
+    sync_folder(path.parent)
+
+
+def _refused(error: BaseException, folder: Path) -> str | None:
+    """Why the disk did not take a file; None for an error of another kind."""
+    # torch's zip writer turns the operating system's error into a RuntimeError about a file position.
+    of_torch = isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|unexpected pos", str(error))
+    if not of_torch and not isinstance(error, OSError):
+        return None
+    cause = error if isinstance(error, OSError) else error.__context__
+    free = os.statvfs(folder)
+    left = f"{free.f_bavail * free.f_frsize / 2**20:.0f} MiB free"
+    if isinstance(cause, OSError) and cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{cause.strerror} ({left})"
+    return f"the disk is full ({left})"
 
 
 def sync_folder(folder: Path) -> None:

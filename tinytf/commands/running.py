@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 from tinytf.checkpoint.contents import SelfContained
 from tinytf.checkpoint.mending import mend
+from tinytf.checkpoint.nonfinite import SaveNonFinite
 from tinytf.checkpoint.periodic import BestCheckpoints, PeriodicCheckpoint
 from tinytf.checkpoint.reading import read_checkpoint, refuse_misfit
 from tinytf.checkpoint.resume import ExactResume
@@ -146,6 +147,8 @@ def build_run(
     exact = ExactResume(folder)
     callbacks = [
         SameFolder(best, periodic, exact),
+        # Before the journal, which writes down where the batch is.
+        SaveNonFinite(periodic),
         *build_callbacks(tracking, metrics, folder, config, provenance),
         *([StepProgress(metrics)] if config["trainer"]["enable_progress_bar"] is not False else []),
         exact,

@@ -22,11 +22,12 @@ from tinytf.commands.predicting import print_predictions
 from tinytf.commands.running import Resume, build_run, discard_claimed, prepare_folder
 from tinytf.commands.screen import quiet_libraries
 from tinytf.data.module import TextDataModule
-from tinytf.errors import UserError
+from tinytf.errors import RunError, UserError
 from tinytf.tracking.progress import StepProgress
 from tinytf.tracking.settings import TrackingSettings
 from tinytf.training.automatic import compile_pays, training_device
 from tinytf.training.module import LanguageModel
+from tinytf.training.shortage import shortage
 from tinytf.training.trainer import Trainer, fastest_precision
 
 SEED = 1337
@@ -53,6 +54,10 @@ def run(argv: list[str]) -> int:
         )
     except UserError:
         discard_claimed()
+        raise
+    except Exception as error:
+        if short := shortage(error):
+            raise RunError(short) from error
         raise
     return 0
 

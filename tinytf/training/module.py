@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -25,6 +26,8 @@ from tinytf.training.muon import MuonAdamW
 from tinytf.training.schedules import Linear, Schedule
 
 Batch = tuple[Tensor, Tensor]
+
+log = logging.getLogger(__name__)
 
 
 class LanguageModel(LightningModule):
@@ -188,10 +191,17 @@ class LanguageModel(LightningModule):
         losses = ", ".join(f"{loss.item():.4g}" for loss in self.micro_losses)
         what = f"step {step}, batch {batch}: the loss is {losses} and the gradient norm {self.grad_norm.item():.4g}"
         if not self.skip_nonfinite:
-            raise NonFiniteError(f"{what}; stopped before the optimizer step")
+            raise NonFiniteError(f"{what}; stopped before the optimizer step", self.micro_losses)
         self.skipped_steps += 1
+        log.warning("%s; the optimizer step is skipped", what)
         # Every torch optimizer passes over a parameter without a gradient: the step changes nothing.
         optimizer.zero_grad(set_to_none=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = self.skipped_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
     # -- evaluating --------------------------------------------------------------------------------------------
 
@@ -239,7 +249,16 @@ class LanguageModel(LightningModule):
 
 
 class NonFiniteError(RunError):
-    """The loss or the gradient is not finite."""
+    """The loss or the gradient is not finite.
+
+    Args:
+        message: which step, which batch.
+        losses: of the step's micro-batches, scalars.
+    """
+
+    def __init__(self, message: str, losses: list[Tensor]) -> None:
+        super().__init__(message)
+        self.losses = losses
 
 
 def noise_seed(seed: int, batch: int, rank: int) -> int:
