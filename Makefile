@@ -21,7 +21,7 @@ train: .venv/installed  ## install, then train the main model (CONFIG=configs/ba
 	$(BIN)/tinytf fit --config $(CONFIG)
 
 test: .venv/installed  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 N ?= 100
 stress: .venv/installed  ## kill N=100 runs three times each, and compare how they end
