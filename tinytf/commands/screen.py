@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
+import threading
 import warnings
 
 
@@ -15,6 +17,7 @@ def quiet_libraries() -> None:
     own.handlers[:] = [handler]
     own.setLevel(logging.INFO)
     own.propagate = False
+    threading.excepthook = _thread_failed
     # Tips, and the devices found, which the first line of a run says too.
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -32,3 +35,10 @@ def quiet_libraries() -> None:
         ".*litmodels.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    # TensorBoard's writing thread meets a full disk, and so does its next caller, who says so in one line.
+    error = failure.exc_value
+    if not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        threading.__excepthook__(failure)
