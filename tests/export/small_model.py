@@ -56,6 +56,7 @@ def save_checkpoint(path: Path, subject: Subject, **config: Any) -> Path:
         "tokenizer": subject.tokenizer.to_str(),
         "config": {"name": subject.name, **config},
         "data": {"corpus": "a test"},
+        "provenance": {},
     }
     weights = {f"model.{name}": value for name, value in subject.model.state_dict().items()}
     torch.save({"state_dict": weights, "tinytf": entry, "global_step": 7}, path)

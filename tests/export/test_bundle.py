@@ -11,7 +11,6 @@ import pytest
 import torch
 from small_model import LOOSE, Exported, save_checkpoint, small_model
 
-from tinytf.commands.export import export_checkpoint
 from tinytf.commands.export import run as run_export
 from tinytf.errors import UserError
 from tinytf.export import formats, manifest, pt2, torchscript
@@ -210,7 +209,9 @@ def test_an_interrupted_export_leaves_no_manifest_and_the_next_one_cleans_up(
     assert export(checkpoint, "torchscript") == 0
 
 
-def test_the_validation_split_is_the_default_text(subject: Subject, tmp_path: Path, text_file: Path) -> None:
+def test_the_validation_split_is_the_default_text(
+    subject: Subject, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tinytf.data.prepare import TextSettings, prepare
 
     data = {
@@ -222,15 +223,16 @@ def test_the_validation_split_is_the_default_text(subject: Subject, tmp_path: Pa
     saved = torch.load(path, weights_only=True)
     saved["tinytf"]["data"] = prepared.fingerprint
     torch.save(saved, path)
-    content = export_checkpoint(path, formats.choose(["torchscript"]))
-    assert content["failed"] == []
+    flags = ["--ckpt_path", str(path), "--formats", "torchscript", "--json"]
+    assert run_export(flags) == 0
+    content = json.loads(capsys.readouterr().out)
     assert content["evaluation"]["source"] == f"validation split of {text_file}"
     held_out = len(prepared.store.split("val")) - 1
     assert held_out - 48 < content["evaluation"]["tokens"] <= held_out
     saved["tinytf"]["data"]["sha256"] = "another"
     torch.save(saved, path)
     with pytest.raises(UserError, match="has changed since training"):
-        export_checkpoint(path, formats.choose(["torchscript"]))
+        run_export(flags)
 
 
 def test_without_data_settings_it_asks_for_text(exported: Exported) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from tinytf.export.gguf_running import open_llama_cpp
 from tinytf.export.gguf_tokenizer import add_tokenizer, refuse_tokenizer, tokenizer_problems
-from tinytf.export.runner import Feed, Runner
+from tinytf.export.quiet import quiet
+from tinytf.export.runner import Runner
 from tinytf.export.subject import Subject
 from tinytf.model import TransformerConfig
 
@@ -47,7 +47,8 @@ class Gguf:
         import gguf
 
         config = subject.model.config
-        writer = gguf.GGUFWriter(str(path), architecture(config))
+        with quiet():
+            writer = gguf.GGUFWriter(str(path), architecture(config))
         _add_shape(writer, config, subject.name, gguf.LlamaFileType[_FILE_TYPES[self.kind]])
         add_tokenizer(writer, subject.tokenizer, config.vocab_size)
         for name, weight in subject.model.state_dict().items():
@@ -55,10 +56,11 @@ class Gguf:
             # Norms stay in float32, as llama.cpp's own converter leaves them; they are a thousandth of the file.
             kind = gguf.GGMLQuantizationType[self.kind if array.ndim > 1 else "F32"]
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with quiet():
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
 
     def open_runner(self, path: Path, threads: int) -> Runner:
         return open_llama_cpp(path, threads)
@@ -166,32 +168,3 @@ def _is_near(back: Array, weight: Array, kind: str) -> bool:
     # Half a step of the block's scale, and the scale's own rounding to float16 over 127 steps.
     step = np.abs(exact).max(axis=1, keepdims=True) / 127
     return bool((np.abs(blocks - exact) <= step * (0.5 + 127 * 2.0**-11) + 1e-7).all())
-
-
-def open_llama_cpp(path: Path, threads: int) -> Runner:
-    """llama.cpp in float32 throughout: its defaults keep keys and values in float16, which moves logits by 2e-3."""
-    import llama_cpp
-
-    llama = llama_cpp.Llama(
-        str(path),
-        n_ctx=0,
-        n_threads=threads,
-        n_threads_batch=threads,
-        logits_all=True,
-        type_k=llama_cpp.GGML_TYPE_F32,
-        type_v=llama_cpp.GGML_TYPE_F32,
-        flash_attn=False,
-        verbose=False,
-    )
-
-    def start(batch_size: int) -> Feed:
-        llama.reset()
-
-        def feed(tokens: Tensor) -> Tensor:
-            past = llama.n_tokens
-            llama.eval(tokens[0].tolist())
-            return torch.from_numpy(llama.scores[past : llama.n_tokens].copy())[None]
-
-        return feed
-
-    return Runner(f"llama.cpp (llama-cpp-python {llama_cpp.__version__})", start, max_batch=1)

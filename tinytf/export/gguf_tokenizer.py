@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tinytf.data.tokenizer import encode, end_of_text_id, is_by_character, is_gpt2_like
+from tinytf.export.gguf_running import load
 
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 """How ``rwkv`` entries are written; other characters stand for themselves."""
@@ -66,9 +67,7 @@ def tokenizer_problems(tokenizer: Tokenizer, text: str, path: Path) -> list[str]
     """Whether llama.cpp, where it is installed, gives a text the same ids and gives it back."""
     if find_spec("llama_cpp") is None:
         return []
-    import llama_cpp
-
-    llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    llama = load(path)
     wanted = encode(tokenizer, text)
     ids = llama.tokenize(text.encode(), add_bos=False, special=False)
     if ids != wanted:

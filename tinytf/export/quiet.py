@@ -16,6 +16,7 @@ TALKERS = (
     "onnx_ir",
     "transformers",
     "gguf",
+    "gguf.gguf_writer",
     "",
 )
 
