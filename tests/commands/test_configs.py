@@ -16,7 +16,7 @@ from tinytf.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-TOP = {"seed_everything", "name", "trainer", "model", "data", "checkpoint", "tracking"}
+TOP = {"seed_everything", "name", "trainer", "model", "data", "checkpoint", "tracking", "export"}
 
 
 def leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tinytf.commands.parser import CommandParser, add_checkpoint_flags, checkpoint_path, positive
-from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, Format, choose
+from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
 
 
 def parser() -> CommandParser:
@@ -67,6 +66,8 @@ def run(argv: list[str]) -> int:
     """
     args = parser().parse_args(argv)
     formats = choose([name.strip() for name in args.formats.split(",") if name.strip()])
+    from tinytf.export.checkpoint import export_checkpoint
+
     content = export_checkpoint(
         checkpoint_path(args),
         formats,
@@ -74,43 +75,10 @@ def run(argv: list[str]) -> int:
         text=Path(args.text) if args.text else None,
         thresholds=args.threshold,
         threads=args.threads,
+        say=say,
     )
     print_result(content, as_json=args.json)
     return 1 if content["failed"] else 0
-
-
-def export_checkpoint(
-    ckpt_path: Path,
-    formats: Sequence[Format],
-    *,
-    output_dir: Path | None = None,
-    text: Path | None = None,
-    thresholds: Sequence[str] = (),
-    threads: int = 1,
-) -> dict[str, Any]:
-    """Export one checkpoint; the content of ``export.json``, whose ``failed`` lists what did not pass.
-
-    Args:
-        output_dir: None means ``export`` beside the checkpoint, where the export of an earlier one makes way.
-        text: held-out text; None means the run's validation split.
-        thresholds: settings such as ``int8.kl=1e-3``.
-
-    Raises:
-        UserError: as `run`.
-    """
-    from tinytf.export.bundle import export
-    from tinytf.export.judge import Judge
-    from tinytf.export.subject import Subject
-    from tinytf.export.text import held_out_text
-    from tinytf.export.thresholds import with_overrides
-
-    limits = with_overrides(thresholds)
-    subject = Subject.from_checkpoint(ckpt_path)
-    judge = Judge.of(subject, held_out_text(subject, text), limits, threads)
-    folder = output_dir or ckpt_path.resolve().parent / "export"
-    content = export(judge, formats, folder, replace=output_dir is None, say=say)
-    say(f"wrote {folder}")
-    return content
 
 
 def print_result(content: dict[str, Any], *, as_json: bool) -> None:

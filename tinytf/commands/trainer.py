@@ -23,6 +23,7 @@ from tinytf.commands.running import Resume, build_run, discard_claimed, prepare_
 from tinytf.commands.screen import quiet_libraries
 from tinytf.data.module import TextDataModule
 from tinytf.errors import RunError, UserError
+from tinytf.export.at_end import ExportAtEnd, ExportSettings
 from tinytf.tracking.progress import StepProgress
 from tinytf.tracking.settings import TrackingSettings
 from tinytf.training.automatic import compile_pays, training_device
@@ -106,6 +107,7 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(CheckpointSettings, "checkpoint")
         parser.add_class_arguments(TrackingSettings, "tracking")
+        parser.add_class_arguments(ExportSettings, "export")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -167,6 +169,8 @@ class CommandLine(LightningCLI):
             announce(folder, config, self.resume)
         self.run_parts = build_run(folder, config, data, given["checkpoint"], given["tracking"], self.resume)
         settings["callbacks"] += self.run_parts.callbacks
+        if given["export"].at_end:
+            settings["callbacks"].append(ExportAtEnd(given["export"].formats))
         if settings["logger"] is not False:
             theirs = [] if settings["logger"] is True else as_list(settings["logger"])
             settings["logger"] = [*self.run_parts.loggers, *theirs]

@@ -68,3 +68,6 @@ class CsvFile(Logger):
 
     def log_best(self, path: Path) -> None:
         """Nothing: the checkpoint lies beside it."""
+
+    def log_export(self, folder: Path) -> None:
+        """Nothing: it lies beside it."""

@@ -81,3 +81,6 @@ class Mlflow(MLFlowLogger):
     @rank_zero_only
     def log_best(self, path: Path) -> None:
         self.experiment.log_artifact(self.run_id, str(path), "best")
+
+    def log_export(self, folder: Path) -> None:
+        self.experiment.log_artifacts(self.run_id, str(folder), "export")

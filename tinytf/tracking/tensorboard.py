@@ -67,6 +67,9 @@ class TensorBoard(TensorBoardLogger):
     def log_best(self, path: Path) -> None:
         """Nothing: TensorBoard keeps no files, and the checkpoint lies beside its events."""
 
+    def log_export(self, folder: Path) -> None:
+        """Nothing: TensorBoard keeps no files, and it lies beside its events."""
+
     @rank_zero_only
     def go_on(self, records: Iterable[Record]) -> None:
         if self.resume_step is None:

@@ -27,6 +27,9 @@ class Tracker(Protocol):
     def log_best(self, path: Path) -> None:
         """The best checkpoint, once the run has ended."""
 
+    def log_export(self, folder: Path) -> None:
+        """The exported bundle, where the run makes one."""
+
     def go_on(self, records: Iterable[Record]) -> None:
         """Called before the first row with the records that the journal holds: after a resume, none newer."""
 

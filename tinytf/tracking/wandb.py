@@ -57,6 +57,13 @@ class Wandb(WandbLogger):
         artifact.add_file(str(path), name=path.name)
         self.experiment.log_artifact(artifact, aliases=["best"])
 
+    def log_export(self, folder: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"export-{self.version}", type="export")
+        artifact.add_dir(str(folder))
+        self.experiment.log_artifact(artifact)
+
     def go_on(self, records: Iterable[Record]) -> None:
         """Nothing: W&B's server knows what it has."""
 

@@ -1,0 +1,43 @@
+"""A run that ends in an export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import REPOSITORY
+from tinytf.cli import main
+
+pytest.importorskip("safetensors")
+pytest.importorskip("gguf")
+
+SMALL = ["--config", str(REPOSITORY / "configs/tiny.yaml"), "--config", str(REPOSITORY / "configs/export.yaml")]
+
+
+def test_the_bundle_is_there_proven_and_given_to_the_trackers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinytf.tracking.csv_file import CsvFile
+
+    given: list[Path] = []
+    monkeypatch.setattr(CsvFile, "log_export", lambda self, folder: given.append(folder))
+    monkeypatch.chdir(tmp_path)
+    flags = ["--export.formats=[torchscript]", "--trainer.max_steps=4", "--trainer.val_check_interval=4"]
+    assert main(["fit", *SMALL, *flags, "--trainer.limit_val_batches=2", "--tracking.csv=true"]) == 0
+    folder = tmp_path / "checkpoints" / "tiny" / "version_0" / "export"
+    content = json.loads((folder / "export.json").read_text())
+    assert [artefact["name"] for artefact in content["artefacts"]] == ["torchscript"]
+    assert content["failed"] == []
+    assert given == [folder]
+    assert "torchscript" in capsys.readouterr().out
+
+
+def test_an_unknown_format_is_found_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *SMALL, "--export.formats=[onxx]"]) == 2
+    assert "did you mean onnx" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()

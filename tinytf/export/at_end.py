@@ -1,0 +1,59 @@
+"""The callback that exports when training ends."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from tinytf.errors import RunError
+from tinytf.export.formats import DEFAULT, choose
+from tinytf.tracking.dashboards import trackers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ExportSettings:
+    """The `export` section of a config.
+
+    Args:
+        at_end: export the best checkpoint when training ends, and give the bundle to the trackers.
+        formats: which; tinytf export --help lists them.
+    """
+
+    at_end: bool = False
+    formats: list[str] = field(default_factory=lambda: list(DEFAULT))
+
+
+class ExportAtEnd(Callback):
+    """Does what `tinytf export --ckpt_path best` does, once the run has reached its last step.
+
+    Args:
+        formats: names of formats.
+
+    Raises:
+        UserError: at once, where a format is unknown or its packages are missing.
+    """
+
+    def __init__(self, formats: list[str]) -> None:
+        self.formats = choose(formats)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        best: Any = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if trainer.is_global_zero and trainer.global_step >= trainer.max_steps and best:
+            self._export(trainer, Path(best))
+
+    def _export(self, trainer: Trainer, best: Path) -> None:
+        from tinytf.export.checkpoint import export_checkpoint
+        from tinytf.export.report import table
+
+        content = export_checkpoint(best, self.formats, say=log.info)
+        print(table(content))
+        if content["failed"]:
+            raise RunError(f"export: {', '.join(content['failed'])} did not pass; the checkpoint {best} is whole")
+        for tracker in trackers(trainer):
+            tracker.log_export(best.resolve().parent / "export")
