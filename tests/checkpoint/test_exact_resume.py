@@ -22,8 +22,9 @@ from tests.stress.campaign import (
     unbroken,
 )
 from tests.stress.killing import attempt
+from tinytf.cli import main
 
-SWEPT = ("accumulating, coinciding", "every step", "workers, accumulating, bf16")
+SWEPT = ("accumulating, coinciding", "every step", "workers, accumulating, bf16", "sanity, limited validation")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,39 @@ def test_a_run_that_was_moved_and_renamed_goes_on_with_its_list_of_the_best(
     shutil.copytree(new, back, symlinks=True)
     assert reference.end.differs(end_of(tmp_path / "back")) == []
     assert len(reference.end.best) == 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--trainer.max_time=00:00:10:00", "trainer.max_time is not a setting of tinytf"),
+        ("--trainer.limit_train_batches=3", "trainer.limit_train_batches is not a setting of tinytf"),
+        (
+            '--trainer.callbacks={"class_path": "lightning.pytorch.callbacks.GradientAccumulationScheduler", '
+            '"init_args": {"scheduling": {"2": 2}}}',
+            "trainer.callbacks: GradientAccumulationScheduler",
+        ),
+    ],
+)
+def test_what_would_make_a_resume_inexact_is_refused_by_name(
+    flag: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    assert main([*arguments(CASES["plain"]), flag]) == 2
+    assert says in capfd.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.rglob("version_*"))
+
+
+def test_the_overlay_for_requeued_jobs_starts_and_goes_on(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    overlay = Path(__file__).parents[2] / "configs" / "scale" / "slurm-requeue.yaml"
+    flags = [*arguments({**CASES["plain"], "model.schedule": "Constant"})[:-1], f"--config={overlay}"]
+    for max_steps, says in ((4, "starting afresh"), (8, "going on from step 4 of 8")):
+        code, _ = attempt([*flags, f"--trainer.max_steps={max_steps}"], tmp_path)
+        said = (tmp_path / "attempts.log").read_text()
+        assert code == 0, said
+        assert says in said
 
 
 def test_a_branch_keeps_no_list_of_files_that_are_not_in_it(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
         "trainer.precision": "bf16-mixed",
     },
     "adamw": {"model.optimizer": "torch.optim.AdamW", "model.optimizer.lr": 0.001, "model.schedule": "Constant"},
+    "sanity, limited validation": {"trainer.num_sanity_val_steps": 2, "trainer.limit_val_batches": 2},
     "compiled": {"model.compile": "true"},
 }
 

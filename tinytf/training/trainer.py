@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from tinytf.errors import UserError
 from tinytf.training.hardware import multiplies_bf16
@@ -48,6 +49,13 @@ class Trainer(LightningTrainer):
         ):
             if value < 1:
                 raise UserError(f"trainer.{key} is {value}, but must be at least 1")
+        callbacks = kwargs.get("callbacks") or []
+        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+            if isinstance(callback, GradientAccumulationScheduler):
+                raise UserError(
+                    "trainer.callbacks: GradientAccumulationScheduler moves the steps away from the micro-batches that "
+                    "validations and resuming are counted in; use trainer.accumulate_grad_batches"
+                )
         super().__init__(
             max_steps=max_steps,
             # Lightning counts this one in micro-batches.
@@ -67,6 +75,8 @@ class Trainer(LightningTrainer):
             overfit_batches=0.0,
             reload_dataloaders_every_n_epochs=0,
             use_distributed_sampler=False,
+            # A clock would stop it at a step that no other run stops at, in the middle of an accumulation too.
+            max_time=None,
             # The run folder, its checkpoints and its loggers are the command line's `checkpoint` and `tracking`.
             default_root_dir=None,
             enable_checkpointing=True,

@@ -1,0 +1,20 @@
+#!/bin/bash
+# A training run that survives preemption and time limits: sbatch configs/scale/slurm.sh configs/gpt2.yaml
+#SBATCH --job-name=tinytf
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=USR1@120
+
+# Two minutes before the end SLURM sends SIGUSR1 to the tasks. Each finishes its step, the run is saved, and all exit
+# 128 + 10; the job then puts itself back into the queue, and goes on from there when it is started again.
+srun tinytf fit --config "${1:-configs/base.yaml}" --config configs/scale/slurm-requeue.yaml
+code=$?
+if [ "$code" -eq 138 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi
+exit "$code"
