@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Iterator
 
 # Before torch is imported: the tests' tensors are too small for threads, and the machine is shared.
@@ -17,3 +19,14 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINYTF_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def screen_as_it_was() -> Iterator[None]:
+    """A command that runs inside a test sets up the package's log for itself alone."""
+    own, excepthook = logging.getLogger("tinytf"), threading.excepthook
+    before = (own.handlers[:], own.level, own.propagate)
+    yield
+    own.handlers[:], own.propagate = before[0], before[2]
+    own.setLevel(before[1])
+    threading.excepthook = excepthook

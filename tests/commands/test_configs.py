@@ -16,7 +16,7 @@ from tinytf.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-TOP = {"seed_everything", "name", "trainer", "model", "data", "checkpoint", "tracking", "export"}
+TOP = {"seed_everything", "name", "trainer", "model", "data", "checkpoint", "tracking", "export", "ckpt_path"}
 
 
 def leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
