@@ -45,7 +45,10 @@ def defaults(command: str, config: Mapping[str, Any], ckpt: Path) -> dict[str, A
     return {
         "seed_everything": config["seed_everything"],
         "name": config["name"],
-        "trainer": {"precision": config["trainer"]["precision"]},
+        "trainer": {
+            "precision": config["trainer"]["precision"],
+            "matmul_precision": config["trainer"].get("matmul_precision", "highest"),
+        },
         "model": {**model, "compile": False},
         "data": config["data"],
     }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -24,12 +26,15 @@ from tinytf.commands.screen import quiet_libraries
 from tinytf.data.module import TextDataModule
 from tinytf.errors import RunError, UserError
 from tinytf.export.at_end import ExportAtEnd, ExportSettings
+from tinytf.model import TransformerConfig
 from tinytf.tracking.progress import StepProgress
 from tinytf.tracking.settings import TrackingSettings
-from tinytf.training.automatic import compile_pays, training_device
+from tinytf.tracking.throughput import flops_per_token
+from tinytf.training.automatic import compile_pays, fastest_matmul, fastest_precision, training_device
+from tinytf.training.hardware import usable_cores
 from tinytf.training.module import LanguageModel
 from tinytf.training.shortage import shortage
-from tinytf.training.trainer import Trainer, fastest_precision
+from tinytf.training.trainer import Trainer
 
 SEED = 1337
 
@@ -39,6 +44,9 @@ log = logging.getLogger(__name__)
 def run(argv: list[str]) -> int:
     """Run ``argv[0]``, one of the four commands."""
     quiet_libraries()
+    if "OMP_NUM_THREADS" not in os.environ:
+        # torch counts the machine's cores; a container may be given a share of their time.
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     if not first_process():  # It says everything for all.
         logging.getLogger("tinytf").setLevel(logging.ERROR)
     try:
@@ -203,14 +211,28 @@ def find_checkpoint(command: str, given: Given, required: bool) -> Path | None:
 
 def decide(config: Any) -> None:
     """Write what `auto` means here into the config: it says what ran, and a resumed run does the same."""
-    if config.trainer.precision == "auto":
-        config.trainer.precision = fastest_precision()
+    trainer, device = config.trainer, training_device(str(config.trainer.accelerator))
+    if trainer.precision == "auto":
+        trainer.precision = fastest_precision(device)
+    if trainer.matmul_precision == "auto":
+        trainer.matmul_precision = fastest_matmul(trainer.precision, device)
     if config.model.compile == "auto":
-        config.model.compile = compile_pays(config.trainer.max_steps, training_device(str(config.trainer.accelerator)))
+        config.model.compile = compile_pays(run_flops(config), device)
     if config.data.seq_len > config.model.max_seq_len:
         raise UserError(
             f"data.seq_len {config.data.seq_len} is longer than model.max_seq_len {config.model.max_seq_len}"
         )
+
+
+def run_flops(config: Any) -> float:
+    """FLOPs of all training steps; the embedding, whose size the data will tell, is left out."""
+    model, data, trainer = config.model, config.data, config.trainer
+    shape = {field.name: model[field.name] for field in fields(TransformerConfig) if field.name in model}
+    try:
+        per_token = flops_per_token(TransformerConfig(vocab_size=1, **shape), data.seq_len)
+    except ValueError:  # The model says it better.
+        return 0.0
+    return per_token * data.batch_size * data.seq_len * trainer.accumulate_grad_batches * trainer.max_steps
 
 
 def announce(folder: Path, config: dict[str, Any], resume: Resume | None) -> None:
@@ -218,13 +240,25 @@ def announce(folder: Path, config: dict[str, Any], resume: Resume | None) -> Non
     here = os.path.relpath(folder)
     max_steps = config["trainer"]["max_steps"]
     if resume is None:
-        log.info("run %s: %d steps, precision %s%s", here, max_steps, config["trainer"]["precision"],
-                 ", blocks compiled" if config["model"]["compile"] else "")  # fmt: skip
+        log.info("run %s: %d steps, %s", here, max_steps, how_it_runs(config))
         return
     if resume.step >= max_steps:
         log.info("run %s: already at step %d of %d; raise --trainer.max_steps to go on", here, resume.step, max_steps)
         return
     log.info("run %s: going on from step %d of %d", here, resume.step, max_steps)
+
+
+def how_it_runs(config: dict[str, Any]) -> str:
+    """What was chosen for this machine, in a few words."""
+    trainer = config["trainer"]
+    said = [trainer["precision"]]
+    if trainer["matmul_precision"] != "highest":
+        said.append(f"{trainer['matmul_precision']} matmul precision")
+    if config["model"]["compile"]:
+        said.append("blocks compiled")
+    if training_device(str(trainer["accelerator"])) == "cpu":
+        said.append(f"{torch.get_num_threads()} thread{'s'[: torch.get_num_threads() > 1]}")
+    return ", ".join(said)
 
 
 def warn_of_another_schedule(model: LanguageModel, config: dict[str, Any], resume: Resume) -> None:

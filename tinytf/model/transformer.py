@@ -32,6 +32,8 @@ class Attention(nn.Module):
         norm = nn.RMSNorm if config.qk_norm else nn.Identity
         self.q_norm = norm(config.head_dim, eps=config.norm_eps)
         self.k_norm = norm(config.head_dim, eps=config.norm_eps)
+        # What training may swap for a form that its hardware runs faster.
+        self.attend = F.scaled_dot_product_attention
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
@@ -42,7 +44,7 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k.type_as(cos)), cos, sin).type_as(v)
         if cache is not None:
             k, v = cache.grow(self.layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
+        y = self.attend(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return out
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import time
 from functools import cache
+from pathlib import Path
 
 import torch
+
+CGROUP_QUOTAS = (
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
+"""Where Linux says how many microseconds of CPU time a container may use in a period: version 2, then version 1."""
 
 
 @cache
@@ -15,3 +24,42 @@ def multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
+
+
+def usable_cores() -> int:
+    """Cores that this process may keep busy: those it may run on, and no more than its container's share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in CGROUP_QUOTAS:
+        try:
+            quota, period = " ".join(Path(file).read_text() for file in files).split()
+        except (OSError, ValueError):  # Another version of cgroups, or another system.
+            continue
+        if quota not in ("max", "-1"):
+            return max(1, min(cores, int(quota) // int(period)))
+    return cores
+
+
+@cache
+def onednn_multiplies_faster() -> bool:
+    """Whether float32 products are faster on this CPU under torch's matmul precision "medium", and no less exact.
+
+    It sends them from MKL to oneDNN, which on processors that MKL was not made for is up to twice as fast. By its
+    name it may round to bfloat16, so the error is measured too. It takes some 50 ms.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    exact = a.double() @ b.double()
+    before = torch.get_float32_matmul_precision()
+    error, seconds = {}, {}
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        error[precision] = (a @ b - exact).abs().max().item()
+        seconds[precision] = min(_timed_product(a, b) for _ in range(10))
+    torch.set_float32_matmul_precision(before)
+    return error["medium"] < 4 * error["highest"] and seconds["medium"] < 0.8 * seconds["highest"]
+
+
+def _timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
+    began = time.perf_counter()
+    a @ b
+    return time.perf_counter() - began
