@@ -116,9 +116,8 @@ class MuonAdamW(Optimizer):
     def _per_neuron(self, params: list[Tensor], updates: Tensor, beta2: float) -> Tensor:
         """Updates ``[n, rows, columns]``, each row over its running root mean square, each matrix's norm as it was."""
         squares = updates.square().mean(dim=2, keepdim=True).unbind()
-        running = [
-            self.state[p].setdefault("neuron_sq", torch.zeros_like(square)) for p, square in zip(params, squares)
-        ]
+        fresh = torch.zeros_like(squares[0])
+        running = [self.state[p].setdefault("neuron_sq", fresh.clone()) for p in params]
         # Without Adam's correction for the start at zero: the matrix's norm, which is put back, cancels it.
         torch._foreach_lerp_(running, squares, 1 - beta2)
         normed = updates * (torch.stack(running) + 1e-10).rsqrt()

@@ -1,0 +1,126 @@
+"""What `tinytf fit` with everything on costs beside a bare PyTorch loop over the same module, data and optimizer."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from tests.benchmarks.fitting import fit
+from tinytf.data.module import TextDataModule
+from tinytf.model import Transformer, TransformerConfig
+from tinytf.training import MuonAdamW
+from tinytf.training.attention import choose_attention
+from tinytf.training.automatic import fastest_precision
+from tinytf.training.groups import parameter_groups
+from tinytf.training.loss import token_losses
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and its micro-batch, with as many steps as take some seconds."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    seq_len: int
+    batch_size: int
+    steps: int
+    vocab_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        vocabulary = f", {self.vocab_size} tokens" if self.vocab_size else ""
+        return f"{self.n_layers} layers, {self.d_model} wide, context {self.seq_len}{vocabulary}"
+
+
+SHAPES = [
+    Shape(4, 128, 2, 128, 8, steps=80),
+    Shape(6, 384, 6, 256, 8, steps=12),
+    Shape(12, 512, 8, 256, 8, steps=6),
+    Shape(12, 768, 12, 256, 4, steps=4, vocab_size=50257),
+]
+WARM = 2
+"""Steps before the clock starts."""
+
+
+@contextmanager
+def tokenizer(vocab_size: int | None) -> Iterator[str]:
+    """The setting data.tokenizer: char, or the file of a byte-level vocabulary filled up to a size."""
+    if vocab_size is None:
+        yield "char"
+        return
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"<{i}>" for i in range(len(alphabet), vocab_size))]
+    filled = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+    filled.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    filled.decoder = decoders.ByteLevel()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        filled.save(str(path))
+        yield str(path)
+
+
+def bare(shape: Shape, words: str) -> float:
+    """Tokens a second of the loop that nobody could leave anything out of."""
+    data = TextDataModule("python-docs", words, batch_size=shape.batch_size, seq_len=shape.seq_len)
+    data.prepare_data()
+    data.setup()
+    model = Transformer(
+        TransformerConfig(data.vocab_size, shape.d_model, shape.n_heads, shape.n_layers, max_seq_len=shape.seq_len)
+    )
+    precision = fastest_precision("cpu")
+    choose_attention(model, CPU, precision, shape.seq_len)
+    optimizer = MuonAdamW(parameter_groups(model))
+    began = 0.0
+    for step, (tokens, targets) in enumerate(data.train_dataloader()):
+        if step == WARM:
+            began = time.perf_counter()
+        if step == WARM + shape.steps:
+            break
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
+            loss = token_losses(model, tokens, targets).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return shape.steps * shape.batch_size * shape.seq_len / (time.perf_counter() - began)
+
+
+def fitted(shape: Shape, words: str) -> float:
+    """Tokens a second of `tinytf fit`, logging and tracking on, validation and saving aside."""
+    # The journal leaves the first step out of a row's speed; rows are WARM steps long, and the first row is left out.
+    rows = fit(**{
+        "trainer.max_steps": WARM + shape.steps, "trainer.val_check_interval": 10 * shape.steps + WARM,
+        "trainer.log_every_n_steps": WARM, "model.compile": "false", "model.n_layers": shape.n_layers,
+        "model.d_model": shape.d_model, "model.n_heads": shape.n_heads, "model.max_seq_len": shape.seq_len,
+        "data.corpus": "python-docs", "data.tokenizer": words, "data.seq_len": shape.seq_len,
+        "data.batch_size": shape.batch_size, "trainer.enable_progress_bar": "false",
+        "tracking.samples.every_n_validations": 0, "trainer.limit_val_batches": 1,
+    })  # fmt: skip
+    speeds = [row["train/tokens_per_sec"] for row in rows if "train/tokens_per_sec" in row]
+    return statistics.harmonic_mean(speeds[1:])
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    found = {}
+    print(f"{'tokens/s':<48}{'bare loop':>10}{'tinytf fit':>12}{'ratio':>8}")
+    for shape in SHAPES:
+        with tokenizer(shape.vocab_size) as words:
+            pairs = [(bare(shape, words), fitted(shape, words)) for _ in range(args.rounds)]
+        ratio = statistics.median(fit / loop for loop, fit in pairs)
+        loop, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
+        print(f"{shape.name:<48}{loop:>10,.0f}{ours:>12,.0f}{ratio:>8.2f}", flush=True)
+        found[shape.name] = {"bare": loop, "fit": ours, "ratio": ratio}
+    return {"tokens_per_second": found}
