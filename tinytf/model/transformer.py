@@ -5,6 +5,8 @@ Parameter names are those of ``transformers``' Qwen3 and Llama, so that exported
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class Attention(nn.Module):
         self.q_norm = norm(config.head_dim, eps=config.norm_eps)
         self.k_norm = norm(config.head_dim, eps=config.norm_eps)
         # What training may swap for a form that its hardware runs faster.
-        self.attend = F.scaled_dot_product_attention
+        self.attend: Callable[..., Tensor] = F.scaled_dot_product_attention
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: KVCache | None = None

@@ -1,0 +1,51 @@
+"""The forms of attention that training swaps in compute what the model says, and only where they are faster."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tinytf.model import Transformer, TransformerConfig
+from tinytf.training import attention
+from tinytf.training.attention import WHOLE_SCORES_UP_TO, choose_attention, whole_scores
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_whole_scores_are_the_same_attention(kv_heads: int) -> None:
+    torch.manual_seed(0)
+    found = []
+    tensors = [torch.randn(2, heads, 24, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads)]
+    for attend in (F.scaled_dot_product_attention, whole_scores):
+        y = attend(*tensors, is_causal=True, enable_gqa=kv_heads != 4)
+        found.append((y, *torch.autograd.grad(y.square().sum(), tensors)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "seq_len", "swapped"),
+    [
+        ("cpu", "bf16-mixed", WHOLE_SCORES_UP_TO, True),
+        ("cpu", "bf16-true", 16, True),
+        ("cpu", "bf16-mixed", WHOLE_SCORES_UP_TO + 1, False),
+        ("cpu", "32-true", 16, False),
+        ("cuda", "bf16-mixed", 16, False),
+    ],
+)
+def test_it_is_swapped_where_it_is_faster(
+    device: str, precision: str, seq_len: int, swapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "multiplies_bf16", lambda device: True)
+    model = Transformer(TransformerConfig(11, 16, 2, 2))
+    choose_attention(model, torch.device(device), precision, seq_len)
+    assert all((block.self_attn.attend is whole_scores) == swapped for block in model.layers)
+
+
+def test_a_cpu_that_only_emulates_bf16_keeps_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "multiplies_bf16", lambda device: False)
+    model = Transformer(TransformerConfig(11, 16, 2, 2))
+    choose_attention(model, CPU, "bf16-mixed", 16)
+    assert all(block.self_attn.attend is F.scaled_dot_product_attention for block in model.layers)
