@@ -36,7 +36,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "first run: tinytf fit --config configs/base.yaml",
+            "first run: tinytf fit --config tiny",
         )
     )
 
