@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ The cuts apply in this order: temperature, top_k, top_p, min_p.
 
 
 def parser() -> CommandParser:
+    """The command's flags."""
     flags = CommandParser(
         prog="tinytf generate", description="Write text with a checkpoint or an exported model.", epilog=NOTES
     )
@@ -90,7 +92,7 @@ def run(argv: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     try:
-        show = (lambda: None) if args.json else Printer(prompt, samples).show
+        show: Callable[[], None] = (lambda: None) if args.json else Printer(prompt, samples).show
         show()
         for _ in speaker.grow(start, sampling, samples, args.max_new_tokens, note):
             show()
@@ -128,10 +130,12 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 
 def prompt_source(args: argparse.Namespace) -> str:
+    """The flag that the prompt came from, for messages."""
     return "--prompt" if args.prompt_file is None else f"--prompt_file {args.prompt_file}"
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
+    """The sampling that the flags ask for; UserError where one is out of range."""
     from tinytf.model.sampling import Sampling
 
     try:
@@ -141,6 +145,7 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 
 def from_checkpoint(args: argparse.Namespace) -> Speaker:
+    """The model of --ckpt_path, on the device and threads that the flags ask for."""
     import torch
 
     import tinytf
@@ -155,6 +160,7 @@ def from_checkpoint(args: argparse.Namespace) -> Speaker:
 
 
 def from_export(args: argparse.Namespace) -> Speaker:
+    """The model of --model, in onnxruntime."""
     from tinytf.export.running import OnnxEngine, tokenizer_beside
     from tinytf.generation.speaker import Speaker
 
@@ -177,4 +183,5 @@ def start_of(speaker: Speaker, prompt: str, source: str) -> list[int]:
 
 
 def note(message: str) -> None:
+    """A line on stderr that is not an error."""
     print(f"tinytf: note: {message}", file=sys.stderr, flush=True)

@@ -241,6 +241,7 @@ def warn_of_another_schedule(model: LanguageModel, config: dict[str, Any], resum
 
 
 def as_list(value: Any) -> list[Any]:
+    """A value that may stand alone, be missing, or be several, as several."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]

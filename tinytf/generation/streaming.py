@@ -28,6 +28,7 @@ class TextStream:
         self._shown = len(self._decode(self._ids))
 
     def add(self, token: int) -> str:
+        """The text that can be shown now that this token has come; empty inside a character."""
         self._ids.append(token)
         text = self._decode(self._ids)
         # Of wrong bytes only the last can still become a character.
@@ -95,6 +96,7 @@ class Sample:
     finish: str | None = None
 
     def add(self, token: int) -> None:
+        """Take one more token: text, the end of the text, or the end of a stop string."""
         if token == self.end:
             self.close("end_of_text")
             return
@@ -109,4 +111,5 @@ class Sample:
         self.finish = "stop" if self.gate.closed else reason
 
     def report(self) -> dict[str, str | int | None]:
+        """What --json prints of it."""
         return {"text": self.text, "tokens": self.tokens, "finish": self.finish, "seed": self.seed}
