@@ -94,11 +94,11 @@ def sentence(text: str) -> str:
     """A help text without its Sphinx marks and its repeated default; Lightning's own cut after the first sentence."""
     flat = " ".join((text or "").split())
     flat = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", flat).replace("``", "`")
-    flat = re.sub(r"\s*Default: `[^`]*`\.?", "", flat).replace("|", "\\|")
+    flat = re.sub(r"\s*Default: `[^`]*`\.?", "", flat).replace("|", "\\|").replace("<", "&lt;")
     first = re.match(r"(.+?[.;])(?= [A-Z])", flat)
     if "`" in flat and first:
         flat = first[1]
-    return flat[:1].upper() + flat[1:]
+    return flat
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -116,10 +116,10 @@ def with_tables(readme: str) -> str:
         ValueError: where a section's marks are missing.
     """
     for name, make in SECTIONS.items():
-        begin, end = f"<!-- {name}: made by make docs -->\n", f"\n<!-- /{name} -->"
+        begin, end = f"<!-- {name}: made by make docs -->\n", f"<!-- /{name} -->"
         head, found, rest = readme.partition(begin)
         _, closed, tail = rest.partition(end)
         if not found or not closed:
-            raise ValueError(f"README.md has no section {begin.strip()} … {end.strip()}")
-        readme = f"{head}{begin}\n{make()}\n{end}{tail}"
+            raise ValueError(f"README.md has no section {begin.strip()} … {end}")
+        readme = f"{head}{begin}\n{make()}\n\n{end}{tail}"
     return readme
