@@ -56,4 +56,5 @@ notebooks: .venv/installed  ## run the notebooks and keep their outputs
 	$(BIN)/python -m tests.notebooks
 
 wheel: .venv/installed  ## build dist/tinytf-*.whl, with the configs inside
+	rm -rf build  # setuptools would pack a module that is gone, if an earlier build left it there
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
