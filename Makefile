@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= configs/base.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test stress export dashboard curve bench lint
+.PHONY: help install train test coverage stress export dashboard curve bench lint docs notebooks wheel
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -22,6 +22,9 @@ train: .venv/installed  ## install, then train the main model (CONFIG=configs/ba
 
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
+coverage: .venv/installed  ## run the tests, and show which lines of tinytf they reach
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --cov --cov-report=term:skip-covered
 
 N ?= 100
 stress: .venv/installed  ## kill N=100 runs three times each, and compare how they end
@@ -45,3 +48,13 @@ lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed  ## write README's tables of commands and keys anew
+	$(BIN)/python -m tests.readme
+
+notebooks: .venv/installed  ## run the notebooks and keep their outputs
+	$(BIN)/python -m tests.notebooks
+
+wheel: .venv/installed  ## build dist/tinytf-*.whl, with the configs inside
+	rm -rf build  # setuptools would pack a module that is gone, if an earlier build left it there
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .

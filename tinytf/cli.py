@@ -27,6 +27,7 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def usage() -> str:
+    """What --help prints."""
     lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         (
@@ -36,7 +37,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "first run: tinytf fit --config configs/base.yaml",
+            "first run: tinytf fit --config tiny",
         )
     )
 
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
+    """Run the command that the arguments name, and return its exit code."""
     if argv in ([], ["-h"], ["--help"]):
         print(usage())
         return 0

@@ -107,4 +107,5 @@ class PeriodicCheckpoint(Checkpoint):
 
 
 def is_periodic(path: Path) -> bool:
+    """Whether a file is named as the periodic checkpoints are, without a loss."""
     return "-" not in path.name

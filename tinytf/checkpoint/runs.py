@@ -34,10 +34,12 @@ def versions(root: Path, name: str | None = None) -> list[Path]:
 
 
 def glob_escape(name: str) -> str:
+    """A run's name as a pattern that matches it alone."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def version_of(folder: Path) -> int:
+    """The N of a folder ``version_N``; -1 for another name."""
     match = VERSION.fullmatch(folder.name)
     return int(match[1]) if match else -1
 

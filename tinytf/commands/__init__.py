@@ -1,0 +1,1 @@
+"""One file a command, and what they share with each other alone."""

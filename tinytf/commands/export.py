@@ -12,6 +12,7 @@ from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
 
 
 def parser() -> CommandParser:
+    """The command's flags."""
     flags = CommandParser(
         prog="tinytf export",
         description="Export a checkpoint and prove each artefact against it.",
@@ -82,6 +83,7 @@ def run(argv: list[str]) -> int:
 
 
 def print_result(content: dict[str, Any], *, as_json: bool) -> None:
+    """The content of ``export.json`` on stdout, as a table or as it is."""
     from tinytf.export.report import table
 
     print(json.dumps(content, indent=2) if as_json else table(content))

@@ -7,21 +7,17 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinytf.commands.parser import CommandParser, add_checkpoint_flags, checkpoint_path, positive
-from tinytf.commands.streaming import Printer, Sample, StopGate, TextStream
+from tinytf.commands.printing import Printer
 from tinytf.errors import UserError
 
 # torch takes a second to import: a mistyped flag is told before that.
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from tinytf.model.decoding import Engine
+    from tinytf.generation.speaker import Speaker
     from tinytf.model.sampling import Sampling
 
 CLOSED_PIPE = 128 + 13
@@ -40,6 +36,7 @@ The cuts apply in this order: temperature, top_k, top_p, min_p.
 
 
 def parser() -> CommandParser:
+    """The command's flags."""
     flags = CommandParser(
         prog="tinytf generate", description="Write text with a checkpoint or an exported model.", epilog=NOTES
     )
@@ -90,19 +87,15 @@ def run(argv: list[str]) -> int:
     prompt = read_prompt(args)
     sampling = sampling_of(args)
     speaker = from_export(args) if args.model else from_checkpoint(args)
-    from tinytf.data.tokenizer import end_of_text_id
-
-    start = tokens_of(speaker, prompt, prompt_source(args))
-    end = end_of_text_id(speaker.tokenizer)
-    samples = [
-        Sample(args.seed + index, TextStream(speaker.tokenizer, start), StopGate(args.stop), end)
-        for index in range(args.num_samples)
-    ]
+    start = start_of(speaker, prompt, prompt_source(args))
+    samples = [speaker.sample(start, args.seed + index, args.stop) for index in range(args.num_samples)]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     try:
-        show = (lambda: None) if args.json else Printer(prompt, samples).show
-        write(speaker, start, sampling, samples, args.max_new_tokens, show)
+        show: Callable[[], None] = (lambda: None) if args.json else Printer(prompt, samples).show
+        show()
+        for _ in speaker.grow(start, sampling, samples, args.max_new_tokens, note):
+            show()
         for sample in samples if args.json else ():
             print(json.dumps({"prompt": prompt, **sample.report()}))
         sys.stdout.flush()
@@ -137,10 +130,12 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 
 def prompt_source(args: argparse.Namespace) -> str:
+    """The flag that the prompt came from, for messages."""
     return "--prompt" if args.prompt_file is None else f"--prompt_file {args.prompt_file}"
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
+    """The sampling that the flags ask for; UserError where one is out of range."""
     from tinytf.model.sampling import Sampling
 
     try:
@@ -149,28 +144,25 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
         raise UserError(f"--{error}") from error
 
 
-@dataclass(frozen=True)
-class Speaker:
-    """What a text is written with, wherever it was loaded from."""
-
-    engine: Engine
-    tokenizer: Tokenizer
-
-
 def from_checkpoint(args: argparse.Namespace) -> Speaker:
+    """The model of --ckpt_path, on the device and threads that the flags ask for."""
     import torch
 
-    from tinytf.checkpoint.reading import load_model
-    from tinytf.model.decoding import TransformerEngine
+    import tinytf
+    from tinytf.generation.speaker import available_device
 
     torch.set_num_threads(args.threads)
-    device = available_device(args.device)
-    loaded = load_model(checkpoint_path(args))
-    return Speaker(TransformerEngine(loaded.model.to(device)), loaded.tokenizer)
+    try:
+        device = available_device(args.device)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
+    return tinytf.load(checkpoint_path(args), device=device)
 
 
 def from_export(args: argparse.Namespace) -> Speaker:
+    """The model of --model, in onnxruntime."""
     from tinytf.export.running import OnnxEngine, tokenizer_beside
+    from tinytf.generation.speaker import Speaker
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"--device {args.device}: an exported model runs on the CPU here")
@@ -178,68 +170,18 @@ def from_export(args: argparse.Namespace) -> Speaker:
     return Speaker(OnnxEngine(path, args.threads), tokenizer_beside(path))
 
 
-def available_device(wanted: str) -> str:
-    import torch
-
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(device for device in found if found[device])
-    if not found[wanted]:
-        raise UserError(f"--device {wanted}: this machine has none that PyTorch {torch.__version__} can use")
-    return wanted
-
-
-def tokens_of(speaker: Speaker, prompt: str, source: str) -> list[int]:
-    """The prompt's ids, or where a text without a prompt starts.
+def start_of(speaker: Speaker, prompt: str, source: str) -> list[int]:
+    """The ids that the samples go on from.
 
     Raises:
-        UserError: where the tokenizer does not know a character of it.
+        UserError: where the tokenizer does not know a character of the prompt; names where that came from.
     """
-    from tinytf.data.tokenizer import encode, end_of_text_id
-
-    if not prompt:
-        end = end_of_text_id(speaker.tokenizer)
-        return first_line(speaker.tokenizer) if end is None else [end]
     try:
-        return encode(speaker.tokenizer, prompt)
+        return speaker.start(prompt)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 
 
-def first_line(tokenizer: Tokenizer) -> list[int]:
-    from tinytf.data.tokenizer import encode
-
-    try:
-        return encode(tokenizer, "\n")
-    except UserError:
-        return [0]
-
-
-def write(
-    speaker: Speaker,
-    start: Sequence[int],
-    sampling: Sampling,
-    samples: Sequence[Sample],
-    max_new_tokens: int,
-    show: Callable[[], None],
-) -> None:
-    """Let all samples grow side by side until each has ended, calling ``show`` after each token."""
-    from tinytf.model.decoding import decode
-
-    show()
-    steps = decode(speaker.engine, start, sampling, [sample.seed for sample in samples], on_slide=note)
-    for tokens in islice(steps, max_new_tokens):
-        for sample, token in zip(samples, tokens.tolist(), strict=True):
-            if sample.finish is None:
-                sample.add(token)
-        show()
-        if all(sample.finish for sample in samples):
-            return
-    for sample in samples:
-        if sample.finish is None:
-            sample.close("length")
-    show()
-
-
 def note(message: str) -> None:
+    """A line on stderr that is not an error."""
     print(f"tinytf: note: {message}", file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ LONGEST = 160
 
 
 def parser() -> CommandParser:
+    """The command's flags."""
     flags = CommandParser(prog="tinytf inspect", description="What a checkpoint is, or in what two differ.")
     add_checkpoint_flags(flags)
     flags.add_argument("--diff", metavar="PATH", help="a second checkpoint: print only what differs, old -> new")
@@ -106,6 +107,7 @@ def shape(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Kind, size and checksum of the tokenizer in a ``tinytf`` entry."""
     from tinytf.data.tokenizer import is_by_character, tokenizer_from_text, tokenizer_sha256
 
     found = tokenizer_from_text(str(entry.get("tokenizer")), f"in checkpoint {path}")
@@ -151,6 +153,7 @@ def differences(old: Sections, new: Sections) -> dict[str, dict[str, list[Any]]]
 
 
 def sections_text(sections: Sections) -> str:
+    """Sections of nested content as aligned lines."""
     lines = []
     for section, content in sections.items():
         leaves = list(flat(content))
@@ -160,6 +163,7 @@ def sections_text(sections: Sections) -> str:
 
 
 def difference_text(changes: Mapping[str, Mapping[str, list[Any]]]) -> str:
+    """What differs, a line a key, old value first."""
     lines = []
     for section, found in changes.items():
         lines += ["", section, *(f"  {key}: {shown(old)} -> {shown(new)}" for key, (old, new) in found.items())]

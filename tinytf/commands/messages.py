@@ -54,6 +54,7 @@ def explain(message: str, known: Iterable[str], configs: Iterable[str]) -> str:
 
 
 def unknown(key: str, known: Iterable[str], configs: Iterable[str]) -> str:
+    """The message for a key that is none, with the nearest one that is."""
     where = place(key, configs)
     if key in REFUSED:
         return f"{where}{key} is not a setting of tinytf: {REFUSED[key]}"
@@ -62,6 +63,7 @@ def unknown(key: str, known: Iterable[str], configs: Iterable[str]) -> str:
 
 
 def wrong_value(key: str, message: str, configs: Iterable[str]) -> str:
+    """The message for a value of the wrong type, with what was expected."""
     nested = re.search(r'Parser key "[^"]+":.*Parser key "([^"]+)"', message, re.DOTALL)
     key = f"{key}.{nested[1]}" if nested else key
     given = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value|$)", message, re.DOTALL)
@@ -101,6 +103,7 @@ def place(key: str, configs: Iterable[str]) -> str:
 
 
 def line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
+    """The line, counted from 1, at which a key stands in a YAML mapping; None where it does not."""
     if not isinstance(node, yaml.MappingNode):
         return None
     for name, value in node.value:

@@ -20,6 +20,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's; UserError where it would exit."""
         # Before argparse's own checks, or the mistyped --ckpt_path would be reported as a missing one.
         for argument in args:
             flag = argument.partition("=")[0]
@@ -50,6 +51,7 @@ def positive(text: str) -> int:
 
 
 def add_checkpoint_flags(parser: CommandParser, *, required: bool = True) -> None:
+    """--ckpt_path and --name, as every command that reads a checkpoint has them."""
     parser.add_argument(
         "--ckpt_path",
         required=required,

@@ -25,6 +25,7 @@ def print_predictions(batches: Iterable[Any], data: TextDataModule) -> None:
 
 
 def window(start: int, losses: Tensor, targets: Tensor, data: TextDataModule) -> dict[str, Any]:
+    """One window's line: place and length in tokens, loss in nats a token, its text."""
     loss = losses.mean().item()
     text = data.tokenizer.decode(targets.tolist(), skip_special_tokens=False)
     return {"start": start, "tokens": len(losses), "loss": loss, "perplexity": math.exp(loss), "text": text}

@@ -84,6 +84,7 @@ def refuse_changes(command: str, now: Mapping[str, Any], saved: Mapping[str, Any
 
 
 def look_up(config: Mapping[str, Any], dotted: str) -> Any:
+    """The value of a dotted key; None where the config has none."""
     value: Any = config
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -91,6 +92,7 @@ def look_up(config: Mapping[str, Any], dotted: str) -> Any:
 
 
 def prefixes(key: str) -> list[str]:
+    """A dotted key and each of its sections, the longest first."""
     parts = key.split(".")
     return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
 

@@ -51,6 +51,7 @@ class Resume:
 
     @classmethod
     def read(cls, path: Path) -> Resume:
+        """Read a checkpoint's entry, not its weights; UserError as `read_checkpoint` and `refuse_misfit`."""
         content = read_checkpoint(path, mmap=True)
         refuse_misfit(content, path)
         return cls(path, int(content["global_step"]), content["tinytf"])

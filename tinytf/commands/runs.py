@@ -78,6 +78,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     commands = CommandParser(prog="tinytf runs", description="List the runs below a folder, oldest first.")
     commands.add_argument("--root", default="checkpoints", metavar="DIR", help="the folder of all runs")
     commands.add_argument("--sort", default="started", choices=SORTS, help="what to order by; best first for a loss")
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_folders(root: Path) -> list[Path]:
+    """Every run's folder below a root, in no order."""
     return [folder for folder in root.glob("*/version_*") if folder.name.removeprefix("version_").isdigit()]
 
 

@@ -23,6 +23,7 @@ from tinytf.commands.messages import explain
 from tinytf.commands.predicting import print_predictions
 from tinytf.commands.running import Resume, build_run, discard_claimed, prepare_folder
 from tinytf.commands.screen import quiet_libraries
+from tinytf.commands.shipped import with_paths
 from tinytf.data.module import TextDataModule
 from tinytf.errors import RunError, UserError
 from tinytf.export.at_end import ExportAtEnd, ExportSettings
@@ -123,6 +124,7 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         command, *rest = args
+        rest = with_paths(rest)
         given = scan(rest)
         Parser.known = tuple(action.dest for action in self._subcommand_parsers[command]._actions)
         Parser.configs = tuple(given.configs)
@@ -273,6 +275,7 @@ def warn_of_another_schedule(model: LanguageModel, config: dict[str, Any], resum
 
 
 def as_list(value: Any) -> list[Any]:
+    """A value that may stand alone, be missing, or be several, as several."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -15,6 +15,7 @@ Exits 1 where a file is missing, changed or past a threshold.
 
 
 def parser() -> CommandParser:
+    """The command's flags."""
     flags = CommandParser(prog="tinytf verify", description="Measure an export again.", epilog=NOTES)
     flags.add_argument("folder", metavar="DIR", help="the folder that tinytf export wrote")
     flags.add_argument("--ckpt_path", metavar="PATH", help="compare with this checkpoint (default: the one recorded)")

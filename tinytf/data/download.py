@@ -20,6 +20,7 @@ BLOCK = 1 << 20
 
 
 def is_url(corpus: str) -> bool:
+    """Whether a corpus is named by a URL that can be fetched."""
     return urlparse(corpus).scheme in SCHEMES and "://" in corpus
 
 
@@ -47,6 +48,7 @@ def fetch(corpus: str, cache: Path) -> Path:
 
 
 def file_sha256(path: Path) -> str:
+    """Of a file's bytes, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):

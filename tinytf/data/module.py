@@ -96,12 +96,14 @@ class TextDataModule(LightningDataModule):
 
     @property
     def prepared(self) -> Prepared:
+        """What `prepare_data` built; RuntimeError before that."""
         if self._prepared is None:
             raise RuntimeError("call prepare_data() and setup() first")
         return self._prepared
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer that is used: trained, given by a file, or a checkpoint's own."""
         return self.prepared.tokenizer
 
     @property

@@ -25,6 +25,7 @@ class ByteProgress:
         self._bar: Progress | None = None
 
     def advance(self, n_bytes: int) -> None:
+        """Count bytes that are done, and show it where that is due."""
         self.done += n_bytes
         now = time.monotonic()
         if now < self._next:
@@ -41,6 +42,7 @@ class ByteProgress:
         self._next = now + 0.1
 
     def finish(self) -> None:
+        """Show the end, where the beginning was shown."""
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self.done)

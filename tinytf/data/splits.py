@@ -18,6 +18,7 @@ class Segment:
     end: int
 
     def blocks(self) -> Iterator[str]:
+        """Its text, in blocks of about a megabyte; UserError as `read_blocks`."""
         return read_blocks(self.document, self.start, self.end)
 
 
@@ -25,6 +26,7 @@ Split = tuple[Segment, ...]
 
 
 def split_bytes(split: Split) -> int:
+    """Length of a split in bytes of UTF-8."""
     return sum(segment.end - segment.start for segment in split)
 
 

@@ -163,6 +163,7 @@ def end_of_text_id(tokenizer: Tokenizer) -> int | None:
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+    """Of the tokenizer's JSON, in hex: the same for the same tokenizer."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 

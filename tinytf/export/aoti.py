@@ -15,11 +15,13 @@ from tinytf.export.subject import Subject
 
 
 def refusal(subject: Subject) -> str | None:
+    """Why it cannot be written here, or None."""
     compiler = os.environ.get("CXX", "g++")
     return None if shutil.which(compiler) else f"it takes a C++ compiler, and there is no {compiler} here"
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
+    """Compile with AOTInductor for this machine into one package."""
     with quiet(), torch.no_grad():
         # Freezing packs the weights in the layout that the products want.
         torch._inductor.aoti_compile_and_package(
@@ -28,6 +30,7 @@ def write(subject: Subject, path: Path, base: Path | None) -> None:
 
 
 def open_runner(path: Path, threads: int) -> Runner:
+    """The package as PyTorch loads it."""
     with quiet():
         forward = torch._inductor.aoti_load_package(str(path))
     return Runner(f"AOTInductor {torch.__version__}", recomputing(forward), cached=False)

@@ -80,6 +80,7 @@ class Workshop:
         self.outcomes: dict[str, Outcome] = {}
 
     def make(self, format: Format) -> Outcome:
+        """Write and prove one format, once; later calls return the same outcome."""
         if format.name not in self.outcomes:
             self.outcomes[format.name] = self._make(format)
         return self.outcomes[format.name]

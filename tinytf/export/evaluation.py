@@ -64,13 +64,16 @@ class Evaluation:
 
     @property
     def sha256(self) -> str:
+        """Of the token ids, in hex: the same on every platform."""
         return hashlib.sha256(self.windows.numpy().astype("<i8").tobytes()).hexdigest()
 
     def save(self, path: Path) -> None:
+        """Write the windows as a ``.npy`` file of int32."""
         np.save(path, self.windows.numpy().astype(np.int32), allow_pickle=False)
 
     @classmethod
     def load(cls, path: Path, source: str) -> Evaluation:
+        """Read what `save` wrote; UserError where the file is none."""
         try:
             windows = np.load(path, allow_pickle=False).astype(np.int64)
         except (OSError, ValueError) as error:

@@ -60,9 +60,11 @@ class Format:
         return getattr(imported, name) if name else imported
 
     def write(self, subject: Subject, path: Path, base: Path | None) -> None:
+        """Write the artefact to ``path``; ``base`` is the verified fp32 artefact it is made from, if any."""
         self._implementation.write(subject, path, base)
 
     def open_runner(self, path: Path, threads: int) -> Runner:
+        """The artefact in its own runtime, on so many CPU threads."""
         opened: Runner = self._implementation.open_runner(path, threads)
         return opened
 

@@ -44,6 +44,7 @@ class Gguf:
     kind: str
 
     def write(self, subject: Subject, path: Path, base: Path | None) -> None:
+        """Write weights, shape and tokenizer into one GGUF file."""
         import gguf
 
         config = subject.model.config
@@ -63,9 +64,11 @@ class Gguf:
             writer.close()
 
     def open_runner(self, path: Path, threads: int) -> Runner:
+        """The file in llama.cpp."""
         return open_llama_cpp(path, threads)
 
     def refusal(self, subject: Subject) -> str | None:
+        """The property of the model that GGUF cannot express, or None."""
         config = subject.model.config
         if self.kind == "Q8_0" and (config.d_model % BLOCK or config.ff_dim % BLOCK):
             name, size = ("d_model", config.d_model) if config.d_model % BLOCK else ("d_ff", config.ff_dim)
@@ -85,6 +88,7 @@ Q8_0 = Gguf("Q8_0")
 
 
 def architecture(config: TransformerConfig) -> str:
+    """The name that llama.cpp knows the model's layout by."""
     return "qwen3" if config.qk_norm else "llama"
 
 

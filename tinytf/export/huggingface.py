@@ -25,6 +25,7 @@ WEIGHTS = "model.safetensors"
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
+    """Write the folder that ``from_pretrained`` reads: weights, configs, tokenizer."""
     path.mkdir()
     config = subject.model.config
     write_weights(subject, path / WEIGHTS)
@@ -158,6 +159,7 @@ def problems(subject: Subject, text: str, path: Path) -> list[str]:
 
 
 def open_runner(path: Path, threads: int) -> Runner:
+    """The folder in transformers; an error where a weight is missing or left over."""
     import transformers
 
     with silent():

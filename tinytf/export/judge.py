@@ -56,6 +56,7 @@ class Judge:
 
     @classmethod
     def of(cls, subject: Subject, evaluation: Evaluation, thresholds: dict[str, Limits], threads: int) -> Judge:
+        """A judge with the checkpoint's own answers at hand."""
         return cls(subject, evaluation, thresholds, threads, Reference(subject.model, evaluation))
 
     def verdict(self, format: Format, path: Path) -> Outcome:

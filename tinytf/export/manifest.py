@@ -105,6 +105,7 @@ def file_sums(path: Path) -> dict[str, tuple[str, int]]:
 
 
 def machine(threads: int) -> dict[str, Any]:
+    """What the speeds were measured on."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

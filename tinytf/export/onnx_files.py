@@ -25,6 +25,7 @@ PROTOBUF_LIMIT = 2**31
 
 
 def refusal(subject: Subject) -> str | None:
+    """Why the model does not fit into one ONNX file, or None."""
     size = 4 * subject.model.config.parameter_count
     if size < 0.95 * PROTOBUF_LIMIT:
         return None
@@ -80,12 +81,14 @@ def check(path: Path) -> None:
 
 
 def load(path: Path) -> Any:
+    """The graph of a file, with its weights."""
     import onnx
 
     return onnx.load(str(path))
 
 
 def runtime_name() -> str:
+    """Name and version, for the report."""
     import onnxruntime
 
     return f"onnxruntime {onnxruntime.__version__}"
@@ -114,6 +117,7 @@ def open_cached(path: Path, threads: int) -> Runner:
 
 
 def cached_runner(session: Any) -> Runner:
+    """A session whose keys and values go back in at each step."""
     past_inputs = [node for node in session.get_inputs() if node.name.startswith(PAST)]
     outputs = [node.name for node in session.get_outputs()]
 

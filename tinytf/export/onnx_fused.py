@@ -40,6 +40,7 @@ class Fused:
     quantized: bool
 
     def write(self, subject: Subject, path: Path, base: Path | None) -> None:
+        """Build the graph of fused operators, or quantise the one at ``base``."""
         if self.quantized:
             onnx_int8.write(subject, path, base)
             return
@@ -47,9 +48,11 @@ class Fused:
         check(path)
 
     def open_runner(self, path: Path, threads: int) -> Runner:
+        """The graph in onnxruntime, with its cache."""
         return fused_runner(open_session(path, threads))
 
     def refusal(self, subject: Subject) -> str | None:
+        """Why the model does not fit into one ONNX file, or None."""
         return refusal(subject)
 
 

@@ -25,6 +25,7 @@ class Graph:
         return list(self.graph.node)
 
     def holds(self, name: str) -> bool:
+        """Whether there is a weight of this name."""
         return name in self._weights
 
     def take(self, name: str) -> Array:
@@ -37,6 +38,7 @@ class Graph:
         return weight
 
     def add(self, name: str, weight: Array) -> None:
+        """Put in a weight."""
         from onnx import numpy_helper
 
         self._weights[name] = numpy_helper.from_array(weight, name)

@@ -21,6 +21,7 @@ INT8_COMPUTE = 4
 
 
 def refusal(subject: Subject) -> str | None:
+    """The size that blocks of weights do not divide, or None."""
     config = subject.model.config
     for name, size in (("d_model", config.d_model), ("d_ff", config.ff_dim)):
         if size % BLOCK:
@@ -29,6 +30,7 @@ def refusal(subject: Subject) -> str | None:
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
+    """Quantise the weights of the graph at ``base`` to 4 bits, in blocks."""
     assert base is not None
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
@@ -44,6 +46,7 @@ def write(subject: Subject, path: Path, base: Path | None) -> None:
 
 
 def open_runner(path: Path, threads: int) -> Runner:
+    """The graph in onnxruntime, with its cache."""
     return open_cached(path, threads)
 
 

@@ -22,6 +22,7 @@ EMBEDDING = "embed_tokens.weight"
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
+    """Quantise the weights of the graph at ``base`` to 8 bits."""
     assert base is not None
     proto = load(base)
     quantize(Graph(proto))
@@ -30,6 +31,7 @@ def write(subject: Subject, path: Path, base: Path | None) -> None:
 
 
 def open_runner(path: Path, threads: int) -> Runner:
+    """The graph in onnxruntime, with its cache."""
     return open_cached(path, threads)
 
 

@@ -17,6 +17,7 @@ EXAMPLE_PAST = 5
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
+    """Export one graph that takes past keys and values, of any length, 0 included."""
     config = subject.model.config
     batch, seq = EXPORT_SHAPE
     # Distinct tensors: the exporter merges inputs that share one object, and the graph is then wrong without a word.
@@ -33,4 +34,5 @@ def write(subject: Subject, path: Path, base: Path | None) -> None:
 
 
 def open_runner(path: Path, threads: int) -> Runner:
+    """The graph in onnxruntime, with its cache."""
     return open_cached(path, threads)

@@ -14,6 +14,7 @@ from tinytf.export.subject import Subject
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
+    """Export the model as it is: ids ``[batch, seq]`` in, logits ``[batch, seq, vocab_size]`` out."""
     limit = subject.model.config.max_seq_len
     write_graph(
         subject,
@@ -27,6 +28,7 @@ def write(subject: Subject, path: Path, base: Path | None) -> None:
 
 
 def open_runner(path: Path, threads: int) -> Runner:
+    """The graph in onnxruntime, which reads the whole text again for each token."""
     session = open_session(path, threads)
 
     def forward(tokens: torch.Tensor) -> torch.Tensor:

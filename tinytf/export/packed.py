@@ -29,6 +29,7 @@ class Norm(nn.Module):
 
 
 def frozen(weight: Tensor) -> nn.Parameter:
+    """A weight that shares memory with the model's, and is not trained."""
     return nn.Parameter(weight.detach(), requires_grad=False)
 
 
@@ -81,6 +82,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 class PackedBlock(nn.Module):
+    """A `Block` with fewer and larger matrix products, and the same outputs."""
+
     def __init__(self, block: Block, heads: int, kv_heads: int) -> None:
         super().__init__()
         self.attention = PackedAttention(block.self_attn, heads, kv_heads)
@@ -97,6 +100,7 @@ class PackedBlock(nn.Module):
 
 
 def blocks_of(model: Transformer) -> list[Block]:
+    """The model's blocks, typed."""
     return [block for block in model.layers if isinstance(block, Block)]
 
 

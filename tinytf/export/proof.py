@@ -60,6 +60,7 @@ class Reference:
         self._room = REMEMBERED_BYTES
 
     def logits(self, tokens: Tensor) -> Tensor:
+        """The model's logits ``[batch, seq, vocab_size]`` of ids ``[batch, seq]``; the last ones are remembered."""
         key = (tokens.shape, tokens.numpy().tobytes())
         if key in self._known:
             return self._known[key]

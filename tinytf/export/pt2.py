@@ -25,11 +25,13 @@ def program(subject: Subject) -> ExportedProgram:
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
+    """Save the program that ``torch.export`` traces."""
     with quiet():
         torch.export.save(program(subject), str(path))
 
 
 def open_runner(path: Path, threads: int) -> Runner:
+    """The program in PyTorch, without tinytf's code."""
     with quiet():
         module = torch.export.load(str(path)).module()
 

@@ -13,6 +13,7 @@ from tinytf.export.subject import Subject
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
+    """Save the traced module."""
     with quiet(), torch.no_grad():
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
             subject.model, torch.zeros(EXPORT_SHAPE, dtype=torch.long), check_trace=False
@@ -21,6 +22,7 @@ def write(subject: Subject, path: Path, base: Path | None) -> None:
 
 
 def open_runner(path: Path, threads: int) -> Runner:
+    """The module in PyTorch's TorchScript interpreter."""
     with quiet():
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
 

@@ -27,6 +27,8 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> KVCache:
+        """A cache that holds no token yet."""
+
         def nothing() -> list[Tensor]:
             # One tensor a layer: an exporter merges inputs that share one object.
             shape = (batch_size, config.kv_heads, 0, config.head_dim)

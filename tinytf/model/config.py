@@ -60,14 +60,17 @@ class TransformerConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one head."""
         return self.d_model // self.n_heads
 
     @property
     def kv_heads(self) -> int:
+        """Key and value heads, as many as query heads where not said."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
     def ff_dim(self) -> int:
+        """Width inside the SwiGLU, from ``d_model`` where not said."""
         # 8/3 d_model gives SwiGLU's three matrices the parameters of a plain two-matrix FFN of 4 d_model
         # (Shazeer 2020, arXiv:2002.05202).
         return -(-8 * self.d_model // 3 // 64) * 64 if self.d_ff is None else self.d_ff

@@ -17,10 +17,12 @@ class Engine(Protocol):
     """What decoding needs of a model. It remembers the tokens it was given since the last `prefill`."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Entries of a row of logits."""
 
     @property
-    def max_seq_len(self) -> int: ...
+    def max_seq_len(self) -> int:
+        """The longest context, in tokens."""
 
     def prefill(self, tokens: Tensor) -> Tensor:
         """Forget everything, read ids ``[batch, seq]``, and return the last position's logits ``[batch, vocab]``."""
@@ -38,11 +40,13 @@ class TransformerEngine:
         self.max_seq_len = model.config.max_seq_len
 
     def prefill(self, tokens: Tensor) -> Tensor:
+        """Forget everything, read ids ``[batch, seq]``, return the last position's logits ``[batch, vocab_size]``."""
         weight = self.model.embed_tokens.weight
         self.cache = KVCache.empty(self.model.config, tokens.shape[0], weight.device, weight.dtype)
         return self._last_logits(tokens)
 
     def step(self, tokens: Tensor) -> Tensor:
+        """Read one more id a row, ``[batch]``, return its position's logits ``[batch, vocab_size]``."""
         return self._last_logits(tokens[:, None])
 
     @torch.inference_mode()

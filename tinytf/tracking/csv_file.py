@@ -36,6 +36,7 @@ class CsvFile(Logger):
 
     @rank_zero_only
     def go_on(self, records: Iterable[Record]) -> None:
+        """Write the file anew from the journal's records, which is where it may have got ahead."""
         rows = [{"step": record["step"], **row_of(record)} for record in records if record["event"] == "metrics"]
         self.columns = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
         self._rewrite(rows)

@@ -58,6 +58,7 @@ class Journal:
         os.fsync(self._opened())
 
     def close(self) -> None:
+        """Close the file; nothing where it is closed already."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

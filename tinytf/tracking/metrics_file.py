@@ -85,6 +85,7 @@ class MetricsFile(Callback):
             self.journal.write("checkpoint", step, fields)
 
     def durable(self) -> None:
+        """See that all that was written is on disk, if anything was."""
         if self._open:
             self.journal.durable()
 

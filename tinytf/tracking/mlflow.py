@@ -54,6 +54,7 @@ class Mlflow(MLFlowLogger):
 
     @rank_zero_only
     def go_on(self, records: Iterable[Record]) -> None:
+        """Learn which steps the server has, so that none is sent twice."""
         client, run = self._mlflow_client, self.run_id
         self.logged = {
             name: max(value.step for value in client.get_metric_history(run, name))
@@ -76,11 +77,14 @@ class Mlflow(MLFlowLogger):
 
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
+        """Keep a text as an artefact of its step."""
         self.experiment.log_text(self.run_id, text, f"{name}/step={step:07d}.md")
 
     @rank_zero_only
     def log_best(self, path: Path) -> None:
+        """Upload a checkpoint as the run's best."""
         self.experiment.log_artifact(self.run_id, str(path), "best")
 
     def log_export(self, folder: Path) -> None:
+        """Upload an export's folder."""
         self.experiment.log_artifacts(self.run_id, str(folder), "export")

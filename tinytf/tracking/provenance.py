@@ -201,6 +201,7 @@ def ram_gb() -> float:
 
 
 def gpu_names() -> list[str]:
+    """The CUDA devices that this process sees."""
     import torch
 
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

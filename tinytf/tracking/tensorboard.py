@@ -62,6 +62,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
+        """Add a text to the TEXT page."""
         self.experiment.add_text(name, text, step)
 
     def log_best(self, path: Path) -> None:
@@ -72,6 +73,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def go_on(self, records: Iterable[Record]) -> None:
+        """Write again the row of the very step that the run goes on from, if it does."""
         if self.resume_step is None:
             return
         # Superseding is by whole steps; what is still true of the very step is written again.

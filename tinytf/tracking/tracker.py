@@ -16,7 +16,8 @@ OUTSIDE_ROW = frozenset({"event", "time", "step"})
 class Tracker(Protocol):
     """A Lightning logger that can also go on where a journal was rewound to, and show text and files."""
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """One row of numbers, under the names of metrics.jsonl."""
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:
         """The resolved config, flat: ``{"model.d_model": 256, …}``."""

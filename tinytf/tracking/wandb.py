@@ -51,6 +51,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_best(self, path: Path) -> None:
+        """Upload a checkpoint as the artefact with the alias ``best``."""
         import wandb
 
         artifact = wandb.Artifact(f"model-{self.version}", type="model")
@@ -58,6 +59,7 @@ class Wandb(WandbLogger):
         self.experiment.log_artifact(artifact, aliases=["best"])
 
     def log_export(self, folder: Path) -> None:
+        """Upload an export's folder as an artefact."""
         import wandb
 
         artifact = wandb.Artifact(f"export-{self.version}", type="export")

@@ -23,6 +23,7 @@ class LogCapture(logging.Handler):
         self._shown: list[logging.Logger] = []
 
     def install(self) -> None:
+        """Begin to take what is logged and warned."""
         logging.captureWarnings(True)
         for logger in map(logging.getLogger, LOGGERS):
             # Python's last resort prints what no handler takes; once this one takes it, it must be asked to go on.
@@ -32,6 +33,7 @@ class LogCapture(logging.Handler):
             logger.addHandler(self)
 
     def remove(self) -> None:
+        """End it, and leave logging as it was."""
         for logger in map(logging.getLogger, LOGGERS):
             logger.removeHandler(self)
         while self._shown:

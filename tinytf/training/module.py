@@ -125,6 +125,7 @@ class LanguageModel(LightningModule):
 
     @property
     def network(self) -> Transformer:
+        """The transformer, once `configure_model` has made it."""
         assert self.model is not None, "configure_model has not run"
         return self.model
 

@@ -154,6 +154,7 @@ class MuonAdamW(Optimizer):
 
 
 def gradients(params: list[Tensor]) -> list[Tensor]:
+    """Those of the parameters that have one."""
     return [p.grad for p in params if p.grad is not None]
 
 

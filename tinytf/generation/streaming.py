@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +28,7 @@ class TextStream:
         self._shown = len(self._decode(self._ids))
 
     def add(self, token: int) -> str:
+        """The text that can be shown now that this token has come; empty inside a character."""
         self._ids.append(token)
         text = self._decode(self._ids)
         # Of wrong bytes only the last can still become a character.
@@ -96,6 +96,7 @@ class Sample:
     finish: str | None = None
 
     def add(self, token: int) -> None:
+        """Take one more token: text, the end of the text, or the end of a stop string."""
         if token == self.end:
             self.close("end_of_text")
             return
@@ -110,35 +111,5 @@ class Sample:
         self.finish = "stop" if self.gate.closed else reason
 
     def report(self) -> dict[str, str | int | None]:
+        """What --json prints of it."""
         return {"text": self.text, "tokens": self.tokens, "finish": self.finish, "seed": self.seed}
-
-
-class Printer:
-    """Writes samples to stdout one after the other: each as it comes, or whole where it was done before its turn."""
-
-    def __init__(self, prompt: str, samples: Sequence[Sample]) -> None:
-        self._prompt = prompt
-        self._samples = samples
-        self._turn = 0
-        self._shown = 0
-        self._begin()
-
-    def show(self) -> None:
-        """Write what has come since the last call."""
-        while self._turn < len(self._samples):
-            sample = self._samples[self._turn]
-            sys.stdout.write(sample.text[self._shown :])
-            self._shown = len(sample.text)
-            if sample.finish is None:
-                break
-            sys.stdout.write("\n")
-            self._turn, self._shown = self._turn + 1, 0
-            if self._turn < len(self._samples):
-                self._begin()
-        sys.stdout.flush()
-
-    def _begin(self) -> None:
-        count = len(self._samples)
-        if count > 1:
-            sys.stdout.write(f"--- sample {self._turn + 1} of {count}, seed {self._samples[self._turn].seed} ---\n")
-        sys.stdout.write(self._prompt)

@@ -3,11 +3,12 @@
 import random
 
 import pytest
-from tiny_checkpoint import ACCENTS, TEXT, tokenizer_of
 from tokenizers import Tokenizer, decoders, models
 
-from tinytf.commands.streaming import Printer, Sample, StopGate, TextStream
+from tests.commands.tiny_checkpoint import ACCENTS, TEXT, tokenizer_of
+from tinytf.commands.printing import Printer
 from tinytf.data.tokenizer import encode
+from tinytf.generation.streaming import Sample, StopGate, TextStream
 
 
 def streamed(tokenizer, prompt, new):

@@ -1,0 +1,1 @@
+"""The notebooks, executed: by the tests, and by `make notebooks`, which keeps their outputs."""

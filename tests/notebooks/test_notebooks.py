@@ -1,0 +1,58 @@
+"""Each notebook runs from top to bottom, and its committed outputs are those of a run without errors."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tests.notebooks.execution import FOLDER, NOTEBOOKS, executed
+
+BY_NAME = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+LARGEST = 300_000
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def test_there_are_four() -> None:
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4"]
+
+
+@BY_NAME
+def test_it_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(FOLDER.iterdir())
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # A kernel that fails does not tidy up.
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    ran = executed(path)
+    assert not [output for output in outputs(ran) if output.output_type == "error"]
+    assert sorted(FOLDER.iterdir()) == before
+    committed = [bool(cell.get("outputs")) for cell in nbformat.read(path, as_version=4).cells]
+    assert committed == [bool(cell.get("outputs")) for cell in ran.cells], "the committed outputs are of other code"
+
+
+@BY_NAME
+def test_its_committed_outputs_are_whole_and_small(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < LARGEST
+    assert outputs(notebook), "no outputs: run make notebooks"
+    assert not [output for output in outputs(notebook) if output.output_type == "error"]
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1)), "not run from top to bottom: make notebooks"
+
+
+@BY_NAME
+def test_its_cells_are_explained_and_it_is_tracked(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].cell_type == "markdown"
+    assert cells[0].source.startswith(f"# {path.name[0]} · ")
+    pairs = zip(cells, cells[1:], cells[2:], strict=False)
+    assert not [three for three in pairs if all(cell.cell_type == "code" for cell in three)], (
+        "three cells of code without a word between them"
+    )
+    tracked = subprocess.run(["git", "ls-files", path.name], cwd=FOLDER, capture_output=True, text=True, check=True)
+    assert tracked.stdout.strip() == path.name
