@@ -27,6 +27,7 @@ from tinytf.export.at_end import ExportAtEnd, ExportSettings
 from tinytf.tracking.progress import StepProgress
 from tinytf.tracking.settings import TrackingSettings
 from tinytf.training.automatic import compile_pays, training_device
+from tinytf.training.launching import lost_process
 from tinytf.training.module import LanguageModel
 from tinytf.training.shortage import shortage
 from tinytf.training.trainer import Trainer, fastest_precision
@@ -57,8 +58,8 @@ def run(argv: list[str]) -> int:
         discard_claimed()
         raise
     except Exception as error:
-        if short := shortage(error):
-            raise RunError(short) from error
+        if reason := shortage(error) or lost_process(error):
+            raise RunError(reason) from error
         raise
     return 0
 
@@ -151,9 +152,12 @@ class CommandLine(LightningCLI):
             settings["logger"] = False
             settings["callbacks"] += [StepProgress()] if settings["enable_progress_bar"] is not False else []
         try:
-            return self.trainer_class(**settings)
+            trainer = self.trainer_class(**settings)
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        if self.datamodule.global_batch_size is not None and self.subcommand == "fit":
+            trainer.keep_global_batch(self.datamodule.global_batch_size, self.datamodule.batch_size)
+        return trainer
 
     def _add_run(self, settings: dict[str, Any], given: Any) -> None:
         config, data, folder = self._plain("fit"), {}, Path()

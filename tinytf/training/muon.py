@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from tinytf.training.hardware import multiplies_bf16
+from tinytf.training.sharding import local, on_whole_matrices
 
 # Quintic that lifts every singular value in (0, 1] to about 1 in five steps, fastest slope at 0 (Jordan 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -95,24 +97,23 @@ class MuonAdamW(Optimizer):
         for p in params:
             by_shape[p.shape].append(p)
         for shape, same in by_shape.items():
-            grads = gradients(same)
-            momenta = [self._state(p, "momentum_buffer")["momentum_buffer"] for p in same]
+            grads, parts = local(gradients(same)), local(same)
+            momenta = local(self._state(p, "momentum_buffer")["momentum_buffer"] for p in same)
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-            updates = orthogonalize(
-                torch.stack(torch._foreach_lerp(grads, momenta, group["momentum"])), group["ns_steps"]
-            )
+            nesterov = torch.stack(torch._foreach_lerp(grads, momenta, group["momentum"]))
+            updates = on_whole_matrices(nesterov, same[0], partial(orthogonalize, steps=group["ns_steps"]))
             # A tall matrix gets a larger step, so that its effect on activations is that of a square one.
             lr = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(same, list(updates.unbind()), alpha=-lr)
+            torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parts, list(updates.unbind()), alpha=-lr)
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._state(p, "exp_avg", "exp_avg_sq") for p in params]
         adamw(
-            params,
-            gradients(params),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            local(params),
+            local(gradients(params)),
+            local(state["exp_avg"] for state in states),
+            local(state["exp_avg_sq"] for state in states),
             [],
             [state["step"] for state in states],
             fused=bool(params),

@@ -9,7 +9,9 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from tinytf.errors import UserError
+from tinytf.training.global_batch import accumulation
 from tinytf.training.hardware import multiplies_bf16
+from tinytf.training.launching import watch_processes
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 
@@ -21,7 +23,8 @@ class Trainer(LightningTrainer):
         max_steps: optimizer steps of the whole run.
         val_check_interval: optimizer steps between two validations.
         log_every_n_steps: optimizer steps between two rows of training metrics.
-        accumulate_grad_batches: micro-batches whose gradients make one optimizer step.
+        accumulate_grad_batches: micro-batches whose gradients make one optimizer step; null is what
+            data.global_batch_size takes, or 1.
         gradient_clip_val: largest norm of the whole gradient; null does not clip.
         precision: auto is bf16-mixed where the hardware multiplies bfloat16, else 32-true.
         num_sanity_val_steps: validation batches to try before training.
@@ -34,7 +37,7 @@ class Trainer(LightningTrainer):
         max_steps: int = 1000,
         val_check_interval: int = 100,
         log_every_n_steps: int = 10,
-        accumulate_grad_batches: int = 1,
+        accumulate_grad_batches: int | None = None,
         gradient_clip_val: float | None = 1.0,
         precision: Precision = "auto",
         num_sanity_val_steps: int = 0,
@@ -47,7 +50,7 @@ class Trainer(LightningTrainer):
             ("log_every_n_steps", log_every_n_steps),
             ("accumulate_grad_batches", accumulate_grad_batches),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise UserError(f"trainer.{key} is {value}, but must be at least 1")
         callbacks = kwargs.get("callbacks") or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -56,12 +59,13 @@ class Trainer(LightningTrainer):
                     "trainer.callbacks: GradientAccumulationScheduler moves the steps away from the micro-batches that "
                     "validations and resuming are counted in; use trainer.accumulate_grad_batches"
                 )
+        self.asked = accumulate_grad_batches
         super().__init__(
             max_steps=max_steps,
             # Lightning counts this one in micro-batches.
-            val_check_interval=val_check_interval * accumulate_grad_batches,
+            val_check_interval=val_check_interval * (accumulate_grad_batches or 1),
             log_every_n_steps=log_every_n_steps,
-            accumulate_grad_batches=accumulate_grad_batches,
+            accumulate_grad_batches=accumulate_grad_batches or 1,
             gradient_clip_val=gradient_clip_val,
             precision=fastest_precision() if precision == "auto" else precision,  # type: ignore[arg-type]
             num_sanity_val_steps=num_sanity_val_steps,
@@ -86,6 +90,24 @@ class Trainer(LightningTrainer):
             sync_batchnorm=False,
             **kwargs,
         )
+        watch_processes(self.strategy)
+
+    @property
+    def data_devices(self) -> int:
+        """Devices that read different batches: all, but those of one tensor-parallel group are one."""
+        return self.num_devices * self.num_nodes // getattr(self.strategy, "tensor_parallel_size", 1)
+
+    def keep_global_batch(self, global_batch: int, batch: int) -> None:
+        """Accumulate as many micro-batches of ``batch`` windows a device as make steps of ``global_batch`` windows.
+
+        Here, where Lightning has found out how many devices there are.
+
+        Raises:
+            UserError: where it does not divide, or contradicts accumulate_grad_batches.
+        """
+        accumulate = accumulation(global_batch, batch, self.data_devices, self.asked)
+        self.val_check_interval = self.val_check_interval // self.accumulate_grad_batches * accumulate
+        self.accumulate_grad_batches = accumulate
 
 
 def fastest_precision() -> Precision:
