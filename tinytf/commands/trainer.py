@@ -126,9 +126,12 @@ class CommandLine(LightningCLI):
             rest = ["--config", json.dumps(taken), *rest]
         self.config = parser.parse_args([command, *rest])
         self.config[command]["ckpt_path"] = str(ckpt) if ckpt else None
-        decide(self.config[command])
+        self.decide(self.config[command])
         if self.resume:
             resuming.refuse_changes(command, self._plain(command), self.resume.entry["config"], self.resume.path)
+
+    def decide(self, config: Any) -> None:
+        decide(config)
 
     def _parse_ckpt_path(self) -> None:
         """LightningCLI's way to take over a checkpoint's settings; done above."""
