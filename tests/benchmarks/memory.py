@@ -47,8 +47,8 @@ def main() -> None:
     found = {}
     for name, small in JOBS.items():
         planned = memory(small)
-        # The named micro-batch for three times that memory, too.
-        limit = 3 * planned.peak
+        # The named micro-batch for half as much memory again, too.
+        limit = 1.5 * planned.peak
         for job in (small, Job(small.config, largest_batch(small, limit), small.seq_len)):
             plan, real = memory(job), peak(job)
             print(

@@ -17,6 +17,7 @@ from tests.stress.campaign import end_of, prepare
 
 TWO = {
     "trainer.devices": 2,
+    "trainer.precision": "32-true",
     "trainer.strategy": "ddp",
     "trainer.max_steps": 40,
     "trainer.accumulate_grad_batches": 2,

@@ -18,6 +18,7 @@ from tinytf.checkpoint.reading import load_model
 from tinytf.data.module import TextDataModule
 
 ONE: dict[str, Any] = {
+    "trainer.precision": "32-true",
     "trainer.max_steps": 16,
     "trainer.val_check_interval": 8,
     "checkpoint.every_n_steps": 4,
@@ -30,8 +31,15 @@ ONE: dict[str, Any] = {
     "tracking.samples.max_new_tokens": 5,
     "tracking.layer_norms_every_n_steps": 4,
 }
-SHARDED = {**ONE, "trainer.devices": 2, "trainer.strategy": "tinytf.training.strategies.FullySharded"}
-SPLIT = {**SHARDED, "trainer.strategy.tensor_parallel_size": 2, "trainer.max_steps": 8, "data.batch_size": 8}
+SHARDED = {**ONE, "trainer.devices": 2, "trainer.strategy": "fsdp2"}
+SPLIT = {
+    **SHARDED,
+    "trainer.strategy": (
+        '{"class_path": "tinytf.training.strategies.FullySharded", "init_args": {"tensor_parallel_size": 2}}'
+    ),
+    "trainer.max_steps": 8,
+    "data.batch_size": 8,
+}
 
 
 def fit(folder: Path, settings: dict[str, Any]) -> Path:

@@ -20,9 +20,9 @@ def test_accumulation_makes_up_for_devices(devices: int, steps: int) -> None:
 
 
 def test_what_does_not_divide_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"data\.global_batch_size 96 .* data\.batch_size 8 on 5 devices"):
+    with pytest.raises(UserError, match=r"data\.global_batch_size 96 .*data\.batch_size 8 on 5 devices"):
         accumulation(96, 8, 5, None)
-    with pytest.raises(UserError, match=r"data\.global_batch_size 4 .* data\.batch_size 8 on 1 device\)"):
+    with pytest.raises(UserError, match=r"data\.global_batch_size 4 .*data\.batch_size 8 on 1 device\)"):
         accumulation(4, 8, 1, None)
 
 
@@ -35,7 +35,7 @@ def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> in
     folder.mkdir(exist_ok=True)
     prepare(folder)
     monkeypatch.chdir(folder)
-    plain = {"model.dropout": 0.0, "model.schedule": "Constant"}
+    plain = {"trainer.precision": "32-true", "model.dropout": 0.0, "model.schedule": "Constant"}
     return main(arguments({**plain, **{key.replace("__", "."): value for key, value in settings.items()}}))
 
 

@@ -16,7 +16,8 @@ from tinytf.training.memory import Job, activation_bytes, largest_batch, memory,
 SMALL = JOBS["0.9M, char"]
 SHAPES = {
     "plain": TransformerConfig(70, 64, 2, 2, max_seq_len=64),
-    "grouped heads, no QK-norm": TransformerConfig(70, 64, 4, 3, n_kv_heads=2, max_seq_len=64, qk_norm=False),
+    "grouped heads": TransformerConfig(70, 64, 4, 3, n_kv_heads=2, max_seq_len=64),
+    "no QK-norm": TransformerConfig(70, 64, 4, 3, max_seq_len=64, qk_norm=False),
     "wide feed-forward": TransformerConfig(70, 64, 2, 2, d_ff=512, max_seq_len=64),
 }
 

@@ -42,7 +42,7 @@ class Planned(CommandLine):
             config.trainer.precision = "bf16-mixed"
         decide(config)
 
-    def instantiate_trainer(self, **kwargs: Any) -> None:
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
         return None
 
     def _set_seed(self) -> None:

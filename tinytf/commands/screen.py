@@ -21,6 +21,9 @@ def quiet_libraries() -> None:
     # Tips, and the devices found, which the first line of a run says too.
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # On how gloo and two dimensions of parallelism exchange shards, once a process.
+    for name in ("torch.distributed.tensor._collective_utils", "torch.distributed.tensor._redistribute"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",  # Reading a batch takes microseconds.
         ".*LeafSpec.*",

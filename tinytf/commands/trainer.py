@@ -155,7 +155,7 @@ class CommandLine(LightningCLI):
             settings["logger"] = False
             settings["callbacks"] += [StepProgress()] if settings["enable_progress_bar"] is not False else []
         try:
-            trainer = self.trainer_class(**settings)
+            trainer: Any = self.trainer_class(**settings)
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         if self.datamodule.global_batch_size is not None and self.subcommand == "fit":

@@ -39,6 +39,8 @@ class Launcher(_SubprocessScriptLauncher):
     """
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        if self.cluster_environment.creates_processes_externally:  # By torchrun, by srun, or by this launcher before.
+            return super().launch(function, *args, trainer=trainer, **kwargs)
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         os.environ[FIRST] = str(os.getpid())
         self._call_children_scripts()

@@ -128,18 +128,18 @@ def activation_bytes(shape: TransformerConfig, precision: str) -> float:
 
     Operation by operation as they run eagerly; compiled blocks keep less. A norm keeps its input and what it
     multiplies with its weight; a matrix keeps its input once, however many matrices share it; the attention kernel
-    keeps q, k, v, its output and a number a head, and the heads side by side are a copy of that output; SiLU and the
-    gate's product keep their inputs.
+    keeps q, k, v, its output and a number a head; with QK-norm, q and k are kept before, in and after it, and the heads
+    side by side are a copy of attention's output. SiLU and the gate's product keep their inputs.
     """
     d, kv, ff = shape.d_model, shape.kv_heads * shape.head_dim, shape.ff_dim
     if precision.endswith("-mixed"):
         return shape.n_layers * _mixed_block(shape) + 8.0 * d + 2.0 * d
     size = BYTES[precision]
     norms = 2 * 3 * d
-    heads = (3 if shape.qk_norm else 1) * (d + kv) + kv + 2 * d
+    heads = (3 * (d + kv) + d if shape.qk_norm else d + kv) + kv + d
     ff_entries = 4 * ff
     noise = 2 * d if shape.dropout else 0
-    small = 2 + 2 * shape.n_heads + shape.kv_heads
+    small = 2 + shape.n_heads + (shape.n_heads + shape.kv_heads if shape.qk_norm else 0)
     embedding = d if shape.dropout else 0
     return float(size * (shape.n_layers * (norms + heads + ff_entries + noise + small) + 3 * d + embedding))
 
@@ -151,7 +151,7 @@ def _mixed_block(shape: TransformerConfig) -> float:
     """
     d, kv, ff = shape.d_model, shape.kv_heads * shape.head_dim, shape.ff_dim
     norms = 2 * (2 * 4 * d) + 3 * 2 * d + 2 * 2 * d
-    heads = (2 * 4 + 2 if shape.qk_norm else 2) * (d + kv) + 2 * kv + 2 * 2 * d
+    heads = ((2 * 4 + 2) * (d + kv) + 2 * d if shape.qk_norm else 2 * (d + kv)) + 2 * kv + 2 * d
     noise = 2 * 2 * d if shape.dropout else 0
     return float(norms + heads + 4 * 2 * ff + noise + 4 * (2 + 2 * shape.n_heads + shape.kv_heads))
 

@@ -70,12 +70,11 @@ def on_whole_matrices(parts: Tensor, like: Tensor, function: Callable[[Tensor], 
 
 def _stacked(placement: Placement) -> Placement:
     """The placement of a stack whose matrices lie so: dimension d of each is d + 1 of the stack."""
-    if not placement.is_shard():
+    dim = getattr(placement, "dim", None)
+    if dim is None:
         return placement
-    return _moved(placement)
-
-
-def _moved(placement: Placement) -> Placement:
-    dim = placement.dim + 1  # type: ignore[attr-defined]
+    # FSDP over tensor parallelism on one dimension interleaves: torch's _StridedShard.
     split = getattr(placement, "split_factor", None)
-    return type(placement)(dim) if split is None else type(placement)(dim, split_factor=split)  # type: ignore[call-arg]
+    if split is not None:
+        return type(placement)(dim + 1, split_factor=split)  # type: ignore[call-arg]
+    return Shard(dim + 1)

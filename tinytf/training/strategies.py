@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
@@ -53,6 +54,18 @@ class FullySharded(ModelParallelStrategy):
         self._data_parallel_size = devices // size
         super().setup_environment()
 
+    def setup(self, trainer: Trainer) -> None:
+        if str(self.precision_plugin.precision) == "16-mixed":
+            raise UserError(
+                "trainer.precision 16-mixed scales the loss, which sharded gradients do not: use bf16-mixed"
+            )
+        # What is gathered for the first time in inference mode cannot be trained on: a resumed run whose validation is
+        # due would fail. Lightning knows of it for the older FSDP alone.
+        loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
+        for loop in loops:
+            loop.inference_mode = False
+        super().setup(trainer)
+
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
@@ -92,3 +105,7 @@ class FullySharded(ModelParallelStrategy):
 
 def _is_buffer_of(parameter: Tensor, value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == parameter.shape
+
+
+# --trainer.strategy fsdp2, as Lightning's own are named; its `fsdp` is the older FSDP.
+StrategyRegistry.register("fsdp2", FullySharded, description="FSDP2, see configs/scale/fsdp.yaml")

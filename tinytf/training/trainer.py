@@ -12,6 +12,7 @@ from tinytf.errors import UserError
 from tinytf.training.global_batch import accumulation
 from tinytf.training.hardware import multiplies_bf16
 from tinytf.training.launching import watch_processes
+from tinytf.training.strategies import FullySharded
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 
@@ -95,7 +96,8 @@ class Trainer(LightningTrainer):
     @property
     def data_devices(self) -> int:
         """Devices that read different batches: all, but those of one tensor-parallel group are one."""
-        return self.num_devices * self.num_nodes // getattr(self.strategy, "tensor_parallel_size", 1)
+        group = self.strategy.tensor_parallel_size if isinstance(self.strategy, FullySharded) else 1
+        return self.num_devices * self.num_nodes // group
 
     def keep_global_batch(self, global_batch: int, batch: int) -> None:
         """Accumulate as many micro-batches of ``batch`` windows a device as make steps of ``global_batch`` windows.
