@@ -8,10 +8,12 @@ import sys
 import pytest
 
 from tinytf.training import launching
+from tinytf.training.trainer import Trainer
 
 HANGS = """
 import time
 from tinytf.training import launching
+from tinytf.training.trainer import Trainer
 launching.LOOK_EVERY, launching.PATIENCE = 0.01, 0.05
 launching.Watch(lambda: "process 1 of 2 was killed").start()
 time.sleep(600)
@@ -45,3 +47,9 @@ def test_only_a_lost_connection_is_a_lost_process() -> None:
     assert launching.lost_process(ValueError("Connection closed by peer")) is None
     gloo = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3024"
     assert "another process of the run is gone" in str(launching.lost_process(RuntimeError(gloo)))
+
+
+def test_it_stands_in_for_lightnings_launcher() -> None:
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    assert type(trainer.strategy.launcher) is launching.Launcher
+    assert trainer.data_devices == 2

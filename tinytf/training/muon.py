@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from tinytf.training.hardware import multiplies_bf16
-from tinytf.training.sharding import local, on_whole_matrices
+from tinytf.training.sharding import Layout, layout, local, on_whole_matrices
 
 # Quintic that lifts every singular value in (0, 1] to about 1 in five steps, fastest slope at 0 (Jordan 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -93,10 +93,10 @@ class MuonAdamW(Optimizer):
         return loss
 
     def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        by_shape: dict[tuple[torch.Size, Layout], list[Tensor]] = defaultdict(list)
         for p in params:
-            by_shape[p.shape].append(p)
-        for shape, same in by_shape.items():
+            by_shape[p.shape, layout(p)].append(p)
+        for (shape, _), same in by_shape.items():
             grads, parts = local(gradients(same)), local(same)
             momenta = local(self._state(p, "momentum_buffer")["momentum_buffer"] for p in same)
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])

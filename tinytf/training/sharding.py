@@ -15,6 +15,14 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 
+Layout = tuple[Placement, ...]
+"""How a tensor lies over each dimension of its mesh; empty for a plain one."""
+
+
+def layout(tensor: Tensor) -> Layout:
+    return tuple(tensor.placements) if isinstance(tensor, DTensor) else ()
+
+
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The part of each that this process holds, on the same storage; all of a plain one."""
     return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
