@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
-
 Layout = tuple[Placement, ...]
 """How a tensor lies over each dimension of its mesh; empty for a plain one."""
 
