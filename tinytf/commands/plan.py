@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from tinytf.commands.parser import CommandParser, positive
 from tinytf.commands.screen import quiet_libraries
-from tinytf.commands.trainer import CommandLine, Parser, decide
+from tinytf.commands.trainer import CommandLine, Parser
 from tinytf.data.module import TextDataModule
 from tinytf.errors import UserError
 from tinytf.tracking.peak import GPU_PEAKS, gpu_peak, peak_flops
@@ -35,13 +35,6 @@ GIB = 2**30
 class Planned(CommandLine):
     """The command line of `tinytf fit`, read and checked as there, with no run made of it."""
 
-    named_gpu = False
-
-    def decide(self, config: Any) -> None:
-        if config.trainer.precision == "auto" and self.named_gpu:
-            config.trainer.precision = "bf16-mixed"
-        decide(config)
-
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         return None
 
@@ -50,6 +43,15 @@ class Planned(CommandLine):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing is run."""
+
+
+class PlannedForGpu(Planned):
+    """The same for a GPU that is named: what `auto` means there, not on this machine."""
+
+    def decide(self, config: Any) -> None:
+        if config.trainer.precision == "auto":
+            config.trainer.precision = "bf16-mixed"
+        super().decide(config)
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,7 @@ def share(text: str) -> float:
 
 
 def read_config(argv: Sequence[str], named_gpu: bool) -> Planned:
-    Planned.named_gpu = named_gpu
-    return Planned(
+    return (PlannedForGpu if named_gpu else Planned)(
         LanguageModel,
         TextDataModule,
         save_config_callback=None,

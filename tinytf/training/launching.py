@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -25,6 +24,12 @@ LOOK_EVERY = 1.0
 
 FIRST = "TINYTF_FIRST_PROCESS"
 """Environment variable: the pid of the process that started the others."""
+
+# gloo raises plain RuntimeErrors; those of NCCL and of the store are subclasses.
+GONE = (
+    r"Connection (was likely )?(closed|reset)|Broken pipe|Socket closed|Timed out waiting"
+    r"|ncclRemoteError|remote process exited"
+)
 
 CHILDREN: list[subprocess.Popen[bytes]] = []
 """What this process started."""
@@ -101,11 +106,7 @@ def dead_child() -> str | None:
 
 def lost_process(error: BaseException) -> str | None:
     """One line, where an exchange failed because another process is gone; None for any other failure."""
-    of_group = isinstance(error, (torch.distributed.DistBackendError, torch.distributed.DistNetworkError))
-    # gloo raises a plain RuntimeError.
-    closed = r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Timed out waiting"
-    of_gloo = isinstance(error, RuntimeError) and re.search(closed, str(error))
-    if not of_group and not of_gloo:
+    if not isinstance(error, RuntimeError) or not re.search(GONE, str(error)):
         return None
     deadline = time.monotonic() + 2 * LOOK_EVERY
     while (who := dead_child()) is None and CHILDREN and time.monotonic() < deadline:

@@ -96,6 +96,7 @@ def memory(job: Job) -> Memory:
     head = logits_bytes(shape, tokens, job.precision)
     workspace = workspace_bytes(job) / share
     always = weights + optimizer + buckets
+    # FSDP gathers weights in the forward pass, and gradients only in the backward pass.
     begins = always + gathered / 2 + activations + head + (gradients if job.accumulates else 0.0)
     ends = always + gathered + gradients + activations / shape.n_layers + size * shape.vocab_size * shape.d_model
     steps = always + gradients + workspace
