@@ -56,7 +56,10 @@ def main() -> None:
                 f"{plan.moment}",
                 flush=True,
             )
-            found[f"{name}, batch {job.batch}"] = {"planned": plan.peak, "measured": real, "ratio": plan.peak / real}
+            found[f"{name}, batch {job.batch}"] = {
+                "planned_mb": round(plan.peak / 1e6, 1),
+                "measured_mb": round(real / 1e6, 1),
+            }
     RESULT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 

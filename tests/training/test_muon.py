@@ -29,11 +29,39 @@ def descend(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], st
 
 def test_hidden_matrices_take_torchs_muon_step() -> None:
     ours, theirs = matrices(), matrices()
-    descend(MuonAdamW([{"name": "hidden", "params": ours}], muon_lr=0.02, weight_decay=0.1), ours)
+    descend(MuonAdamW([{"name": "hidden", "params": ours}], muon_lr=0.02, weight_decay=0.1, per_neuron=False), ours)
     descend(torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.1), theirs)
     for a, b in zip(ours, theirs, strict=True):
         # torch iterates in bfloat16, which has three digits.
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.005)
+
+
+def test_each_neuron_takes_steps_of_its_own_size() -> None:
+    """A neuron whose gradients are a hundred times the others' moves as far as they do, and so does the matrix."""
+    moved = {}
+    for per_neuron in (False, True):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(8, 32))
+        optimizer = MuonAdamW([{"name": "hidden", "params": [weight]}], muon_lr=0.02, per_neuron=per_neuron)
+        torch.manual_seed(1)
+        for _ in range(30):
+            before = weight.detach().clone()
+            # Rows that point the same way share one singular value, and with it one step.
+            weight.grad = torch.randn(8, 32) + 3 * torch.ones(8, 1) @ torch.randn(1, 32)
+            weight.grad[0] *= 100
+            optimizer.step()
+        moved[per_neuron] = (weight.detach() - before).norm(dim=1)
+    spread = {key: (rows.max() / rows.min()).item() for key, rows in moved.items()}
+    assert spread[True] < 1.25 < 1.5 < spread[False]
+    torch.testing.assert_close(moved[True].norm(), moved[False].norm(), rtol=0.1, atol=0.0)
+
+
+def test_a_zero_gradient_moves_nothing() -> None:
+    weight = nn.Parameter(torch.randn(8, 8))
+    before = weight.detach().clone()
+    weight.grad = torch.zeros(8, 8)
+    MuonAdamW([{"name": "hidden", "params": [weight]}]).step()
+    assert torch.equal(weight, before)
 
 
 def test_other_parameters_take_torchs_adamw_step() -> None:

@@ -3,7 +3,8 @@
 Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. The same update as `torch.optim.Muon`,
 which takes matrices only and orthogonalises them one by one; here all matrices of a shape go through the
 Newton-Schulz iteration as one batch, and one `Optimizer` means one learning-rate schedule, one state dict, and
-Lightning's automatic optimization.
+Lightning's automatic optimization. NorMuon (Li et al. 2025, arXiv:2510.05491) adds Adam's idea to it: each neuron,
+a row of its matrix, is divided by the running root mean square of its own updates.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from tinytf.training.hardware import multiplies_bf16
-from tinytf.training.sharding import Layout, layout, local, on_whole_matrices
+from tinytf.training.sharding import Layout, layout, local, on_whole_matrices, spread, sum_over_parts
 
 # Quintic that lifts every singular value in (0, 1] to about 1 in five steps, fastest slope at 0 (Jordan 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -37,8 +38,9 @@ class MuonAdamW(Optimizer):
         muon_lr: Muon's step size: the spectral norm of a square matrix's update.
         momentum: Muon's, in Nesterov's form.
         ns_steps: Newton-Schulz iterations.
+        per_neuron: give each neuron of a matrix its own step size (NorMuon); false is Muon as it was published.
         weight_decay: decoupled, for every group that does not set its own.
-        betas: AdamW's decay rates of the first and second moment.
+        betas: AdamW's decay rates of the first and second moment; the second is NorMuon's too.
         eps: AdamW's.
 
     Raises:
@@ -52,6 +54,7 @@ class MuonAdamW(Optimizer):
         muon_lr: float = 0.02,
         momentum: float = 0.95,
         ns_steps: int = 5,
+        per_neuron: bool = True,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
@@ -72,6 +75,7 @@ class MuonAdamW(Optimizer):
             "lr": lr,
             "momentum": momentum,
             "ns_steps": ns_steps,
+            "per_neuron": per_neuron,
             "weight_decay": weight_decay,
             "betas": betas,
             "eps": eps,
@@ -97,15 +101,41 @@ class MuonAdamW(Optimizer):
         for p in params:
             by_shape[p.shape, layout(p)].append(p)
         for (shape, _), same in by_shape.items():
-            grads, parts = local(gradients(same)), local(same)
-            momenta = local(self._state(p, "momentum_buffer")["momentum_buffer"] for p in same)
-            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-            nesterov = torch.stack(torch._foreach_lerp(grads, momenta, group["momentum"]))
+            parts, nesterov = local(same), torch.stack(self._nesterov(same, group["momentum"]))
             updates = on_whole_matrices(nesterov, same[0], partial(orthogonalize, steps=group["ns_steps"]))
+            if group["per_neuron"]:
+                updates = self._per_neuron(same, updates, group["betas"][1])
             # A tall matrix gets a larger step, so that its effect on activations is that of a square one.
             lr = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
             torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(parts, list(updates.unbind()), alpha=-lr)
+
+    def _nesterov(self, params: list[Tensor], momentum: float) -> list[Tensor]:
+        grads = local(gradients(params))
+        momenta = local(self._state(p, "momentum_buffer")["momentum_buffer"] for p in params)
+        torch._foreach_lerp_(momenta, grads, 1 - momentum)
+        return list(torch._foreach_lerp(grads, momenta, momentum))
+
+    def _per_neuron(self, params: list[Tensor], updates: Tensor, beta2: float) -> Tensor:
+        """Updates ``[n, rows, columns]``, each row over its running root mean square, each matrix's norm as it was."""
+        like, columns = params[0], params[0].shape[1]
+        squares = sum_over_parts(updates.square().sum(dim=2, keepdim=True), like, dims=(1,)) / columns
+        running = local(self._neuron_squares(p, updates) for p in params)
+        # Without Adam's correction for the start at zero: the matrix's norm, which is put back, cancels it.
+        torch._foreach_lerp_(running, list(squares.unbind()), 1 - beta2)
+        normed = updates * (torch.stack(running) + 1e-10).rsqrt()
+        norm, new_norm = (
+            sum_over_parts(u.square().sum(dim=(1, 2), keepdim=True), like, dims=(0, 1)).sqrt()
+            for u in (updates, normed)
+        )
+        # The q, k and v of a fresh model have no gradient yet: what they write passes through zeros.
+        return normed * (norm / new_norm.clamp(min=1e-7))
+
+    def _neuron_squares(self, p: Tensor, updates: Tensor) -> Tensor:
+        state: dict[str, Tensor] = self.state[p]
+        if "neuron_sq" not in state:
+            state["neuron_sq"] = spread(updates.new_zeros(p.shape[0], 1), p)
+        return state["neuron_sq"]
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._state(p, "exp_avg", "exp_avg_sq") for p in params]

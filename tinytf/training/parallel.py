@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -99,14 +98,3 @@ def repeat(module: nn.Module, mesh: DeviceMesh) -> None:
 
     # Its annotations say that they return nothing; its documentation, and its code, that they return the new values.
     distribute_module(module, mesh, input_fn=enter, output_fn=leave)  # type: ignore[arg-type]
-
-
-def spread(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, laid out as another one is; no word between the processes."""
-    if not isinstance(like, DTensor):
-        return value
-    copies = DTensor.from_local(
-        value.to(like.device), like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False
-    )
-    with torch.no_grad():
-        return copies.redistribute(placements=like.placements)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 Layout = tuple[Placement, ...]
@@ -30,6 +31,32 @@ def local(tensors: Iterable[Tensor]) -> list[Tensor]:
 def whole(tensor: Tensor) -> Tensor:
     """All of it, on every process; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, laid out as another is; no word between the processes.
+
+    Where a dimension has not the other's size (a column of one number a row) each process keeps all of it.
+    """
+    if not isinstance(like, DTensor) or value.ndim != like.ndim:
+        return value
+    mesh = like.device_mesh
+    lie = [
+        p if _dim(p) is None or value.shape[_dim(p)] == like.shape[_dim(p)] else Replicate() for p in like.placements
+    ]
+    copies = DTensor.from_local(value.to(like.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    with torch.no_grad():
+        return copies.redistribute(placements=lie)
+
+
+def sum_over_parts(values: Tensor, like: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Add up what processes that hold different parts of tensors laid out as ``like``, along these dimensions, have."""
+    if not isinstance(like, DTensor):
+        return values
+    mesh = like.device_mesh
+    lie: list[Placement] = [Partial() if _dim(p) in dims else Replicate() for p in like.placements]
+    summed = DTensor.from_local(values, mesh, lie, run_check=False)
+    return summed.redistribute(placements=[Replicate()] * mesh.ndim).to_local()
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -75,13 +102,17 @@ def on_whole_matrices(parts: Tensor, like: Tensor, function: Callable[[Tensor], 
     return result.redistribute(placements=lie).to_local()
 
 
+def _dim(placement: Placement) -> Any:
+    """The dimension along which a mesh dimension splits a tensor, None where it does not."""
+    return getattr(placement, "dim", None)
+
+
 def _stacked(placement: Placement) -> Placement:
     """The placement of a stack whose matrices lie so: dimension d of each is d + 1 of the stack."""
-    dim = getattr(placement, "dim", None)
-    if dim is None:
+    if _dim(placement) is None:
         return placement
     # FSDP over tensor parallelism on one dimension interleaves: torch's _StridedShard.
     split = getattr(placement, "split_factor", None)
     if split is not None:
-        return type(placement)(dim + 1, split_factor=split)  # type: ignore[call-arg]
-    return Shard(dim + 1)
+        return type(placement)(_dim(placement) + 1, split_factor=split)  # type: ignore[call-arg]
+    return Shard(_dim(placement) + 1)

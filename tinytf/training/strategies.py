@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor
@@ -14,8 +13,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from tinytf.errors import UserError
-from tinytf.training.parallel import spread
-from tinytf.training.sharding import whole
+from tinytf.training.sharding import spread, whole
 
 
 class FullySharded(ModelParallelStrategy):
@@ -94,17 +92,12 @@ class FullySharded(ModelParallelStrategy):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             shared = {
                 number: {
-                    # Buffers of a parameter's shape lie as it does; a count of steps is no such buffer.
-                    key: spread(value, parameters[number]) if _is_buffer_of(parameters[number], value) else value
+                    key: spread(value, parameters[number]) if isinstance(value, Tensor) else value
                     for key, value in buffers.items()
                 }
                 for number, buffers in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": shared})
-
-
-def _is_buffer_of(parameter: Tensor, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.shape == parameter.shape
 
 
 # --trainer.strategy fsdp2, as Lightning's own are named; its `fsdp` is the older FSDP.
