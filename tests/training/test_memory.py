@@ -74,6 +74,12 @@ def test_an_optimizers_state_is_asked_of_itself() -> None:
     assert optimizer_needs(lambda groups: torch.optim.SGD(groups, lr=0.1)) == ((0.0, 0.0), False)
 
 
+def test_checkpointing_keeps_an_input_a_block_and_one_block() -> None:
+    job = replace(SMALL, batch=64)
+    whole, little = memory(job).activations, memory(replace(job, checkpointing=True)).activations
+    assert little == pytest.approx(whole / 4 + 64 * 128 * 4 * 128 * 4)
+
+
 def test_more_micro_batches_keep_gradients_alive() -> None:
     job = Job(SMALL.config, 64, 128)
     assert memory(replace(job, accumulates=True)).peak == memory(job).peak + memory(job).gradients

@@ -182,7 +182,10 @@ def make_plan(planned: Planned, machine: Machine, vocab_size: int | None) -> dic
     whole = config.data.global_batch_size
     accumulate = asked or 1 if whole is None else accumulation(whole, batch, devices, asked)
     state, muon = optimizer_needs(model.build_optimizer)
-    job = Job(shape, batch, config.data.seq_len, config.trainer.precision, state, muon, accumulate > 1)
+    job = Job(
+        shape, batch, config.data.seq_len, config.trainer.precision, state, muon, accumulate > 1,
+        checkpointing=bool(getattr(model, "activation_checkpointing", False)),
+    )  # fmt: skip
     flops = flops_per_token(shape, job.seq_len)
     speed = devices * machine.peak_flops * machine.mfu / flops
     return {

@@ -38,6 +38,8 @@ class Job:
         accumulates: whether a step is made of more than one micro-batch, so that gradients outlive a backward pass.
         strategy: how the model is spread.
         devices: over how many.
+        checkpointing: whether of each block only its input is kept, and the rest made again (Chen et al. 2016,
+            arXiv:1604.06174).
     """
 
     config: TransformerConfig
@@ -49,6 +51,7 @@ class Job:
     accumulates: bool = False
     strategy: Strategy = "one device"
     devices: int = 1
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def memory(job: Job) -> Memory:
     buckets = gradients if job.strategy == "ddp" else 0.0
     gathered = size * gathered_entries(shape) if job.strategy == "fsdp" else 0.0
     tokens = job.batch * job.seq_len
-    activations = tokens * activation_bytes(shape, job.precision) + weight_casts(shape, job.precision)
+    activations = kept_bytes(job, tokens)
     head = logits_bytes(shape, tokens, job.precision)
     workspace = workspace_bytes(job) / share
     always = weights + optimizer + buckets
@@ -122,6 +125,15 @@ def block_matrices(shape: TransformerConfig) -> int:
     """Entries of one block's matrices: what Muon takes."""
     kv = shape.kv_heads * shape.head_dim
     return 2 * shape.d_model**2 + 2 * shape.d_model * kv + 3 * shape.d_model * shape.ff_dim
+
+
+def kept_bytes(job: Job, tokens: int) -> float:
+    """What the forward pass of a micro-batch keeps; with checkpointing, each block's input and one block's all."""
+    shape = job.config
+    everything = tokens * activation_bytes(shape, job.precision) + weight_casts(shape, job.precision)
+    if not job.checkpointing:
+        return everything
+    return everything / shape.n_layers + tokens * shape.n_layers * shape.d_model * BYTES[job.precision]
 
 
 def activation_bytes(shape: TransformerConfig, precision: str) -> float:
