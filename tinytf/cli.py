@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": ("tinytf.commands.inspect", "what a checkpoint is, or how two differ"),
     "export": ("tinytf.commands.export", "export a checkpoint and measure each file against it"),
     "verify": ("tinytf.commands.verify", "measure an export again"),
+    "plan": ("tinytf.commands.plan", "what a config needs of memory and time, before anything is trained"),
     "runs": ("tinytf.commands.runs", "list the runs"),
 }
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")

@@ -51,6 +51,11 @@ class Fit:
         self.process.send_signal(number)
         return self
 
+    def other(self) -> int:
+        """The pid of the one process that the first started."""
+        (pid,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(pid)
+
     def ended(self) -> int:
         """The exit code; a process that hangs is killed, and fails the test."""
         try:

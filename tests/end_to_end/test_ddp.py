@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.end_to_end.processes import Fit, events, newest_run
+from tests.end_to_end.processes import PATIENCE, Fit, events, newest_run
 from tests.stress.campaign import end_of, prepare
 
 TWO = {
     "trainer.devices": 2,
+    "trainer.precision": "32-true",
     "trainer.strategy": "ddp",
     "trainer.max_steps": 40,
     "trainer.accumulate_grad_batches": 2,
@@ -42,11 +45,12 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes that lost its whole group to SIGKILL, went on, and was stopped by SIGTERM."""
+    """A run of two processes that lost the second to SIGKILL, went on, and was stopped by SIGTERM."""
     folder = tmp_path_factory.mktemp("stopped")
     prepare(folder)
-    killed = Fit(folder, TWO).until_step(6).signal_group(signal.SIGKILL)
-    assert killed.ended() == -signal.SIGKILL
+    killed = Fit(folder, TWO).until_step(6)
+    os.kill(killed.other(), signal.SIGKILL)
+    assert killed.ended() == 1, killed.said()
     run = Fit(folder, TWO).until_step(14).signal_group(signal.SIGTERM)
     assert run.ended() == 128 + signal.SIGTERM, run.said()
     return folder
@@ -60,7 +64,30 @@ def resumed(stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_group_that_is_killed_then_stopped_ends_as_if_neither(unbroken: Path, resumed: Path) -> None:
+def test_a_process_that_is_killed_ends_the_other_with_one_line(stopped: Path) -> None:
+    lines = (stopped / "said.log").read_text().splitlines()
+    (error,) = (line for line in lines if "error" in line.lower())
+    assert error.startswith("tinytf: error: process 1 of 2 on this machine was killed by SIGKILL"), error
+    assert "--ckpt_path last" in error
+    assert not [line for line in lines if line.startswith(("Traceback", "[rank"))]
+
+
+def test_a_first_process_that_is_killed_ends_the_other(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    run = Fit(tmp_path, TWO).until_step(2)
+    other = run.other()
+    run.signal(signal.SIGKILL)
+    assert run.ended() == -signal.SIGKILL
+    deadline = time.monotonic() + PATIENCE
+    while Path(f"/proc/{other}").exists():
+        assert time.monotonic() < deadline, run.said()
+        time.sleep(0.05)
+    errors = [line for line in run.said().splitlines() if "error" in line.lower()]
+    assert len(errors) == 1, run.said()
+    assert errors[0].startswith("tinytf: error: another process of the run is gone"), errors
+
+
+def test_a_group_that_loses_one_then_is_stopped_ends_as_if_neither(unbroken: Path, resumed: Path) -> None:
     reference, end = end_of(unbroken), end_of(resumed)
     # A stop saves where no periodic checkpoint would be, which is one of the newest two for a while.
     assert reference.differs(replace(end, files=reference.files)) == []

@@ -61,6 +61,23 @@ class ExactResume(Callback):
                 before,
             )
 
+        self._count_in_todays_batches(trainer, checkpoint)
+
+    def _count_in_todays_batches(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        """Restate the counts of micro-batches where a step is made of more or fewer of them than before.
+
+        Lightning steps where the count divides by the accumulation: otherwise the first step would be made of too few.
+        """
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        before = progress["total"]["processed"]
+        now = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        if now == before:
+            return
+        for counts in (progress["total"], progress["current"]):
+            counts.update({key: count + now - before for key, count in counts.items()})
+        data.load_state_dict({**checkpoint[type(data).__qualname__], "batches": now})
+
     def _follow_the_folder(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         # ModelCheckpoint stores absolute paths, and drops its list of the best where they are not today's. A run that
         # branches into a folder of its own starts a list of its own: the files of the old one are not in it.

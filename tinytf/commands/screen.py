@@ -21,6 +21,9 @@ def quiet_libraries() -> None:
     # Tips, and the devices found, which the first line of a run says too.
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # On how gloo and two dimensions of parallelism exchange shards, once a process.
+    for name in ("torch.distributed.tensor._collective_utils", "torch.distributed.tensor._redistribute"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",  # Reading a batch takes microseconds.
         ".*LeafSpec.*",
@@ -31,6 +34,7 @@ def quiet_libraries() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",  # An evaluation needs none of them.
         ".*but have no logger configured.*",  # The table of results goes to stdout.
         ".*It is recommended to use .*sync_dist=True.*",  # torchmetrics has brought the processes' sums together.
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # Which nothing here changes in place.
         ".*litlogger.*",
         ".*litmodels.*",
     ):

@@ -33,6 +33,7 @@ from tinytf.tracking.settings import TrackingSettings
 from tinytf.tracking.throughput import flops_per_token
 from tinytf.training.automatic import compile_pays, fastest_matmul, fastest_precision, training_device
 from tinytf.training.hardware import usable_cores
+from tinytf.training.launching import lost_process
 from tinytf.training.module import LanguageModel
 from tinytf.training.shortage import shortage
 from tinytf.training.trainer import Trainer
@@ -66,8 +67,8 @@ def run(argv: list[str]) -> int:
         discard_claimed()
         raise
     except Exception as error:
-        if short := shortage(error):
-            raise RunError(short) from error
+        if reason := shortage(error) or lost_process(error):
+            raise RunError(reason) from error
         raise
     return 0
 
@@ -135,9 +136,12 @@ class CommandLine(LightningCLI):
             rest = ["--config", json.dumps(taken), *rest]
         self.config = parser.parse_args([command, *rest])
         self.config[command]["ckpt_path"] = str(ckpt) if ckpt else None
-        decide(self.config[command])
+        self.decide(self.config[command])
         if self.resume:
             resuming.refuse_changes(command, self._plain(command), self.resume.entry["config"], self.resume.path)
+
+    def decide(self, config: Any) -> None:
+        decide(config)
 
     def _parse_ckpt_path(self) -> None:
         """LightningCLI's way to take over a checkpoint's settings; done above."""
@@ -161,9 +165,12 @@ class CommandLine(LightningCLI):
             settings["logger"] = False
             settings["callbacks"] += [StepProgress()] if settings["enable_progress_bar"] is not False else []
         try:
-            return self.trainer_class(**settings)
+            trainer: Any = self.trainer_class(**settings)
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        if self.datamodule.global_batch_size is not None and self.subcommand == "fit":
+            trainer.keep_global_batch(self.datamodule.global_batch_size, self.datamodule.batch_size)
+        return trainer
 
     def _add_run(self, settings: dict[str, Any], given: Any) -> None:
         config, data, folder = self._plain("fit"), {}, Path()
@@ -234,7 +241,7 @@ def run_flops(config: Any) -> float:
         per_token = flops_per_token(TransformerConfig(vocab_size=1, **shape), data.seq_len)
     except ValueError:  # The model says it better.
         return 0.0
-    return per_token * data.batch_size * data.seq_len * trainer.accumulate_grad_batches * trainer.max_steps
+    return per_token * data.batch_size * data.seq_len * (trainer.accumulate_grad_batches or 1) * trainer.max_steps
 
 
 def announce(folder: Path, config: dict[str, Any], resume: Resume | None) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
+from tinytf.data.place import data_place
 from tinytf.data.prepare import Prepared, TextSettings, prepare
 from tinytf.data.store import TokenIds
 from tinytf.data.tokenizer import tokenizer_from_text
@@ -30,6 +31,9 @@ class TextDataModule(LightningDataModule):
             of a tokenizer.json.
         vocab_size: Entries of the bpe vocabulary, at least 258. The other tokenizers have their own number.
         batch_size: Windows in a micro-batch, on each device.
+        global_batch_size: Windows in an optimizer step, over all devices: gradients are accumulated over as many
+            micro-batches as that takes. Unset, it is what batch_size, the devices and trainer.accumulate_grad_batches
+            give.
         seq_len: Tokens in a window, the context the model learns from; at most model.max_seq_len.
         val_fraction: Share of the text, by bytes, at its end, that is for validation and never trained on. Not used
             where val_corpus is given.
@@ -48,6 +52,7 @@ class TextDataModule(LightningDataModule):
         tokenizer: str = "char",
         vocab_size: int = 8192,
         batch_size: int = 16,
+        global_batch_size: int | None = None,
         seq_len: int = 256,
         val_fraction: float = 0.1,
         test_fraction: float = 0.0,
@@ -60,9 +65,12 @@ class TextDataModule(LightningDataModule):
         super().__init__()
         _require_at_least(1, batch_size=batch_size, seq_len=seq_len)
         _require_at_least(0, num_workers=num_workers)
+        if global_batch_size is not None:
+            _require_at_least(1, global_batch_size=global_batch_size)
         self.settings = TextSettings(
             corpus, tokenizer, vocab_size, val_fraction, test_fraction, val_corpus, test_corpus, cache_dir
         )
+        self.global_batch_size = global_batch_size
         self.batch_size, self.seq_len, self.num_workers, self.seed = batch_size, seq_len, num_workers, seed
         self._given: Tokenizer | None = None
         self._prepared: Prepared | None = None
@@ -161,7 +169,7 @@ class TextDataModule(LightningDataModule):
         )
 
     def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return data_place(self.trainer)
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and torch.device(self.trainer.strategy.root_device).type == "cuda"

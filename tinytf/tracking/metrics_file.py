@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from tinytf.data.place import data_place
 from tinytf.tracking.jsonl import FILE_NAME, Journal, Record
 from tinytf.tracking.process import this_process
 from tinytf.tracking.tracker import Tracker
@@ -134,7 +135,7 @@ class MetricsFile(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        self.tokens += batch[0].numel() * trainer.world_size
+        self.tokens += batch[0].numel() * data_place(trainer)[1]
         if trainer.global_step == self._step:
             return  # Gradients are still accumulating.
         self._step = trainer.global_step

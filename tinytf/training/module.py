@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import MetricCollection
 
+from tinytf.data.place import data_place
 from tinytf.errors import RunError, UserError
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training.attention import choose_attention
@@ -26,7 +27,9 @@ from tinytf.training.groups import parameter_groups
 from tinytf.training.loss import IGNORE, token_losses
 from tinytf.training.metrics import evaluation_metrics
 from tinytf.training.muon import MuonAdamW
+from tinytf.training.parallel import parallelize
 from tinytf.training.schedules import Linear, Schedule
+from tinytf.training.sharding import scale_to, total_norm
 
 Batch = tuple[Tensor, Tensor]
 
@@ -106,6 +109,8 @@ class LanguageModel(LightningModule):
         self.shape = replace(self.shape, vocab_size=self.trainer.datamodule.vocab_size)  # type: ignore[attr-defined]
         self.model = Transformer(self.shape)
         self._choose_how_it_runs(self.model)
+        if self.device_mesh is not None:
+            parallelize(self.model, self.device_mesh)
 
     def _choose_how_it_runs(self, model: Transformer) -> None:
         """Swap in what is fast or small here; parameters and their names stay."""
@@ -144,7 +149,7 @@ class LanguageModel(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Noise is a function of (seed, batch, rank): a resumed run draws what an unbroken one would have drawn.
-        seed = noise_seed(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        seed = noise_seed(self.seed, self.trainer.fit_loop.total_batch_idx, data_place(self.trainer)[0])
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -161,14 +166,14 @@ class LanguageModel(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as Lightning would, with the norm measured once: for the clipping, the log and the check."""
-        parameters = list(self.network.parameters())
-        self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        self.grad_norm = total_norm(gradients)
         if not self._finite():
             self._on_nonfinite(optimizer)
         elif gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
+            scale_to(gradients, gradient_clip_val, self.grad_norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

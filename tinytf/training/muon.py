@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from tinytf.training.hardware import multiplies_bf16
+from tinytf.training.sharding import Layout, layout, local, on_whole_matrices, spread, sum_over_parts
 
 # Quintic that lifts every singular value in (0, 1] to about 1 in five steps, fastest slope at 0 (Jordan 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -95,43 +97,53 @@ class MuonAdamW(Optimizer):
         return loss
 
     def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        by_shape: dict[tuple[torch.Size, Layout], list[Tensor]] = defaultdict(list)
         for p in params:
-            by_shape[p.shape].append(p)
-        for shape, same in by_shape.items():
-            updates = orthogonalize(torch.stack(self._nesterov(same, group["momentum"])), group["ns_steps"])
+            by_shape[p.shape, layout(p)].append(p)
+        for (shape, _), same in by_shape.items():
+            parts, nesterov = local(same), torch.stack(self._nesterov(same, group["momentum"]))
+            updates = on_whole_matrices(nesterov, same[0], partial(orthogonalize, steps=group["ns_steps"]))
             if group["per_neuron"]:
                 updates = self._per_neuron(same, updates, group["betas"][1])
             # A tall matrix gets a larger step, so that its effect on activations is that of a square one.
             lr = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(same, list(updates.unbind()), alpha=-lr)
+            torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parts, list(updates.unbind()), alpha=-lr)
 
     def _nesterov(self, params: list[Tensor], momentum: float) -> list[Tensor]:
-        grads = gradients(params)
-        momenta = [self._state(p, "momentum_buffer")["momentum_buffer"] for p in params]
+        grads = local(gradients(params))
+        momenta = local(self._state(p, "momentum_buffer")["momentum_buffer"] for p in params)
         torch._foreach_lerp_(momenta, grads, 1 - momentum)
         return list(torch._foreach_lerp(grads, momenta, momentum))
 
     def _per_neuron(self, params: list[Tensor], updates: Tensor, beta2: float) -> Tensor:
         """Updates ``[n, rows, columns]``, each row over its running root mean square, each matrix's norm as it was."""
-        squares = updates.square().mean(dim=2, keepdim=True).unbind()
-        fresh = torch.zeros_like(squares[0])
-        running = [self.state[p].setdefault("neuron_sq", fresh.clone()) for p in params]
+        like, columns = params[0], params[0].shape[1]
+        squares = sum_over_parts(updates.square().sum(dim=2, keepdim=True), like, dims=(1,)) / columns
+        running = local(self._neuron_squares(p, updates) for p in params)
         # Without Adam's correction for the start at zero: the matrix's norm, which is put back, cancels it.
-        torch._foreach_lerp_(running, squares, 1 - beta2)
+        torch._foreach_lerp_(running, list(squares.unbind()), 1 - beta2)
         normed = updates * (torch.stack(running) + 1e-10).rsqrt()
-        norm, new_norm = (u.norm(dim=(1, 2), keepdim=True) for u in (updates, normed))
+        norm, new_norm = (
+            sum_over_parts(u.square().sum(dim=(1, 2), keepdim=True), like, dims=(0, 1)).sqrt()
+            for u in (updates, normed)
+        )
         # The q, k and v of a fresh model have no gradient yet: what they write passes through zeros.
         return normed * (norm / new_norm.clamp(min=1e-7))
+
+    def _neuron_squares(self, p: Tensor, updates: Tensor) -> Tensor:
+        state: dict[str, Tensor] = self.state[p]
+        if "neuron_sq" not in state:
+            state["neuron_sq"] = spread(updates.new_zeros(p.shape[0], 1), p)
+        return state["neuron_sq"]
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._state(p, "exp_avg", "exp_avg_sq") for p in params]
         adamw(
-            params,
-            gradients(params),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            local(params),
+            local(gradients(params)),
+            local(state["exp_avg"] for state in states),
+            local(state["exp_avg_sq"] for state in states),
             [],
             [state["step"] for state in states],
             fused=bool(params),

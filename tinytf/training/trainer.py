@@ -16,6 +16,9 @@ from tinytf.training.automatic import (
     fastest_precision,
     training_device,
 )
+from tinytf.training.global_batch import accumulation
+from tinytf.training.launching import watch_processes
+from tinytf.training.strategies import FullySharded
 
 
 class Trainer(LightningTrainer):
@@ -25,7 +28,8 @@ class Trainer(LightningTrainer):
         max_steps: optimizer steps of the whole run.
         val_check_interval: optimizer steps between two validations.
         log_every_n_steps: optimizer steps between two rows of training metrics.
-        accumulate_grad_batches: micro-batches whose gradients make one optimizer step.
+        accumulate_grad_batches: micro-batches whose gradients make one optimizer step; null is what
+            data.global_batch_size takes, or 1.
         gradient_clip_val: largest norm of the whole gradient; null does not clip.
         precision: auto is bf16-mixed where the hardware multiplies bfloat16, else 32-true.
         matmul_precision: torch's, of float32 matrix products; auto is medium where a CPU that trains in float32 was
@@ -40,7 +44,7 @@ class Trainer(LightningTrainer):
         max_steps: int = 1000,
         val_check_interval: int = 100,
         log_every_n_steps: int = 10,
-        accumulate_grad_batches: int = 1,
+        accumulate_grad_batches: int | None = None,
         gradient_clip_val: float | None = 1.0,
         precision: Precision = "auto",
         matmul_precision: MatmulPrecision = "auto",
@@ -54,7 +58,7 @@ class Trainer(LightningTrainer):
             ("log_every_n_steps", log_every_n_steps),
             ("accumulate_grad_batches", accumulate_grad_batches),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise UserError(f"trainer.{key} is {value}, but must be at least 1")
         callbacks = kwargs.get("callbacks") or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -67,12 +71,13 @@ class Trainer(LightningTrainer):
         precision = fastest_precision(device) if precision == "auto" else precision
         matmul_precision = fastest_matmul(precision, device) if matmul_precision == "auto" else matmul_precision
         torch.set_float32_matmul_precision(matmul_precision)
+        self._asked = accumulate_grad_batches
         super().__init__(
             max_steps=max_steps,
             # Lightning counts this one in micro-batches.
-            val_check_interval=val_check_interval * accumulate_grad_batches,
+            val_check_interval=val_check_interval * (accumulate_grad_batches or 1),
             log_every_n_steps=log_every_n_steps,
-            accumulate_grad_batches=accumulate_grad_batches,
+            accumulate_grad_batches=accumulate_grad_batches or 1,
             gradient_clip_val=gradient_clip_val,
             precision=precision,  # type: ignore[arg-type]
             num_sanity_val_steps=num_sanity_val_steps,
@@ -97,3 +102,22 @@ class Trainer(LightningTrainer):
             sync_batchnorm=False,
             **kwargs,
         )
+        watch_processes(self.strategy)
+
+    @property
+    def data_devices(self) -> int:
+        """Devices that read different batches: all, but those of one tensor-parallel group are one."""
+        group = self.strategy.tensor_parallel_size if isinstance(self.strategy, FullySharded) else 1
+        return self.num_devices * self.num_nodes // group
+
+    def keep_global_batch(self, global_batch: int, batch: int) -> None:
+        """Accumulate as many micro-batches of ``batch`` windows a device as make steps of ``global_batch`` windows.
+
+        Here, where Lightning has found out how many devices there are.
+
+        Raises:
+            UserError: where it does not divide, or contradicts accumulate_grad_batches.
+        """
+        accumulate = accumulation(global_batch, batch, self.data_devices, self._asked)
+        self.val_check_interval = self.val_check_interval // self.accumulate_grad_batches * accumulate
+        self.accumulate_grad_batches = accumulate

@@ -1,0 +1,67 @@
+"""The account of `tinytf plan` beside measured peaks: `python -m tests.benchmarks.memory`, on the CPU, some minutes.
+
+A peak is the largest sum of what torch's allocator holds at any moment from the model's construction to the end of the
+second optimizer step, as its profiler records each allocation and release. It is the same in every run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import torch
+
+from tinytf.model import Transformer, TransformerConfig
+from tinytf.training import MuonAdamW
+from tinytf.training.groups import parameter_groups
+from tinytf.training.loss import token_losses
+from tinytf.training.memory import Job, largest_batch, memory
+
+JOBS = {
+    "0.9M, char": Job(TransformerConfig(70, 128, 2, 4, max_seq_len=128), 8, 128),
+    "13M, bpe": Job(TransformerConfig(8192, 256, 4, 8, max_seq_len=256), 8, 256),
+    "51M, bpe, medium.yaml's": Job(TransformerConfig(8192, 512, 8, 12, d_ff=2048, max_seq_len=512), 1, 512),
+}
+RESULT = Path(__file__).parent / "results" / "memory.json"
+
+
+def peak(job: Job, steps: int = 2) -> int:
+    """Bytes at the worst moment of real training steps."""
+    tokens = torch.randint(job.config.vocab_size, (job.batch, job.seq_len))
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        model = Transformer(job.config)
+        optimizer = MuonAdamW(parameter_groups(model))
+        for _ in range(steps):
+            token_losses(model, tokens, tokens).mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    events = (e for e in profile.kineto_results.events() if e.name() == "[memory]")
+    ordered = sorted((event.start_ns(), number, event.nbytes()) for number, event in enumerate(events))
+    return max(itertools.accumulate(change for _, _, change in ordered))
+
+
+def main() -> None:
+    print(f"{'':<26}{'batch':>6}{'planned MB':>12}{'measured':>10}{'ratio':>7}  worst moment")
+    found = {}
+    for name, small in JOBS.items():
+        planned = memory(small)
+        # The named micro-batch for half as much memory again, too.
+        limit = 1.5 * planned.peak
+        for job in (small, Job(small.config, largest_batch(small, limit), small.seq_len)):
+            plan, real = memory(job), peak(job)
+            print(
+                f"{name:<26}{job.batch:>6}{plan.peak / 1e6:>12.1f}{real / 1e6:>10.1f}{plan.peak / real:>7.2f}  "
+                f"{plan.moment}",
+                flush=True,
+            )
+            found[f"{name}, batch {job.batch}"] = {
+                "planned_mb": round(plan.peak / 1e6, 1),
+                "measured_mb": round(real / 1e6, 1),
+            }
+    RESULT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
