@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -21,6 +23,8 @@ from tinytf.data.tokenizer import tokenizer_from_text
 from tinytf.errors import RunError
 
 POLL_SECONDS = 0.1
+THREADS = "TOKENIZERS_PARALLELISM"
+"""The library reads it at every call."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,24 @@ def tokenise(work: Work, slices: list[Slice], processes: int, label: str) -> lis
 
 def _here(work: Work, slices: list[Slice], processes: int, progress: ByteProgress) -> list[Part]:
     encode = work.encoder() if slices else None
-    return [
-        make_part(work.files(piece), piece, work.text_field, encode, work.dtype, progress.advance) for piece in slices
-    ]
+    with _one_thread():
+        return [
+            make_part(work.files(piece), piece, work.text_field, encode, work.dtype, progress.advance)
+            for piece in slices
+        ]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Documents are short: the tokenizers' own threads would wait for each other more than they work."""
+    before = os.environ.get(THREADS)
+    os.environ[THREADS] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[THREADS]
+        if before is not None:
+            os.environ[THREADS] = before
 
 
 def _elsewhere(work: Work, slices: list[Slice], processes: int, progress: ByteProgress) -> list[Part]:
@@ -106,7 +125,7 @@ _STATE: dict[str, Any] = {}
 def _begin(work: Work, done: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The first process hears it, and stops us.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # One thread each: there are as many of us as shall work.
+    os.environ[THREADS] = "false"  # One each: there are as many of us as shall work.
     _STATE.update(work=work, encode=work.encoder(), done=done, stop=stop)
 
 

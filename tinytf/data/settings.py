@@ -15,16 +15,16 @@ BPE_SAMPLE_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class TextSettings:
-    """The names are those of `tinytf.data.TextDataModule`, where each is explained."""
+    """The names and defaults are those of `tinytf.data.TextDataModule`, where each is explained."""
 
-    corpus: str
-    tokenizer: str
-    vocab_size: int
-    val_fraction: float
-    test_fraction: float
-    val_corpus: str | None
-    test_corpus: str | None
-    cache_dir: str | None
+    corpus: str = "shakespeare"
+    tokenizer: str = "char"
+    vocab_size: int = 8192
+    val_fraction: float = 0.1
+    test_fraction: float = 0.0
+    val_corpus: str | None = None
+    test_corpus: str | None = None
+    cache_dir: str | None = None
     # Checkpoints of before these settings lack them; what they default to is what was done then.
     split_by: str = "auto"
     text_field: str = "text"
