@@ -112,6 +112,8 @@ def decisive() -> set[str]:
 def refuse_foreign_flags(flags: list[str]) -> None:
     for flag in flags:
         name = flag.removeprefix("--").partition("=")[0]
+        if flag.startswith("--") and "." in name and not name.startswith("data."):
+            raise UserError(f"{name} is not for tinytf prepare, which takes --config and --data.…: leave it to fit")
         if flag.startswith("--data.") and name in Parser.known and name.removeprefix("data.") not in decisive():
             raise UserError(f"{name} changes nothing that is prepared: leave it to fit")
 

@@ -15,7 +15,9 @@ BPE_SAMPLE_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class TextSettings:
-    """The names and defaults are those of `tinytf.data.TextDataModule`, where each is explained."""
+    """The text, its splits and its tokens."""
+
+    # Names and defaults are those of tinytf.data.TextDataModule, where each is explained.
 
     corpus: str = "shakespeare"
     tokenizer: str = "char"
