@@ -21,7 +21,27 @@ END = "<|endoftext|>"
 def documents(count: int, seed: int = 0) -> list[str]:
     """Texts that are all different, of one to thirty words."""
     rng = random.Random(seed)
-    words = "the of and to in he a was it his is with as I had for at on be".split()
+    words = [
+        "the",
+        "of",
+        "and",
+        "to",
+        "in",
+        "he",
+        "a",
+        "was",
+        "it",
+        "his",
+        "is",
+        "with",
+        "as",
+        "I",
+        "had",
+        "for",
+        "at",
+        "on",
+        "be",
+    ]
     return [f"{seed}.{number} " + " ".join(rng.choices(words, k=rng.randint(1, 30))) for number in range(count)]
 
 

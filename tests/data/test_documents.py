@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_every_document_is_in_one_split_with_a_token_after_it(kind: str, bpe: st
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     done = prepare(settings(path, tmp_path / "cache", tokenizer=bpe if kind == "file" else kind, test_fraction=0.2))
     parts = {name: held(done, name) for name in ("train", "val", "test")}
-    assert sorted(sum(parts.values(), [])) == sorted(TEXTS)
+    assert sorted(chain.from_iterable(parts.values())) == sorted(TEXTS)
     for name, share in (("train", 210), ("val", 30), ("test", 60)):
         assert abs(len(parts[name]) - share) < 30
         assert done.store.bytes[name] == sum(len(text.encode()) for text in parts[name])
@@ -54,10 +55,10 @@ def test_the_order_is_no_order_of_the_file_and_always_the_same(tmp_path: Path) -
     order = [TEXTS.index(text) for text in held(one, "train")]
     assert held(one, "train") == held(other, "train")
     # The mean distance of neighbours in a random order of n is n / 3.
-    assert sum(abs(a - b) for a, b in zip(order, order[1:], strict=False)) / len(order) == pytest.approx(100, rel=0.2)
+    assert sum(abs(a - b) for a, b in pairwise(order)) / len(order) == pytest.approx(100, rel=0.2)
 
 
-@pytest.mark.parametrize("size", [1, 300, 4096])
+@pytest.mark.parametrize("size", [97, 1000])
 def test_slices_of_a_file_are_all_of_it(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS[:60])
     whole = prepare(settings(path, tmp_path / "whole"))
@@ -122,7 +123,7 @@ def test_copies_of_a_document_are_in_one_split_and_apart(tmp_path: Path) -> None
     done = prepare(settings(path, tmp_path / "cache"))
     train, val = held(done, "train"), held(done, "val")
     assert not set(train) & set(val)
-    assert sum(a == b for a, b in zip(train, train[1:], strict=False)) < 20
+    assert sum(a == b for a, b in pairwise(train)) < 20
 
 
 def test_a_corpus_for_validation_leaves_the_other_whole(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def command_of(pid: int) -> bytes:
 def test_bpe_learns_from_a_sample_of_the_training_documents(tmp_path: Path) -> None:
     texts = [f"{word} {word} {word}" for word in (f"word{number}" * 5 for number in range(2000))]
     path = write_jsonl(tmp_path / "a.jsonl", texts)
-    changes = {"tokenizer": "bpe", "vocab_size": 290}
+    changes = {"tokenizer": "bpe", "vocab_size": 270}
     whole = prepare(settings(path, tmp_path / "a", **changes))
     sampled = [prepare(settings(path, tmp_path / name, bpe_sample_bytes=3000, **changes)) for name in "bc"]
     assert sampled[0].tokenizer.to_str() == sampled[1].tokenizer.to_str() != whole.tokenizer.to_str()
@@ -257,12 +258,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     )
     peaks = []
     text = "It was the best of times, it was the worst of times.\n" * 40
-    for name, count in (("small", 3000), ("large", 12000)):
+    for name, count in (("small", 2000), ("large", 8000)):
         write_jsonl(tmp_path / f"{name}.jsonl", [f"{number} {text}" for number in range(count)])
         command = [sys.executable, "-c", program, str(tmp_path / f"{name}.jsonl"), str(tmp_path / "cache")]
         peaks.append(int(subprocess.run(command, capture_output=True, check=True).stdout))
-    # The ids of 24 MB of text, put in order by code points of four bytes, would be 100 MB.
-    assert peaks[1] < peaks[0] + 40 * 1024
+    assert peaks[1] < peaks[0] + 12 * 1024
 
 
 WRONG = {

@@ -71,7 +71,7 @@ def test_shards_of_a_plain_web_server(tmp_path: Path) -> None:
         assert len(asked) == 3
         with pytest.raises(UserError, match=r"/09\.jsonl: there is no such file"):
             prepare(settings(f"{address}/09.jsonl", tmp_path / "cache"))
-    with pytest.raises(UserError, match=r"02\.jsonl\.zst: it could not be fetched"):
+    with pytest.raises(UserError, match=r"jsonl\.zst: it could not be fetched \(Cannot connect"):
         prepare(settings(f"{address}/{{00..02}}.jsonl.zst", tmp_path / "cache"))
 
 
@@ -113,7 +113,7 @@ def test_a_data_set_by_name_is_streamed(tmp_path: Path) -> None:
     assert set(held(local, "val")) == set(held(done, "val"))
     with pytest.raises(UserError, match=r"its fields are 'body', 'other', not 'text': set --data\.text_field"):
         prepare(settings(f"hf://{tmp_path}/set", tmp_path / "cache"))
-    with pytest.raises(UserError, match=r'corpus hf://.*Bad split: nope\. Available splits: \[.train.\]'):
+    with pytest.raises(UserError, match=r"corpus hf://.*Bad split: nope\. Available splits: \[.train.\]"):
         prepare(settings(f"hf://{tmp_path}/set?split=nope", tmp_path / "cache"))
     with pytest.raises(UserError, match=r"'spilt' is no option of hf://; there are config, split, revision"):
         prepare(settings(f"hf://{tmp_path}/set?spilt=train", tmp_path / "cache"))

@@ -44,7 +44,7 @@ def run(argv: list[str]) -> int:
     refuse_foreign_flags(flags)
     parser = build_parser(help_lines)
     given = parser.parse_args(["--config", json.dumps({"data": section}), *flags])
-    done = prepare(parser.instantiate_classes(given).data)
+    done = prepare(TextSettings(**vars(given.data)))
     print(json.dumps(report(done), indent=2) if given.json else text(report(done)))
     return 0
 

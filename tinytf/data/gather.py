@@ -6,7 +6,7 @@ it, and one stretch of numbers after the other is read from all of them: memory 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ from tinytf.data.progress import ByteProgress, byte_progress
 from tinytf.data.splits import WORD, Shares
 from tinytf.data.store import TokenStore, describe_store
 
-STRETCH = 1 << 24
+STRETCH = 1 << 22
 """Tokens put in order at a time."""
-CHUNK = 1 << 22
-"""Tokens of one document copied at a time."""
+CHUNK = 1 << 20
+"""Tokens of one document held at a time."""
 Table = npt.NDArray[np.uint32]
 
 
@@ -70,12 +70,13 @@ def gather(
     with ExitStack() as files, byte_progress("putting documents in order", total) as progress:
         outputs = {name: _Output(files.enter_context(written_whole(folder / f"{name}.bin"))) for name in names}
         for number in range(bounds):
-            for name, n_bytes, chunks in _stretch(sources, [each[number : number + 2] for each in edges], shares):
-                _copy(outputs[name], chunks, table, dtype, progress)
-                outputs[name].file.write(end)
-                outputs[name].tokens += 1
-                outputs[name].bytes += n_bytes
-                outputs[name].documents += 1
+            for document in _stretch(sources, [each[number : number + 2] for each in edges], shares):
+                output = outputs[document.split]
+                _copy(output, document.chunks, table, dtype, progress)
+                output.file.write(end)
+                output.tokens += 1
+                output.bytes += document.bytes
+                output.documents += 1
     tokens, sizes, documents = (
         {name: getattr(output, what) for name, output in outputs.items()} for what in ("tokens", "bytes", "documents")
     )
@@ -94,35 +95,53 @@ def _edges(sources: list[Source]) -> tuple[list[npt.NDArray[np.int64]], int]:
     return edges, count
 
 
-def _stretch(
-    sources: list[Source], cuts: list[npt.NDArray[np.int64]], shares: Shares
-) -> Iterator[tuple[str, int, Iterator[npt.NDArray[Any]]]]:
-    """Split, bytes and ids of each document of a stretch, in their order."""
-    rows, splits, places = [], [], []
-    opened: dict[int, npt.NDArray[Any]] = {}
-    for place, (source, (first, last)) in enumerate(zip(sources, cuts, strict=True)):
-        if first == last:
-            continue
-        taken = np.array(source.files.index()[:, first:last])
-        rows.append(taken)
-        splits.append(np.full(last - first, source.into) if source.into else shares.split_of(taken[1]))
-        places.append(np.full(last - first, place))
-        opened[place] = source.files.ids(source.dtype)
-    if not rows:
-        return
-    columns, names, parts = np.concatenate(rows, axis=1), np.concatenate(splits), np.concatenate(places)
+@dataclass(frozen=True)
+class _Document:
+    split: str
+    bytes: int
+    chunks: Iterable[npt.NDArray[Any]]
+
+
+def _stretch(sources: list[Source], cuts: list[npt.NDArray[np.int64]], shares: Shares) -> list[_Document]:
+    """The documents of a stretch, in their order."""
+    orders, documents = [], []
+    for source, (first, last) in zip(sources, cuts, strict=True):
+        if first < last:
+            rows = np.array(source.files.index()[:, first:last])
+            orders.append(rows[0])
+            documents += _read(source, rows, shares)
     # Stable: documents of the same text at the same place of two files come in the files' order.
-    order = np.argsort(columns[0], kind="stable")
-    columns = columns[:, order].astype(np.int64)
-    for name, part, start, tokens, n_bytes in zip(
-        names[order].tolist(), parts[order].tolist(), *(columns[row].tolist() for row in (2, 3, 4)), strict=True
-    ):
-        ids = opened[part]
-        yield name, n_bytes, (ids[at : min(at + CHUNK, start + tokens)] for at in range(start, start + tokens, CHUNK))
+    order = np.argsort(np.concatenate(orders), kind="stable") if orders else []
+    return [documents[place] for place in order]
+
+
+def _read(source: Source, rows: npt.NDArray[np.uint64], shares: Shares) -> list[_Document]:
+    """Documents of one part. Not memory-mapped: the pages of all parts would be held until the system wants them."""
+    size = np.dtype(source.dtype).itemsize
+    splits = [source.into] * rows.shape[1] if source.into else shares.split_of(rows[1]).tolist()
+    starts, counts, sizes = (row.astype(np.int64).tolist() for row in rows[2:])
+    chunks: list[Iterable[npt.NDArray[Any]]] = [()] * len(starts)
+    with source.files.path("ids").open("rb") as file:
+        for place in np.argsort(rows[2]).tolist():  # From the front to the back of the file.
+            if counts[place] > CHUNK:
+                chunks[place] = _long(source, starts[place], counts[place])
+                continue
+            file.seek(starts[place] * size)
+            chunks[place] = [np.frombuffer(file.read(counts[place] * size), source.dtype)]
+    return [_Document(*each) for each in zip(splits, sizes, chunks, strict=True)]
+
+
+def _long(source: Source, start: int, count: int) -> Iterator[npt.NDArray[Any]]:
+    """A document too long to be held, when its turn comes."""
+    size = np.dtype(source.dtype).itemsize
+    with source.files.path("ids").open("rb") as file:
+        file.seek(start * size)
+        for done in range(0, count, CHUNK):
+            yield np.frombuffer(file.read(min(CHUNK, count - done) * size), source.dtype)
 
 
 def _copy(
-    output: _Output, chunks: Iterator[npt.NDArray[Any]], table: Table | None, dtype: str, progress: ByteProgress
+    output: _Output, chunks: Iterable[npt.NDArray[Any]], table: Table | None, dtype: str, progress: ByteProgress
 ) -> None:
     for chunk in chunks:
         ids = chunk if table is None else table[chunk]

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -70,11 +70,6 @@ class PartFiles:
         """[COLUMNS, documents], sorted by order, left on disk until it is touched."""
         rows: npt.NDArray[np.uint64] = np.load(self.path("index.npy"), mmap_mode="r")
         return rows
-
-    def ids(self, dtype: str) -> npt.NDArray[Any]:
-        """[tokens], left on disk until they are touched."""
-        path = self.path("ids")
-        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
     def remove(self) -> None:
         for ending in ("json", "index.npy", "ids"):

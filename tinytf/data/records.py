@@ -124,7 +124,8 @@ def _record(parse: Callable[[], Any], text_field: str, place: int, where: str) -
 
 def _text(value: Any, text_field: str, where: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{where}: its field {text_field!r} holds {'null' if value is None else value!r:.40}, not text")
+        found = "null" if value is None else f"{value!r:.40}"
+        raise UserError(f"{where}: its field {text_field!r} holds {found}, not text")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise UserError(f"{where}: its text holds half a surrogate pair, which is no character")
     return value

@@ -97,10 +97,12 @@ def failing_as(address: str) -> Iterator[None]:
             f"{address}: {' '.join(str(error).split())}; the extra remote brings what s3, gs and https need: "
             "pip install 'tinytf[remote]'"
         ) from error
-    except FileNotFoundError:
-        raise UserError(f"{address}: there is no such file") from None
     except Exception as error:  # Each file system has exceptions of its own, aiohttp's and botocore's among them.
-        why = " ".join(str(error).split()) or type(error).__name__
+        # fsspec says that a file is not found where a web server cannot be reached, too.
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        if cause is None or getattr(cause, "status", None) == 404:
+            raise UserError(f"{address}: there is no such file") from None
+        why = " ".join(str(cause).split()) or type(cause).__name__
         raise UserError(f"{address}: it could not be fetched ({why}); what is done is kept, run again") from error
 
 
