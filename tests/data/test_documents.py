@@ -73,6 +73,7 @@ def test_stretches_are_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_jsonl(tmp_path / "in/b.jsonl", documents(100, seed=1))
     whole = prepare(settings(tmp_path / "in", tmp_path / "whole"))
     monkeypatch.setattr(gather_room, "STRETCH", 500)
+    monkeypatch.setattr(gather_room, "PER_PART", 1)
     monkeypatch.setattr(gather_room, "CHUNK", 7)
     stretched = prepare(settings(tmp_path / "in", tmp_path / "stretched"))
     assert stretched.store.split("train").tolist() == whole.store.split("train").tolist()

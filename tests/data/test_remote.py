@@ -69,6 +69,7 @@ def test_shards_of_a_plain_web_server(tmp_path: Path) -> None:
         again = prepare(settings(f"{address}/{{00..02}}.jsonl.zst", tmp_path / "cache"))
         assert again.fingerprint == done.fingerprint
         assert len(asked) == 3
+        assert prepare(settings(f"{address}/p.parquet?key=1", tmp_path / "cache")).fingerprint["documents"] == 120
         with pytest.raises(UserError, match=r"/09\.jsonl: there is no such file"):
             prepare(settings(f"{address}/09.jsonl", tmp_path / "cache"))
     with pytest.raises(UserError, match=r"jsonl\.zst: it could not be fetched \(Cannot connect"):

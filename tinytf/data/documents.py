@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -65,13 +65,13 @@ class Known:
     Attributes:
         sha256: of its parts' sums.
         documents, bytes: how many, and their UTF-8.
-        codes: the code points that occur, sorted.
+        alphabet: the characters that occur, sorted.
     """
 
     sha256: str
     documents: int
     bytes: int
-    codes: list[int]
+    alphabet: str
 
 
 @dataclass
@@ -108,10 +108,9 @@ class Listed:
         if empty := sum(part.empty for part in parts):
             log.warning("corpus %s: %d of %d documents are empty, and left out", self.corpus, empty,
                         empty + sum(part.documents for part in parts))  # fmt: skip
-        codes = set().union(*(part.codes for part in parts))
         known = Known(
             digest({"parts": [part.sha256 for part in parts]}),
-            sum(part.documents for part in parts), sum(part.bytes for part in parts), sorted(codes),
+            sum(part.documents for part in parts), sum(part.bytes for part in parts), _joined(parts),
         )  # fmt: skip
         if not known.documents:
             raise UserError(f"corpus {self.corpus}: there is no text in it at all")
@@ -170,8 +169,11 @@ def _chosen(settings: TextSettings, listed: list[Listed], shares: Shares, cache:
 
 
 def _by_character(known: list[Known]) -> Tokenizer:
-    codes = sorted(set().union(*(each.codes for each in known)))
-    return character_tokenizer(map(chr, codes), end_of_text=True)
+    return character_tokenizer(_joined(known), end_of_text=True)
+
+
+def _joined(several: Sequence[Part | Known]) -> str:
+    return "".join(sorted(set().union(*(each.alphabet for each in several))))
 
 
 def _work(settings: TextSettings, tokenizer: Tokenizer | None, cache: Path) -> Work:

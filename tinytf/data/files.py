@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from tinytf.data.cache import written_whole
 from tinytf.data.download import fetch, is_url
 from tinytf.data.progress import byte_progress
-from tinytf.data.remote import has_wildcard, is_remote, listing, open_remote
+from tinytf.data.remote import is_many, is_remote, listing, open_remote
 from tinytf.data.shakespeare import CLEANED_SHA256
 from tinytf.data.unpacking import PACKED, Counted, unpacked
 from tinytf.errors import UserError
@@ -67,7 +67,7 @@ class TextFile:
 
 def kind_of(name: str) -> tuple[str, str]:
     """What a file of this name holds and how it is packed. What has no known ending is plain text."""
-    path = PurePosixPath(name)
+    path = PurePosixPath(name.partition("?")[0] if "://" in name else name)
     packed = path.suffix if path.suffix in PACKED else ""
     inner = path.with_suffix("").suffix if packed else path.suffix
     return (inner[1:] if inner in RECORDS else "text"), packed
@@ -96,7 +96,7 @@ def files_of(corpus: str, cache: Path) -> tuple[TextFile, ...]:
 def _is_shard(address: str) -> bool:
     # Text behind a bare https:// address asks for its checksum; shards, which may be thousands, are told apart by
     # what the server says of them.
-    return "#" not in address and (kind_of(address) != ("text", "") or has_wildcard(address))
+    return address.startswith("http") and "#" not in address and (kind_of(address) != ("text", "") or is_many(address))
 
 
 def _local(corpus: str) -> list[Path]:

@@ -22,7 +22,8 @@ from tinytf.data.splits import WORD, Shares
 from tinytf.data.store import TokenStore, describe_store
 
 STRETCH = 1 << 22
-"""Tokens put in order at a time."""
+PER_PART = 1 << 12
+"""Tokens put in order at a time: so many, or where the parts are thousands so many of each, for each is opened."""
 CHUNK = 1 << 20
 """Tokens of one document held at a time."""
 Table = npt.NDArray[np.uint32]
@@ -86,7 +87,7 @@ def gather(
 def _edges(sources: list[Source]) -> tuple[list[npt.NDArray[np.int64]], int]:
     """Where each part's index is cut, [stretches + 1] for each, and the number of stretches."""
     tokens = sum(source.files.path("ids").stat().st_size // np.dtype(source.dtype).itemsize for source in sources)
-    count = max(1, -(-tokens // STRETCH))
+    count = max(1, -(-tokens // max(STRETCH, PER_PART * len(sources))))
     bounds = np.array([number * WORD // count for number in range(1, count)], dtype=np.uint64)
     edges = []
     for source in sources:
@@ -111,8 +112,8 @@ def _stretch(sources: list[Source], cuts: list[npt.NDArray[np.int64]], shares: S
             orders.append(rows[0])
             documents += _read(source, rows, shares)
     # Stable: documents of the same text at the same place of two files come in the files' order.
-    order = np.argsort(np.concatenate(orders), kind="stable") if orders else []
-    return [documents[place] for place in order]
+    order = np.argsort(np.concatenate([np.empty(0, np.uint64), *orders]), kind="stable")
+    return [documents[place] for place in order.tolist()]
 
 
 def _read(source: Source, rows: npt.NDArray[np.uint64], shares: Shares) -> list[_Document]:

@@ -34,9 +34,10 @@ class TextDataModule(LightningDataModule):
         vocab_size: Entries of the bpe vocabulary, at least 258. The other tokenizers have their own number.
         batch_size: Windows in a micro-batch, on each device.
         seq_len: Tokens in a window, the context the model learns from; at most model.max_seq_len.
-        val_fraction: Share of the text, by bytes, at its end, that is for validation and never trained on. Not used
-            where val_corpus is given.
-        test_fraction: Share of the text just before the validation part that is for testing; 0 for no test split.
+        val_fraction: Share of the text that is for validation and never trained on: its end, by bytes, or where
+            data.split_by is document about this share of the documents. Not used where val_corpus is given.
+        test_fraction: Share of the text just before the validation part, or of the documents, that is for testing; 0
+            for no test split.
         val_corpus: Text for validation in place of the end of corpus; anything that corpus takes.
         test_corpus: Text for testing in place of a part of corpus; anything that corpus takes.
         split_by: tail: the text's end is for validation; document: each document goes where a checksum of its text

@@ -34,7 +34,7 @@ class Part:
         sha256: of its documents' checksums, in order.
         documents, bytes: how many, and their UTF-8; without the empty ones.
         empty: documents without text, which are left out.
-        codes: the code points that occur, sorted.
+        alphabet: the characters that occur, sorted.
         dtype: of the ids.
     """
 
@@ -42,7 +42,7 @@ class Part:
     documents: int
     bytes: int
     empty: int
-    codes: list[int]
+    alphabet: str
     dtype: str
 
 
@@ -107,7 +107,9 @@ def make_part(
     piece.file.require_unchanged()
     with written_whole(files.path("index.npy")) as file:
         np.save(file, index)
-    part = Part(sums.hexdigest(), index.shape[1], n_bytes, empty, np.flatnonzero(seen).tolist(), dtype)
+    part = Part(
+        sums.hexdigest(), index.shape[1], n_bytes, empty, "".join(map(chr, np.flatnonzero(seen).tolist())), dtype
+    )
     with written_whole(files.path("json")) as file:
         file.write(json.dumps(asdict(part)).encode())
     return part

@@ -25,7 +25,7 @@ class Slice:
     """Part of a file: of .jsonl the lines that begin in these bytes, of .parquet these row groups, else all of it.
 
     Attributes:
-        weight: bytes on disk, for progress and shares.
+        weight: bytes on disk, for progress and shares; 0 where they are not known.
     """
 
     file: TextFile | HubShard
@@ -59,7 +59,7 @@ class Record:
 def slices_of(file: TextFile | HubShard) -> list[Slice]:
     """The slices of a file, in order. One that is packed or far away can only be read from its beginning."""
     if isinstance(file, HubShard):
-        return [Slice(file, 0, 1, 1)]
+        return [Slice(file, 0, 1, 0)]
     if file.kind == "jsonl" and not file.packed and not file.is_remote:
         starts = range(0, file.size, SLICE)
         ends = [*starts[1:], file.size]
@@ -140,8 +140,9 @@ def _has(content: Any) -> str:
 def _hub(shard: HubShard, text_field: str, advance: Advance) -> Iterator[Record]:
     for number, row in enumerate(hub_rows(shard)):
         where = f"{shard.corpus}, shard {shard.number}, row {number:,}"
-        yield _record(lambda row=row: row, text_field, number, where)  # type: ignore[misc]
-    advance(1)
+        record = _record(lambda row=row: row, text_field, number, where)  # type: ignore[misc]
+        advance(sum(len(block.encode()) for block in record.blocks))
+        yield record
 
 
 def _parquet(source: Any, name: str) -> Any:

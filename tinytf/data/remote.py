@@ -1,8 +1,9 @@
 """Files behind an address (s3://, gs://, https:// and whatever else fsspec knows), read as they come.
 
 fsspec moves bytes and no more: text is tokenised as it streams in, the token ids are the local cache, and batch k stays
-a function of (seed, k) over them. A streaming dataset such as litdata's keeps a position of its own, counted per loader
-process and device, in place of that function: a run could not go on exactly on another number of them.
+a function of (seed, k) over them, whatever reads it. litdata's StreamingDataset brings an order of its own, dealt out
+to loader processes and devices; its state names num_workers, and it refuses to go on with another (its
+_validate_state_dict).
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ def is_remote(corpus: str) -> bool:
     return scheme is not None and scheme[1].lower() not in HERE
 
 
-def has_wildcard(address: str) -> bool:
-    return glob.has_magic(address) or _RANGE.search(address) is not None
+def is_pattern(address: str) -> bool:
+    """Whether it stands for several files. On the web a question mark begins a query."""
+    return "*" in address or (not address.startswith("http") and glob.has_magic(address))
+
+
+def is_many(address: str) -> bool:
+    return is_pattern(address) or _RANGE.search(address) is not None
 
 
 def listing(corpus: str, wanted: Callable[[str], bool]) -> list[tuple[str, int, str]]:
@@ -110,7 +116,7 @@ def _entries(address: str, wanted: Callable[[str], bool]) -> list[tuple[str, dic
     import fsspec
 
     system, path = fsspec.core.url_to_fs(address)
-    if glob.has_magic(path):
+    if is_pattern(address):
         found = system.glob(path, detail=True)
     elif address.startswith("http") or system.isfile(path):
         found = {path: system.info(path)}

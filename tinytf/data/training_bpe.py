@@ -65,12 +65,15 @@ def train_on_slices(
 
     The slices' shares are as their sizes on disk, so that how many processes there are decides nothing.
     """
-    total = sum(piece.weight for piece in slices)
-    with byte_progress(LABEL, min(sample_bytes, total)) as progress:
+    weights = [piece.weight for piece in slices]
+    if not all(weights):  # Not known of all: equal shares.
+        weights = [1] * len(slices)
+    total = sum(weights)
+    with byte_progress(LABEL, sample_bytes) as progress:
 
         def texts() -> Iterator[str]:
-            for piece in slices:
-                yield from _beginning(piece, text_field, shares, -(-sample_bytes * piece.weight // total), progress)
+            for piece, weight in zip(slices, weights, strict=True):
+                yield from _beginning(piece, text_field, shares, -(-sample_bytes * weight // total), progress)
 
         return byte_pair_tokenizer(texts(), vocab_size)
 
