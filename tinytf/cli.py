@@ -17,6 +17,7 @@ COMMANDS = {
     "validate": ("tinytf.commands.trainer", "evaluate a checkpoint on the validation split"),
     "test": ("tinytf.commands.trainer", "evaluate a checkpoint on the test split"),
     "predict": ("tinytf.commands.trainer", "the loss of each window of the validation split, as JSON lines"),
+    "prepare": ("tinytf.commands.prepare", "tokenise a corpus ahead of fit"),
     "generate": ("tinytf.commands.generate", "write text with a checkpoint"),
     "inspect": ("tinytf.commands.inspect", "what a checkpoint is, or how two differ"),
     "export": ("tinytf.commands.export", "export a checkpoint and measure each file against it"),

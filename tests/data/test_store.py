@@ -21,6 +21,7 @@ from tinytf.data.prepare import TextSettings, prepare
 from tinytf.data.splits import Segment
 from tinytf.data.store import build_store, open_store
 from tinytf.data.tokenizer import character_tokenizer, encode
+from tinytf.data.windows import TrainBatches
 from tinytf.errors import UserError
 
 TEXT = "It was the best of times, it was the worst of times.\n" * 40
@@ -236,15 +237,26 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     assert peaks[1] < peaks[0] + 8 * 1024
 
 
-def test_a_sparse_store_opens_without_reading(tmp_path: Path) -> None:
-    size = 10**10
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux' /proc")
+def test_a_store_of_100_gigabytes_opens_without_being_read(tmp_path: Path) -> None:
+    size = 5 * 10**10
     with (tmp_path / "train.bin").open("wb") as file:
         file.truncate(2 * size)
     said = {"format": 1, "key": "k", "dtype": "uint16", "tokens": {"train": size}, "bytes": {"train": size}}
     (tmp_path / "store.json").write_text(json.dumps(said))
+    before = resident_kilobytes()
     store = open_store(tmp_path, "k")
     assert store is not None
+    batches = TrainBatches(store.split("train"), batch_size=4, seq_len=64, seed=1)
+    starts = [start for k in range(3) for start in batches.starts(k).tolist()]
+    assert max(starts) > size // 2
+    assert batches[2][0].tolist() == [[0] * 64] * 4
     assert store.split("train")[size - 1] == 0
+    assert resident_kilobytes() < before + 10_000
+
+
+def resident_kilobytes() -> int:
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinytf.data.settings import BPE_SAMPLE_BYTES
 from tinytf.errors import UserError
 
 SHAPE = tuple(f"model.{key}" for key in ("d_model", "n_heads", "n_layers", "n_kv_heads", "d_ff", "qk_norm"))
-TOKENIZER = ("data.tokenizer", "data.vocab_size")
+TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.bpe_sample_bytes")
+TEXT = ("corpus", "seq_len", "val_fraction", "test_fraction", "val_corpus", "test_corpus", "split_by", "text_field")
 TRAINING = (
     "model.optimizer.class_path",
-    *(f"data.{key}" for key in ("corpus", "seq_len", "val_fraction", "test_fraction", "val_corpus", "test_corpus")),
+    *(f"data.{key}" for key in TEXT),
     "seed_everything",
 )
 WHY = {
@@ -21,6 +23,8 @@ WHY = {
     "data": "a resumed run goes on with the text it has begun",
     "seed_everything": "the order of the data hangs on it",
 }
+LATER = {"data.split_by": "auto", "data.text_field": "text", "data.bpe_sample_bytes": BPE_SAMPLE_BYTES}
+"""Settings that a checkpoint of before them lacks, with the value that does what was done then."""
 TRUSTED = ("torch.optim.", "tinytf.")
 
 
@@ -78,7 +82,7 @@ def refuse_changes(command: str, now: Mapping[str, Any], saved: Mapping[str, Any
     """Refuse, by name, each setting given now that a checkpoint has already fixed otherwise."""
     for key in SHAPE + TOKENIZER + (TRAINING if command == "fit" else ()):
         old, new = look_up(saved, key), look_up(now, key)
-        if old != new:
+        if old != new and not (old is None and new == LATER.get(key)):
             why = next(WHY[prefix] for prefix in prefixes(key) if prefix in WHY)
             raise UserError(f"{key} is {new} here but {old} in {ckpt}: {why}")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tinytf.errors import UserError
 
@@ -25,6 +27,11 @@ def cache_root(cache_dir: str | Path | None) -> Path:
         return Path(os.environ["TINYTF_CACHE"]).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tinytf"
+
+
+def digest(what: dict[str, Any]) -> str:
+    """A name for plain values: the same ones give the same name, on every machine."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,13 +14,11 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from tinytf.data.download import fetch, is_url
+from tinytf.data.files import TextFile, files_of, kept_here, opened
 from tinytf.data.progress import byte_progress
 from tinytf.data.shakespeare import CLEANED_SHA256, shakespeare
 from tinytf.errors import UserError
 
-NAMES = (*CLEANED_SHA256, "python-docs")
-SUFFIXES = (".txt", ".md")
 BLOCK = 1 << 20
 """Bytes read at a time: what bounds the memory of everything that walks a text."""
 
@@ -35,7 +33,7 @@ class Document:
 
     name: str
     size: int
-    open: Callable[[], BinaryIO]
+    open: Callable[[], AbstractContextManager[BinaryIO]]
     stamp: Callable[[], object]
     stamped: object
 
@@ -63,33 +61,17 @@ class Text:
 
 
 def documents_of(corpus: str, cache: Path) -> tuple[Document, ...]:
-    """The documents a corpus stands for: a name, a URL with its sha256, a file, a folder or a glob.
+    """The documents a corpus of plain text stands for: a name, a URL with its sha256, a file, a folder or a glob.
 
     Raises:
-        UserError: where it stands for nothing that can be read.
+        UserError: where it stands for nothing that can be read as one text.
     """
     if corpus in CLEANED_SHA256:
         return (_held(corpus, shakespeare(corpus)),)
     if corpus == "python-docs":
         return (_held(corpus, _python_docs()),)
-    if is_url(corpus):
-        return (_file(fetch(corpus, cache)),)
-    path = Path(corpus).expanduser()
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-        if not found:
-            raise UserError(f"corpus {corpus}: the folder holds no {' or '.join('*' + end for end in SUFFIXES)} file")
-        return tuple(map(_file, found))
-    if not path.exists() and glob.has_magic(corpus):
-        # Path.glob would refuse a pattern that begins at the root.
-        matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
-        found = sorted(file for file in matches if file.is_file())
-        if not found:
-            raise UserError(f"corpus {corpus}: the pattern matches no file")
-        return tuple(map(_file, found))
-    if not path.is_file():
-        raise UserError(f"corpus {corpus}: there is no such file or folder, and the known names are {', '.join(NAMES)}")
-    return (_file(path),)
+    # Here the text is read at every start, so that one from far away is brought here once.
+    return tuple(_document(kept_here(file, cache)) for file in files_of(corpus, cache))
 
 
 def read_blocks(document: Document, start: int = 0, end: int | None = None) -> Iterator[str]:
@@ -101,7 +83,7 @@ def read_blocks(document: Document, start: int = 0, end: int | None = None) -> I
     end = document.size if end is None else end
     position, rest = start, b""
     with document.open() as file:
-        file.seek(start)
+        _skip(file, start)
         while position + len(rest) < end:
             fresh = file.read(min(BLOCK, end - position - len(rest)))
             if not fresh:
@@ -110,6 +92,30 @@ def read_blocks(document: Document, start: int = 0, end: int | None = None) -> I
             text, used = _decode(document.name, raw, position, last=position + len(raw) >= end)
             position, rest = position + used, raw[used:]
             yield text
+
+
+def decoded(file: BinaryIO, name: str) -> Iterator[str]:
+    """The text of a file of unknown length, in blocks of about a megabyte.
+
+    Raises:
+        UserError: at bytes that are not UTF-8, naming their offset.
+    """
+    position, rest, fresh = 0, b"", b"more"
+    while fresh:
+        fresh = file.read(BLOCK)
+        raw = rest + fresh
+        text, used = _decode(name, raw, position, last=not fresh)
+        position, rest = position + used, raw[used:]
+        if text:
+            yield text
+
+
+def _skip(file: BinaryIO, count: int) -> None:
+    if file.seekable():
+        file.seek(count)
+        return
+    while count and (read := len(file.read(min(BLOCK, count)))):
+        count -= read
 
 
 def _decode(name: str, raw: bytes, position: int, last: bool) -> tuple[str, int]:
@@ -160,17 +166,19 @@ def _held(name: str, text: str) -> Document:
     return Document(name, len(raw), lambda: io.BytesIO(raw), stamp=lambda: None, stamped=None)
 
 
-def _file(path: Path) -> Document:
-    def stamp() -> tuple[int, int]:
-        found = path.stat()
-        return found.st_size, found.st_mtime_ns
+def _document(file: TextFile) -> Document:
+    if file.kind != "text":
+        raise UserError(
+            f"{file.path}: it holds documents, which are split one by one: leave data.split_by out, or set document"
+        )
+    return Document(file.path, _unpacked_size(file), lambda: opened(file), file.current_stamp, file.stamp)
 
-    try:
-        with path.open("rb"):
-            stamped = stamp()
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be read ({error.strerror})") from error
-    return Document(str(path), stamped[0], lambda: path.open("rb"), stamp, stamped)
+
+def _unpacked_size(file: TextFile) -> int:
+    if not file.packed:
+        return file.size
+    with opened(file) as source:
+        return sum(len(block) for block in iter(lambda: source.read(BLOCK), b""))
 
 
 @lru_cache(maxsize=1)

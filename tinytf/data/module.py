@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
 from tinytf.data.place import data_place
-from tinytf.data.prepare import Prepared, TextSettings, prepare
+from tinytf.data.prepare import prepare
+from tinytf.data.settings import BPE_SAMPLE_BYTES, Prepared, TextSettings
 from tinytf.data.store import TokenIds
 from tinytf.data.tokenizer import tokenizer_from_text
 from tinytf.data.windows import Batch, CountFrom, EvalBatches, TrainBatches, require_window
@@ -26,7 +27,9 @@ class TextDataModule(LightningDataModule):
 
     Args:
         corpus: The text to learn: shakespeare, shakespeare-complete (both with the extra "shakespeare"), python-docs,
-            a file, a folder (its .txt and .md files), a glob, or a URL ending in #sha256=<checksum>.
+            a file, a folder, a glob, or a URL ending in #sha256=<checksum>. Files are text (.txt, .md), or documents
+            (.jsonl, .parquet), and may be packed (.gz, .zst). Many files far away are s3://…, gs://… or https://… with
+            a glob or {000..127}; a Hugging Face data set is hf://name?config=…&split=train&revision=….
         tokenizer: What a token is: char (one character), bpe (byte-level, trained on the training part), or the path
             of a tokenizer.json.
         vocab_size: Entries of the bpe vocabulary, at least 258. The other tokenizers have their own number.
@@ -35,11 +38,20 @@ class TextDataModule(LightningDataModule):
             micro-batches as that takes. Unset, it is what batch_size, the devices and trainer.accumulate_grad_batches
             give.
         seq_len: Tokens in a window, the context the model learns from; at most model.max_seq_len.
-        val_fraction: Share of the text, by bytes, at its end, that is for validation and never trained on. Not used
-            where val_corpus is given.
-        test_fraction: Share of the text just before the validation part that is for testing; 0 for no test split.
+        val_fraction: Share of the text that is for validation and never trained on: its end, by bytes, or where
+            data.split_by is document about this share of the documents. Not used where val_corpus is given.
+        test_fraction: Share of the text just before the validation part, or of the documents, that is for testing; 0
+            for no test split.
         val_corpus: Text for validation in place of the end of corpus; anything that corpus takes.
         test_corpus: Text for testing in place of a part of corpus; anything that corpus takes.
+        split_by: tail: the text's end is for validation; document: each document goes where a checksum of its text
+            says, which never moves when files are added, and the documents are shuffled; auto: document where the
+            corpus holds documents (.jsonl, .parquet, hf://), tail for text files.
+        text_field: Field of a .jsonl, .parquet or hf:// document that holds its text.
+        bpe_sample_bytes: Bytes of the training part that a bpe tokenizer is trained on, taken from all over it; a
+            shorter one is used whole.
+        prepare_processes: Processes that tokenise a corpus of documents; 0 takes one for each CPU. It does not change
+            the token ids.
         num_workers: Processes that read batches ahead, on each device; 0 reads in the training process, which takes
             microseconds a batch.
         cache_dir: Folder for downloads and token ids; unset, it is $TINYTF_CACHE, else ~/.cache/tinytf.
@@ -58,6 +70,10 @@ class TextDataModule(LightningDataModule):
         test_fraction: float = 0.0,
         val_corpus: str | None = None,
         test_corpus: str | None = None,
+        split_by: str = "auto",
+        text_field: str = "text",
+        bpe_sample_bytes: int = BPE_SAMPLE_BYTES,
+        prepare_processes: int = 0,
         num_workers: int = 0,
         cache_dir: str | None = None,
         seed: int = 0,
@@ -68,8 +84,9 @@ class TextDataModule(LightningDataModule):
         if global_batch_size is not None:
             _require_at_least(1, global_batch_size=global_batch_size)
         self.settings = TextSettings(
-            corpus, tokenizer, vocab_size, val_fraction, test_fraction, val_corpus, test_corpus, cache_dir
-        )
+            corpus, tokenizer, vocab_size, val_fraction, test_fraction, val_corpus, test_corpus, cache_dir,
+            split_by, text_field, bpe_sample_bytes, prepare_processes,
+        )  # fmt: skip
         self.global_batch_size = global_batch_size
         self.batch_size, self.seq_len, self.num_workers, self.seed = batch_size, seq_len, num_workers, seed
         self._given: Tokenizer | None = None

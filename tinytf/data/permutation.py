@@ -42,7 +42,7 @@ def _feistel(x: Words, bits: int, keys: Words) -> Words:
     widths = bits // 2, bits - bits // 2
     left, right = x >> np.uint64(widths[1]), x & _ones(widths[1])
     for number, key in enumerate(keys):
-        left, right = right, left ^ (_mix(right + key) & _ones(widths[number % 2]))
+        left, right = right, left ^ (mix(right + key) & _ones(widths[number % 2]))
     image: Words = (left << np.uint64(widths[1])) | right
     return image
 
@@ -52,7 +52,7 @@ def _ones(width: int) -> np.uint64:
     return mask
 
 
-def _mix(x: Words) -> Words:
+def mix(x: Words) -> Words:
     """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): every bit of x moves every bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

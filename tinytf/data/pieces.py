@@ -83,20 +83,22 @@ def by_pieces(tokenizer: Tokenizer) -> Encoder:
     rule = splitting_rule(tokenizer)
     lossless = is_lossless(tokenizer)
     known: dict[str, list[int]] = {}
+    held = 0
 
     def encode(blocks: Iterable[str], where: str) -> Iterator[Ids]:
+        nonlocal held  # Counted on from document to document: there may be many, and short.
         # Said outright, for a later fork (DataLoader workers) would otherwise make the library warn in each of them.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         parts = pieces(blocks, rule, where)
-        held = sum(map(len, known))
         while batch := list(islice(parts, PIECES_AT_ONCE)):
             words = [rule.split(text) if rule else [text] for text in batch]
-            new = list(set(chain.from_iterable(words)) - known.keys())
+            # Not by subtracting known.keys(), which walks through all of them.
+            new = [word for word in set(chain.from_iterable(words)) if word not in known]
             held += sum(map(len, new))
             if held > CHARACTERS_HELD:
                 known.clear()
-                held = 0
                 new = list(set(chain.from_iterable(words)))
+                held = sum(map(len, new))
             encoded = tokenizer.encode_batch_fast(new, add_special_tokens=False)
             known.update((word, encoding.ids) for word, encoding in zip(new, encoded, strict=True))
             for text, split in zip(batch, words, strict=True):

@@ -19,7 +19,7 @@ class ByteProgress:
     """Counts bytes done; shows itself only once the work has lasted a second."""
 
     def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.done = label, total, 0
+        self.label, self.total, self.done, self.skipped = label, total, 0, 0
         self._started = time.monotonic()
         self._next = self._started + QUIET_SECONDS
         self._bar: Progress | None = None
@@ -37,9 +37,14 @@ class ByteProgress:
         if self._bar is None:
             self._bar = _bar()
             self._bar.start()
-            self._bar.add_task(self.label, total=self.total)
+            self._bar.add_task(self.label, total=self.total or None, completed=self.skipped)
         self._bar.update(self._bar.task_ids[0], completed=self.done)
         self._next = now + 0.1
+
+    def skip(self, n_bytes: int) -> None:
+        """Count what was done before: part of the whole, not of the speed."""
+        self.done += n_bytes
+        self.skipped += n_bytes
 
     def finish(self) -> None:
         """Show the end, where the beginning was shown."""
@@ -51,7 +56,7 @@ class ByteProgress:
             self._line(now)
 
     def _line(self, now: float) -> None:
-        rate = self.done / 1e6 / max(now - self._started, 1e-9)
+        rate = (self.done - self.skipped) / 1e6 / max(now - self._started, 1e-9)
         share = f"{self.done / 1e6:.1f} of {self.total / 1e6:.1f} MB" if self.total else f"{self.done / 1e6:.1f} MB"
         print(f"{self.label}: {share}, {rate:.1f} MB/s", file=sys.stderr, flush=True)
 

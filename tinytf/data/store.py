@@ -30,12 +30,14 @@ class TokenStore:
     Attributes:
         dtype: uint16 up to 65,536 entries, uint32 above.
         tokens, bytes: a split's number of ids, and of UTF-8 bytes they stand for.
+        documents: a split's number of documents, where the corpus is split by them.
     """
 
     folder: Path
     dtype: str
     tokens: dict[str, int]
     bytes: dict[str, int]
+    documents: dict[str, int] | None = None
 
     def split(self, name: str) -> TokenIds:
         """The ids of a split, [tokens], left on disk until they are touched."""
@@ -59,7 +61,7 @@ def open_store(folder: Path, key: str) -> TokenStore | None:
         said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if said["format"] != FORMAT or said["key"] != key:
             return None
-        store = TokenStore(folder, said["dtype"], said["tokens"], said["bytes"])
+        store = TokenStore(folder, said["dtype"], said["tokens"], said["bytes"], said.get("documents"))
     except (OSError, ValueError, KeyError, TypeError):
         # Torn or of another version: it is made anew, never guessed at.
         return None
@@ -73,9 +75,8 @@ def build_store(folder: Path, key: str, splits: dict[str, Split], tokenizer: Tok
         UserError: for characters that the tokenizer does not know, and for several documents where it has no token to
             stand between them.
     """
-    vocab_size = tokenizer.get_vocab_size()
-    dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    separator = _separator(tokenizer, splits)
+    dtype = ids_dtype(tokenizer)
+    separator = separator_of(tokenizer) if any(len(split) > 1 for split in splits.values()) else None
     encode = encoder(tokenizer)
     tokens = {}
     sizes = {name: split_bytes(split) for name, split in splits.items()}
@@ -93,15 +94,36 @@ def build_store(folder: Path, key: str, splits: dict[str, Split], tokenizer: Tok
     for split in splits.values():
         for segment in split:
             segment.document.require_unchanged()
-    said = {"format": FORMAT, "key": key, "dtype": dtype, "tokens": tokens, "bytes": sizes}
+    return describe_store(folder, key, dtype, tokens, sizes)
+
+
+def describe_store(
+    folder: Path,
+    key: str,
+    dtype: str,
+    tokens: dict[str, int],
+    sizes: dict[str, int],
+    documents: dict[str, int] | None = None,
+) -> TokenStore:
+    """Say that a store is whole, once its files are."""
+    said = {"format": FORMAT, "key": key, "dtype": dtype, "tokens": tokens, "bytes": sizes, "documents": documents}
     with written_whole(folder / DESCRIPTION) as file:
         file.write(json.dumps(said, indent=1).encode())
-    return TokenStore(folder, dtype, tokens, sizes)
+    return TokenStore(folder, dtype, tokens, sizes, documents)
 
 
-def _separator(tokenizer: Tokenizer, splits: dict[str, Split]) -> int | None:
+def ids_dtype(tokenizer: Tokenizer) -> str:
+    return "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32"
+
+
+def separator_of(tokenizer: Tokenizer) -> int:
+    """The token between documents.
+
+    Raises:
+        UserError: where the tokenizer has none.
+    """
     separator = end_of_text_id(tokenizer)
-    if separator is None and any(len(split) > 1 for split in splits.values()):
+    if separator is None:
         raise UserError(
             "the corpus has several documents and the tokenizer no special token like <|endoftext|> to stand "
             "between them: join the files into one, or use --data.tokenizer bpe or char"

@@ -39,10 +39,9 @@ def held_out_text(subject: Subject, file: Path | None) -> Evaluation:
 
 def from_validation_split(subject: Subject) -> Evaluation:
     """Rebuilt, or found in the cache, with the checkpoint's tokenizer."""
-    names = {field.name for field in fields(TextSettings)}
     stated = subject.entry.get("config", {}).get("data", {})
-    settings = {name: stated[name] for name in names if name in stated}
-    if settings.keys() != names:
+    settings = {field.name: stated[field.name] for field in fields(TextSettings) if field.name in stated}
+    if "corpus" not in settings:
         raise UserError(f"the checkpoint does not say what text it was trained on: {ADVICE}")
     try:
         prepared = prepare(TextSettings(**settings), subject.tokenizer)
