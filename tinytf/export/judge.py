@@ -12,7 +12,7 @@ from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import Format
 from tinytf.export.proof import Measured, Reference, prove
 from tinytf.export.quiet import quiet
-from tinytf.export.runner import reference_precision
+from tinytf.export.runner import Runner, eager, reference_precision
 from tinytf.export.speed import Speed, measure
 from tinytf.export.subject import Subject
 from tinytf.export.thresholds import Limits, breaches
@@ -69,9 +69,17 @@ class Judge:
         with reference_precision(self.threads), quiet():
             runner = format.open_runner(path, self.threads)
             measured = prove(runner, self.reference)
-            speed = measure(runner, self.evaluation.passage(0, SPEED_PASSAGE), self.subject.model.config.max_seq_len)
+            speed = self._speed(runner)
         reasons = problems + breaches(measured, self.thresholds[format.precision])
         return Outcome(format, FAILED if reasons else PASSED, path, runner.runtime, measured, speed, reasons)
+
+    def reference_speed(self) -> Speed:
+        """The model's own, eager with its cache: what the artefacts' are ratios to."""
+        with reference_precision(self.threads):
+            return self._speed(eager(self.subject.model))
+
+    def _speed(self, runner: Runner) -> Speed:
+        return measure(runner, self.evaluation.passage(0, SPEED_PASSAGE), self.subject.model.config.max_seq_len)
 
 
 PACKAGES = {"llama_cpp": "llama-cpp-python"}
