@@ -13,7 +13,7 @@ from small_model import LOOSE, Exported, save_checkpoint, small_model
 
 from tinytf.commands.export import run as run_export
 from tinytf.errors import UserError
-from tinytf.export import formats, manifest, pt2, torchscript
+from tinytf.export import folder, formats, manifest, pt2, torchscript
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS
 from tinytf.export.subject import Subject, sha256
 
@@ -102,6 +102,11 @@ def test_an_output_dir_with_another_checkpoints_export_is_refused(
     with pytest.raises(UserError, match="export of another checkpoint"):
         export(other, "torchscript", "--output_dir", str(folder))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_output_dir_that_cannot_be_made_is_one_line(exported: Exported, export: Callable[..., int]) -> None:
+    with pytest.raises(UserError, match="--output_dir /proc/export: it cannot be written to"):
+        export(exported.checkpoint, "torchscript", "--output_dir", "/proc/export")
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -194,19 +199,53 @@ def test_a_crash_in_one_format_shows_its_traceback_and_spares_the_others(
     assert "model.pt2" not in left
 
 
-def test_an_interrupted_export_leaves_no_manifest_and_the_next_one_cleans_up(
+def test_what_a_killed_export_left_is_cleaned_up_by_the_next(
+    subject: Subject, export: Callable[..., int], tmp_path: Path
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    (checkpoint.parent / "export" / ".partial-killed").mkdir(parents=True)
+    assert export(checkpoint, "torchscript") == 0
+    assert ".partial-killed" not in files(checkpoint.parent / "export")
+
+
+def test_an_interrupted_export_leaves_the_earlier_one_as_it_was(
     subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
     folder = checkpoint.parent / "export"
-    leftover = folder / ".partial-killed"
-    leftover.mkdir(parents=True)
+    assert export(checkpoint, "torchscript,huggingface") == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(pt2, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        export(checkpoint, "torchscript,pt2")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_stopped_while_files_take_their_names_the_folder_is_still_an_export(
+    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    folder = checkpoint.parent / "export"
+    assert export(checkpoint, "torchscript,huggingface") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(torchscript, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        # The file is the first thing to be taken away.
+        patch.setattr("tinytf.export.folder.remove", stopped_at("model.torchscript.pt"))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, "torchscript")
-    assert files(folder) == set()
+    assert [entry["name"] for entry in manifest.read(folder)["artefacts"]] == ["huggingface"]
     assert export(checkpoint, "torchscript") == 0
+    assert [entry["name"] for entry in manifest.read(folder)["artefacts"]] == ["huggingface", "torchscript"]
+
+
+def stopped_at(name: str) -> Callable[[Path], None]:
+    remove = folder.remove
+
+    def stop_or_remove(path: Path) -> None:
+        if path.name == name:
+            raise KeyboardInterrupt
+        remove(path)
+
+    return stop_or_remove
 
 
 def test_the_validation_split_is_the_default_text(
@@ -271,6 +310,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gguf", {"d_model": 48, "n_heads": 4}, "blocks are of 32 values, which do not divide d_model 48"),
         ("gguf-q8_0", {"d_ff": 100}, "which do not divide d_ff 100"),
         ("onnx-int4", {"d_model": 48, "n_heads": 4}, "which do not divide d_model 48"),
+        ("pt2", {"max_seq_len": 2}, "format pt2 .* traced with 3 tokens, and max_seq_len is 2; leave it out"),
+        ("onnx-int8", {"max_seq_len": 1}, "and max_seq_len is 1"),
     ],
 )
 def test_a_model_that_a_format_cannot_express_is_refused_before_anything_is_written(
@@ -281,7 +322,7 @@ def test_a_model_that_a_format_cannot_express_is_refused_before_anything_is_writ
     odd = Subject(small_model(subject.model.config.vocab_size, **changes), subject.tokenizer)
     checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", odd)
     with pytest.raises(UserError, match=said):
-        export(checkpoint, f"torchscript,{name}")
+        export(checkpoint, f"huggingface,{name}")
     assert not (checkpoint.parent / "export").exists()
 
 

@@ -13,10 +13,11 @@ import torch
 from small_model import Exported
 
 from tinytf.errors import UserError
-from tinytf.export.evaluation import EXPORT_SHAPE, Evaluation, chunked, held_out, shapes, vocabulary
+from tinytf.export.evaluation import Evaluation, chunked, held_out, shapes, vocabulary
 from tinytf.export.formats import FORMATS
 from tinytf.export.proof import Measured
 from tinytf.export.thresholds import THRESHOLDS, breaches, with_overrides
+from tinytf.export.tracing import EXPORT_SHAPE
 
 
 def test_windows_are_held_out_text_with_targets_one_on() -> None:

@@ -52,7 +52,6 @@ def export(judge: Judge, formats: Sequence[Format], folder: Path, *, replace: bo
     """
     refuse_unfit(formats, judge.subject)
     earlier = Earlier.found(folder, judge.subject, formats, replace, say)
-    folder.mkdir(parents=True, exist_ok=True)
     with partial_folder(folder) as partial:
         workshop = Workshop(judge, partial, say)
         outcomes = [workshop.make(format) for format in formats]

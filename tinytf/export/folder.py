@@ -69,9 +69,13 @@ def _refuse_strangers(folder: Path) -> None:
 @contextmanager
 def partial_folder(folder: Path) -> Iterator[Path]:
     """A folder beside the artefacts, so that publishing is a rename; taken away however the work ends."""
-    for leftover in folder.glob(f"{PARTIAL}*"):
-        remove(leftover)
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{PARTIAL}*"):
+            remove(leftover)
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: it cannot be written to ({error.strerror})") from error
     try:
         yield partial
     finally:

@@ -43,6 +43,10 @@ def quantize(graph: Graph) -> None:
     # The head. onnxruntime turns the table over once, as it loads; the file holds it once.
     head.input[0] = ROWS
     graph.add("head.scale", scale[:, 0])
+    round_products(graph)
+
+
+def round_products(graph: Graph) -> None:
     for node in graph.nodes():
         if node.op_type == "MatMul":
             _round_product(graph, node)
@@ -91,7 +95,7 @@ def _multiply_by_token(graph: Graph, x: str, w: str, scale: str, out: str) -> li
 
 
 def per_row(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Integers whose neighbours (columns 0 and 1, 2 and 3, …) keep to `LARGEST`, and the rows' scales, ``[rows, 1]``."""
+    """Integers of which two neighbours (columns 0 and 1, 2 and 3, …) keep to `LARGEST`, and each row's scale."""
     pairs = np.add.reduceat(weight, np.arange(0, weight.shape[1], 2), axis=1)
     largest = np.maximum(np.abs(weight).max(axis=1, keepdims=True), np.abs(pairs).max(axis=1, keepdims=True))
     scale = np.maximum(largest / LARGEST, 1e-12).astype(np.float32)
