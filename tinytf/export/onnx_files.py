@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinytf.export import tracing
 from tinytf.export.quiet import quiet
 from tinytf.export.runner import Feed, Runner
 from tinytf.export.subject import Subject
@@ -26,10 +25,6 @@ PROTOBUF_LIMIT = 2**31
 
 
 def refusal(subject: Subject) -> str | None:
-    return too_large(subject) or tracing.refusal(subject)
-
-
-def too_large(subject: Subject) -> str | None:
     size = 4 * subject.model.config.parameter_count
     if size < 0.95 * PROTOBUF_LIMIT:
         return None

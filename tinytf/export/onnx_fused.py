@@ -17,10 +17,10 @@ from tinytf.export.onnx_files import (
     cache_names,
     check,
     open_session,
+    refusal,
     runtime_name,
     save,
     stated_config,
-    too_large,
 )
 from tinytf.export.onnx_graph import Array
 from tinytf.export.packed import PackedAttention, PackedBlock, blocks_of
@@ -50,7 +50,7 @@ class Fused:
         return fused_runner(open_session(path, threads))
 
     def refusal(self, subject: Subject) -> str | None:
-        return too_large(subject)
+        return refusal(subject)
 
 
 F32 = Fused(quantized=False)
