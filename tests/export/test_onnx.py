@@ -98,7 +98,7 @@ def test_int8_does_not_saturate_on_processors_that_add_in_16_bits(file: str, exp
     """Two products of an unsigned 8-bit activation and a weight fit 16 signed bits, whatever the model."""
     graph = onnx.load(exported.folder / file).graph
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == 3}
-    assert len(weights) == 2 * 4 + 1
+    assert len(weights) >= 2 * 4 + 1
     for name, weight in weights.items():
         # The head's is turned over in the graph.
         products = weight.T if name == "embed_tokens.quantized" else weight

@@ -52,5 +52,6 @@ def untie(graph: Graph) -> None:
     """Give the head a weight of its own, which the quantizer finds, and the embedding rows of 8 bits."""
     weight = graph.take(EMBEDDING)
     head = round_embedding(graph, *per_row(weight))
-    graph.add(head.output[0], np.ascontiguousarray(weight.T))
-    graph.replace(head)
+    if head is not None:
+        graph.add(head.output[0], np.ascontiguousarray(weight.T))
+        graph.replace(head)

@@ -40,9 +40,10 @@ def quantize(graph: Graph) -> None:
     weight = graph.take(EMBEDDING)
     table, scale = per_row(weight)
     head = round_embedding(graph, table, scale)
-    # The head. onnxruntime turns the table over once, as it loads; the file holds it once.
-    head.input[0] = ROWS
-    graph.add("head.scale", scale[:, 0])
+    if head is not None:
+        # onnxruntime turns the table over once, as it loads; the file holds it once.
+        head.input[0] = ROWS
+        graph.add("head.scale", scale[:, 0])
     round_products(graph)
 
 
