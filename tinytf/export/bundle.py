@@ -55,8 +55,7 @@ def export(judge: Judge, formats: Sequence[Format], folder: Path, *, replace: bo
     with partial_folder(folder) as partial:
         workshop = Workshop(judge, partial, say)
         outcomes = [workshop.make(format) for format in formats]
-        say("measuring the reference")
-        speed = judge.reference_speed()
+        speed = judge.reference_speed(outcomes)
         weights = _write_companions(partial, judge, folder, _has_weights(outcomes, earlier))
         content = manifest.describe(judge, outcomes, speed, weights)
         content["artefacts"] = earlier.kept + content["artefacts"]

@@ -34,7 +34,7 @@ def verify(
         say(f"{entry['name']}: comparing with the model")
         outcomes.append(_again(judge, folder, entry))
     weights = {key: stated["reference"][key] for key in ("file", "sha256")}
-    content = manifest.describe(judge, outcomes, judge.reference_speed(), weights)
+    content = manifest.describe(judge, outcomes, judge.reference_speed(outcomes), weights)
     content["verified_against"] = found
     return content
 
