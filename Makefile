@@ -30,9 +30,8 @@ N ?= 100
 stress: .venv/installed  ## kill N=100 runs three times each, and compare how they end
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.campaign $(N)
 
-FORMATS ?= huggingface,onnx,onnx-kv,torchscript,gguf,pt2
 export: .venv/installed  ## export the best checkpoint of the newest run, and prove it (FORMATS=a,b)
-	$(BIN)/tinytf export --ckpt_path best --formats $(FORMATS)
+	$(BIN)/tinytf export --ckpt_path best $(if $(FORMATS),--formats $(FORMATS))
 
 dashboard: .venv/installed  ## TensorBoard over all runs
 	$(BIN)/tensorboard --logdir checkpoints

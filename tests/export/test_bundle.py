@@ -68,55 +68,6 @@ def test_rounded_artefacts_are_smaller(exported: Exported) -> None:
     assert exported.entry("onnx-int4")["bytes"] - graph < whole / 4
 
 
-def test_a_second_export_keeps_the_formats_it_does_not_make(
-    subject: Subject, export: Callable[..., int], tmp_path: Path
-) -> None:
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
-    folder = checkpoint.parent / "export"
-    assert export(checkpoint, "huggingface") == 0
-    first = sha256(folder / "huggingface" / "model.safetensors")
-    assert export(checkpoint, "torchscript") == 0
-    assert sha256(folder / "huggingface" / "model.safetensors") == first
-    assert [entry["name"] for entry in manifest.read(folder)["artefacts"]] == ["huggingface", "torchscript"]
-
-
-def test_another_checkpoint_of_the_run_replaces_the_export_and_says_so(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
-    assert export(checkpoint, "torchscript") == 0
-    save_checkpoint(checkpoint, Subject(small_model(subject.model.config.vocab_size, n_layers=1), subject.tokenizer))
-    assert export(checkpoint, "huggingface") == 0
-    assert "replacing the export of" in capsys.readouterr().err
-    assert "model.torchscript.pt" not in files(checkpoint.parent / "export")
-
-
-def test_an_output_dir_with_another_checkpoints_export_is_refused(
-    subject: Subject, export: Callable[..., int], tmp_path: Path
-) -> None:
-    folder = tmp_path / "out"
-    first = save_checkpoint(tmp_path / "a" / "best.ckpt", subject)
-    assert export(first, "torchscript", "--output_dir", str(folder)) == 0
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    other = save_checkpoint(tmp_path / "b" / "best.ckpt", subject, more=1)
-    with pytest.raises(UserError, match="export of another checkpoint"):
-        export(other, "torchscript", "--output_dir", str(folder))
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_an_output_dir_that_holds_something_else_is_refused(
-    kind: str, exported: Exported, export: Callable[..., int], tmp_path: Path
-) -> None:
-    place = tmp_path / "thesis"
-    stranger = place / "chapter.txt" if kind == "folder" else place
-    stranger.parent.mkdir(exist_ok=True)
-    stranger.write_text("years of work")
-    with pytest.raises(UserError, match="--output_dir"):
-        export(exported.checkpoint, "torchscript", "--output_dir", str(place))
-    assert stranger.read_text() == "years of work"
-
-
 def test_an_artefact_past_its_threshold_fails_the_command_and_is_not_left(
     subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -194,21 +145,6 @@ def test_a_crash_in_one_format_shows_its_traceback_and_spares_the_others(
     assert "model.pt2" not in left
 
 
-def test_an_interrupted_export_leaves_no_manifest_and_the_next_one_cleans_up(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
-    folder = checkpoint.parent / "export"
-    leftover = folder / ".partial-killed"
-    leftover.mkdir(parents=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(torchscript, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            export(checkpoint, "torchscript")
-    assert files(folder) == set()
-    assert export(checkpoint, "torchscript") == 0
-
-
 def test_the_validation_split_is_the_default_text(
     subject: Subject, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,56 +169,6 @@ def test_the_validation_split_is_the_default_text(
     torch.save(saved, path)
     with pytest.raises(UserError, match="has changed since training"):
         run_export(flags)
-
-
-def test_without_data_settings_it_asks_for_text(exported: Exported) -> None:
-    with pytest.raises(UserError, match="give held-out text with --text FILE"):
-        run_export(["--ckpt_path", str(exported.checkpoint), "--formats", "torchscript"])
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--formats", "onxx"], r"unknown format 'onxx', did you mean onnx\?"),
-        (["--formats", "coreml"], "Formats: huggingface, onnx, onnx-kv"),
-        (["--formats", ","], "--formats is empty"),
-        (["--threshold", "int8.kk=1"], "did you mean int8.kl"),
-        (["--threshold", "int8.kl=low"], "'low' is not a number"),
-        (["--text", "no.such.file"], "--text no.such.file: No such file"),
-        (["--threads", "0"], "must be at least 1"),
-        (["--format", "onnx"], "did you mean --formats"),
-    ],
-)
-def test_wrong_input_is_one_line(flags: list[str], said: str, exported: Exported) -> None:
-    with pytest.raises(UserError, match=said) as caught:
-        run_export(["--ckpt_path", str(exported.checkpoint), *flags])
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs safetensors, onnx, onnxscript: pip install 'tinytf\[export\]'"):
-        formats.choose(["onnx"])
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "said"),
-    [
-        ("gguf", {"d_model": 48, "n_heads": 4}, "blocks are of 32 values, which do not divide d_model 48"),
-        ("gguf-q8_0", {"d_ff": 100}, "which do not divide d_ff 100"),
-        ("onnx-int4", {"d_model": 48, "n_heads": 4}, "which do not divide d_model 48"),
-    ],
-)
-def test_a_model_that_a_format_cannot_express_is_refused_before_anything_is_written(
-    name: str, changes: dict[str, Any], said: str, subject: Subject, export: Callable[..., int], tmp_path: Path
-) -> None:
-    if any(FORMATS[member].missing("writing") for member in GROUPS.get(name, (name,))):
-        pytest.skip(f"{name} cannot be written here")
-    odd = Subject(small_model(subject.model.config.vocab_size, **changes), subject.tokenizer)
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", odd)
-    with pytest.raises(UserError, match=said):
-        export(checkpoint, f"torchscript,{name}")
-    assert not (checkpoint.parent / "export").exists()
 
 
 def test_help_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,9 @@ from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
 from tinytf.export import gguf_file
 from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import FORMATS
-from tinytf.export.gguf_file import F16, F32, Q8_0, Gguf, from_llama_cpp, to_llama_cpp
+from tinytf.export.gguf_file import F16, F32, Q8_0, Gguf
+from tinytf.export.gguf_layout import gguf_name, to_llama_cpp
+from tinytf.export.gguf_reading import file_problems, from_llama_cpp
 from tinytf.export.judge import NOT_VERIFIED, PASSED, Judge
 from tinytf.export.subject import Subject
 from tinytf.export.thresholds import with_overrides
@@ -35,7 +37,7 @@ def subject_of(tokenizer: Tokenizer, **changes: Any) -> Subject:
 def test_every_tensor_comes_back(kind: Gguf, qk_norm: bool, tmp_path: Path) -> None:
     subject = subject_of(tokenizer_of("char"), qk_norm=qk_norm)
     kind.write(subject, tmp_path / "model.gguf", None)
-    assert gguf_file.tensor_problems(subject, tmp_path / "model.gguf", kind.kind) == []
+    assert file_problems(subject, tmp_path / "model.gguf", kind.kind) == []
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
@@ -55,16 +57,30 @@ def test_a_tensor_that_is_not_the_models_is_named(kind: Gguf, name: str, tmp_pat
     # A tenth of a row's largest value: several steps of 8 bits, less than any coarse check would see.
     weight = subject.model.state_dict()[name]
     weight[-1] += 0.1 * weight.abs().max()
-    assert gguf_file.tensor_problems(subject, tmp_path / "model.gguf", kind.kind) == [
-        f"tensor {gguf_file.gguf_name(name)} is not {name}"
-    ]
+    assert file_problems(subject, tmp_path / "model.gguf", kind.kind) == [f"tensor {gguf_name(name)} is not {name}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_theta": 10_001.0}, "rope.freq_base is 10001.0 in the file and 10000.0 in the model"),
+        ({"norm_eps": 1e-6}, "attention.layer_norm_rms_epsilon is "),
+        ({"max_seq_len": 49}, "context_length is 49 in the file and 48 in the model"),
+    ],
+)
+def test_a_shape_that_is_not_the_models_is_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    subject, other = subject_of(tokenizer_of("char")), subject_of(tokenizer_of("char"), **changes)
+    F32.write(other, tmp_path / "model.gguf", None)
+    found = file_problems(subject, tmp_path / "model.gguf", "F32")
+    assert len(found) == 1
+    assert found[0].startswith(said)
 
 
 def test_llama_without_the_permutation_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subject_of(tokenizer_of("char"), qk_norm=False)
     monkeypatch.setattr(gguf_file, "to_llama_cpp", lambda name, weight, config: weight)
     F32.write(subject, tmp_path / "model.gguf", None)
-    found = gguf_file.tensor_problems(subject, tmp_path / "model.gguf", "F32")
+    found = file_problems(subject, tmp_path / "model.gguf", "F32")
     assert len(found) == 4
     assert all("attn_q" in problem or "attn_k" in problem for problem in found)
 

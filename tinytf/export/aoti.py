@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from tinytf.export import tracing
 from tinytf.export.pt2 import program
 from tinytf.export.quiet import quiet
 from tinytf.export.runner import Runner, recomputing
@@ -17,7 +18,9 @@ from tinytf.export.subject import Subject
 def refusal(subject: Subject) -> str | None:
     """Why it cannot be written here, or None."""
     compiler = os.environ.get("CXX", "g++")
-    return None if shutil.which(compiler) else f"it takes a C++ compiler, and there is no {compiler} here"
+    if shutil.which(compiler) is None:
+        return f"it takes a C++ compiler, and there is no {compiler} here"
+    return tracing.refusal(subject)
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:

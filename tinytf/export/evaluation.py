@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from tinytf.errors import UserError
-
-EXPORT_SHAPE = (2, 3)
-"""Batch and length of the example that exporters trace; no case below has it."""
+from tinytf.export.tracing import EXPORT_SHAPE
 
 MAX_TOKENS = 4096
 

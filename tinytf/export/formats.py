@@ -172,7 +172,7 @@ _TABLE = (
         "gguf-f32",
         "model.f32.gguf",
         "tinytf.export.gguf_file:F32",
-        "fp32",
+        "llamacpp",
         "llama.cpp, float32",
         writing=("gguf",),
         running=("llama_cpp",),

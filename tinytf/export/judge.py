@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import Format
 from tinytf.export.proof import Measured, Reference, prove
 from tinytf.export.quiet import quiet
-from tinytf.export.runner import reference_precision
+from tinytf.export.runner import Runner, eager, reference_precision
 from tinytf.export.speed import Speed, measure
 from tinytf.export.subject import Subject
 from tinytf.export.thresholds import Limits, breaches
@@ -25,7 +26,8 @@ SPEED_PASSAGE = 1024
 class Outcome:
     """What became of one format.
 
-    ``reasons`` says why it failed, or what to install to verify it.
+    ``beside`` is the speed of the model itself, measured by turns with the artefact's. ``reasons`` says why it failed,
+    or what to install to verify it.
     """
 
     format: Format
@@ -34,6 +36,7 @@ class Outcome:
     runtime: str = ""
     measured: Measured | None = None
     speed: Speed | None = None
+    beside: Speed | None = None
     reasons: list[str] = field(default_factory=list)
 
 
@@ -70,9 +73,20 @@ class Judge:
         with reference_precision(self.threads), quiet():
             runner = format.open_runner(path, self.threads)
             measured = prove(runner, self.reference)
-            speed = measure(runner, self.evaluation.passage(0, SPEED_PASSAGE), self.subject.model.config.max_seq_len)
+            speed, beside = self._speeds(runner, eager(self.subject.model))
         reasons = problems + breaches(measured, self.thresholds[format.precision])
-        return Outcome(format, FAILED if reasons else PASSED, path, runner.runtime, measured, speed, reasons)
+        return Outcome(format, FAILED if reasons else PASSED, path, runner.runtime, measured, speed, beside, reasons)
+
+    def reference_speed(self, outcomes: Sequence[Outcome]) -> Speed:
+        """The model's own, eager with its cache: the best of what was measured beside the artefacts."""
+        seen = [outcome.beside for outcome in outcomes if outcome.beside]
+        if not seen:
+            with reference_precision(self.threads):
+                seen = self._speeds(eager(self.subject.model))
+        return Speed(max(speed.prefill for speed in seen), max(speed.decode for speed in seen))
+
+    def _speeds(self, *runners: Runner) -> list[Speed]:
+        return measure(runners, self.evaluation.passage(0, SPEED_PASSAGE), self.subject.model.config.max_seq_len)
 
 
 PACKAGES = {"llama_cpp": "llama-cpp-python"}

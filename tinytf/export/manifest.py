@@ -95,6 +95,8 @@ def entry(outcome: Outcome, judge: Judge) -> dict[str, Any]:
     if outcome.speed:
         written["prefill_tokens_per_sec"] = round(outcome.speed.prefill, 1)
         written["decode_tokens_per_sec"] = round(outcome.speed.decode, 1)
+    if outcome.speed and outcome.beside:
+        written["decode_times_eager"] = round(outcome.speed.decode / outcome.beside.decode, 2)
     return written
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Step = tuple[str, list[str], list[str], dict[str, Any]]
+"""A node to be: operator, inputs, outputs, attributes."""
 
 
 class Graph:
@@ -44,13 +46,18 @@ class Graph:
         self._weights[name] = numpy_helper.from_array(weight, name)
         self.graph.initializer.append(self._weights[name])
 
+    def add_once(self, name: str, value: Array) -> None:
+        """A constant that several nodes read."""
+        if not self.holds(name):
+            self.add(name, value)
+
     def made_by(self, name: str, op_type: str) -> str | None:
         """First input of the node of this type that makes a value."""
         node = self._makers.get(name)
         return node.input[0] if node is not None and node.op_type == op_type else None
 
-    def replace(self, node: Any, *steps: tuple[str, list[str], list[str], dict[str, Any]]) -> None:
-        """Put nodes (operator, inputs, outputs, attributes) in the place of one."""
+    def replace(self, node: Any, *steps: Step) -> None:
+        """Put nodes in the place of one."""
         from onnx import helper
 
         at = list(self.graph.node).index(node)

@@ -10,7 +10,8 @@ import numpy as np
 from tinytf.export import onnx_files
 from tinytf.export.onnx_files import check, load, open_cached, save
 from tinytf.export.onnx_graph import Graph
-from tinytf.export.onnx_int8 import EMBEDDING, look_up, per_row
+from tinytf.export.onnx_int8 import per_row
+from tinytf.export.onnx_table import EMBEDDING, round_embedding
 from tinytf.export.quiet import quiet
 from tinytf.export.runner import Runner
 from tinytf.export.subject import Subject
@@ -53,12 +54,7 @@ def open_runner(path: Path, threads: int) -> Runner:
 def untie(graph: Graph) -> None:
     """Give the head a weight of its own, which the quantizer finds, and the embedding rows of 8 bits."""
     weight = graph.take(EMBEDDING)
-    table, scale = per_row(weight, largest=127)
-    graph.add("embed_tokens.quantized", table)
-    graph.add("embed_tokens.scale", scale)
-    for node in graph.nodes():
-        if node.op_type == "Gather" and node.input[0] == EMBEDDING:
-            look_up(graph, node, "embed_tokens.quantized", "embed_tokens.scale")
-        elif node.op_type == "Transpose" and node.input[0] == EMBEDDING:
-            graph.add(node.output[0], np.ascontiguousarray(weight.T))
-            graph.replace(node)
+    head = round_embedding(graph, *per_row(weight))
+    if head is not None:
+        graph.add(head.output[0], np.ascontiguousarray(weight.T))
+        graph.replace(head)

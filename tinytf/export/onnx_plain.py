@@ -6,11 +6,15 @@ from pathlib import Path
 
 import torch
 
-from tinytf.export.evaluation import EXPORT_SHAPE
+from tinytf.export import onnx_files, tracing
 from tinytf.export.onnx_files import open_session, runtime_name, write_graph
-from tinytf.export.onnx_files import refusal as refusal
 from tinytf.export.runner import Runner, recomputing
 from tinytf.export.subject import Subject
+from tinytf.export.tracing import example
+
+
+def refusal(subject: Subject) -> str | None:
+    return onnx_files.refusal(subject) or tracing.refusal(subject)
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
@@ -20,7 +24,7 @@ def write(subject: Subject, path: Path, base: Path | None) -> None:
         subject,
         path,
         subject.model,
-        (torch.zeros(EXPORT_SHAPE, dtype=torch.long),),
+        (example(),),
         input_names=["tokens"],
         output_names=["logits"],
         dynamic_shapes={"tokens": {0: "batch", 1: torch.export.Dim("seq", max=limit)}},

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
-from tinytf.export.evaluation import EXPORT_SHAPE
 from tinytf.export.quiet import quiet
 from tinytf.export.runner import Runner, recomputing
 from tinytf.export.subject import Subject
+from tinytf.export.tracing import example
+from tinytf.export.tracing import refusal as refusal
 
 MAX_BATCH = 4096
 
@@ -19,9 +20,7 @@ def program(subject: Subject) -> ExportedProgram:
     """The model as a graph of any batch and any length up to its context."""
     sizes = {0: Dim("batch", max=MAX_BATCH), 1: Dim("seq", max=subject.model.config.max_seq_len)}
     with quiet(), torch.no_grad():
-        return torch.export.export(
-            subject.model, (torch.zeros(EXPORT_SHAPE, dtype=torch.long),), dynamic_shapes={"tokens": sizes}
-        )
+        return torch.export.export(subject.model, (example(),), dynamic_shapes={"tokens": sizes})
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:

@@ -13,8 +13,7 @@ COLUMNS = ("format", "file", "MB", "max abs", "/std", "top-1", "KL", "loss", "gr
 def table(content: dict[str, Any]) -> str:
     """Reference first, then every artefact, then in words what failed and what was not verified."""
     entries = [*content["artefacts"], *content["failed"]]
-    eager = content["reference"]["decode_tokens_per_sec"]
-    rows = [COLUMNS, _reference_row(content, entries), *(_row(entry, eager) for entry in entries)]
+    rows = [COLUMNS, _reference_row(content, entries), *(_row(entry) for entry in entries)]
     notes = [f"{entry['name']}: {note}" for entry in entries for note in _notes(entry)]
     return "\n".join([_heading(content), *_aligned(rows), *notes])
 
@@ -37,7 +36,7 @@ def _reference_row(content: dict[str, Any], entries: Sequence[dict[str, Any]]) -
     return ("(checkpoint)", "eager fp32, cached", size, "", "", "", "", loss, "", prefill, decode, "1.0x", "")
 
 
-def _row(entry: dict[str, Any], eager: float) -> tuple[str, ...]:
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     size = f"{entry['bytes'] / 1e6:.1f}" if "bytes" in entry else ""
     measured = entry.get("measured")
     numbers: tuple[str, ...] = ("",) * 6
@@ -51,9 +50,9 @@ def _row(entry: dict[str, Any], eager: float) -> tuple[str, ...]:
             f"{measured['greedy'] * measured['greedy_tokens']:.0f}/{measured['greedy_tokens']}",
         )
     speeds: tuple[str, ...] = ("",) * 3
-    if "decode_tokens_per_sec" in entry:
-        decode = entry["decode_tokens_per_sec"]
-        speeds = (f"{entry['prefill_tokens_per_sec']:.0f}", f"{decode:.0f}", f"{decode / eager:.1f}x")
+    if "decode_times_eager" in entry:
+        prefill, decode = (f"{entry[f'{kind}_tokens_per_sec']:.0f}" for kind in ("prefill", "decode"))
+        speeds = (prefill, decode, f"{entry['decode_times_eager']:.1f}x")
     return (entry["name"], entry["file"], size, *numbers, *speeds, entry["status"])
 
 

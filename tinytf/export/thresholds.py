@@ -19,6 +19,9 @@ THRESHOLDS: dict[str, Limits] = {
     "exact": {"max_abs": 1e-5, "relative": 1e-5, "top1": 1.0, "greedy": 1.0},
     # Other kernels sum in another order: 1e-5 to 6e-5 was seen; the smallest planted bug moved a logit by 4e-4.
     "fp32": {"max_abs": 1e-4, "relative": 1e-4, "top1": 1.0, "greedy": 1.0},
+    # llama.cpp turns by angles that it multiplies up from pair to pair, off by 1.5e-5 at position 255: logits moved by
+    # 1.0e-4, and by 1.1e-5 from a model with the same angles. Tensors and shape are compared exactly beside this.
+    "llamacpp": {"max_abs": 1e-3, "relative": 3e-4, "kl": 1e-9, "top1": 0.999, "greedy": 0.99},
     "fp16": {"relative": 1e-2, "kl": 1e-5, "top1": 0.995, "loss": 1e-3},
     # Rounding spreads thin over all logits; a lost row or layer moves single logits by several standard deviations,
     # and `relative`, which looks at every row of the vocabulary, is there to catch it.

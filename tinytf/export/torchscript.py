@@ -6,17 +6,18 @@ from pathlib import Path
 
 import torch
 
-from tinytf.export.evaluation import EXPORT_SHAPE
 from tinytf.export.quiet import quiet
 from tinytf.export.runner import Runner, recomputing
 from tinytf.export.subject import Subject
+from tinytf.export.tracing import example
+from tinytf.export.tracing import refusal as refusal
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:
     """Save the traced module."""
     with quiet(), torch.no_grad():
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            subject.model, torch.zeros(EXPORT_SHAPE, dtype=torch.long), check_trace=False
+            subject.model, example(), check_trace=False
         )
         torch.jit.save(traced, str(path))
 

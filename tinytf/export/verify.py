@@ -11,8 +11,6 @@ from tinytf.export import manifest, reference
 from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import FORMATS
 from tinytf.export.judge import FAILED, Judge, Outcome
-from tinytf.export.runner import eager, reference_precision
-from tinytf.export.speed import measure
 from tinytf.export.thresholds import with_overrides
 
 
@@ -35,10 +33,8 @@ def verify(
     for entry in stated["artefacts"]:
         say(f"{entry['name']}: comparing with the model")
         outcomes.append(_again(judge, folder, entry))
-    with reference_precision(threads):
-        speed = measure(eager(subject.model), evaluation.passage(0, 1024), subject.model.config.max_seq_len)
     weights = {key: stated["reference"][key] for key in ("file", "sha256")}
-    content = manifest.describe(judge, outcomes, speed, weights)
+    content = manifest.describe(judge, outcomes, judge.reference_speed(outcomes), weights)
     content["verified_against"] = found
     return content
 

@@ -1,0 +1,68 @@
+"""What cannot be exported, each in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_model import Exported, save_checkpoint, small_model
+
+from tinytf.commands.export import run as run_export
+from tinytf.errors import UserError
+from tinytf.export import formats
+from tinytf.export.formats import FORMATS, GROUPS
+from tinytf.export.subject import Subject
+
+
+def test_without_data_settings_it_asks_for_text(exported: Exported) -> None:
+    with pytest.raises(UserError, match="give held-out text with --text FILE"):
+        run_export(["--ckpt_path", str(exported.checkpoint), "--formats", "torchscript"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--formats", "onxx"], r"unknown format 'onxx', did you mean onnx\?"),
+        (["--formats", "coreml"], "Formats: huggingface, onnx, onnx-kv"),
+        (["--formats", ","], "--formats is empty"),
+        (["--threshold", "int8.kk=1"], "did you mean int8.kl"),
+        (["--threshold", "int8.kl=low"], "'low' is not a number"),
+        (["--text", "no.such.file"], "--text no.such.file: No such file"),
+        (["--threads", "0"], "must be at least 1"),
+        (["--format", "onnx"], "did you mean --formats"),
+    ],
+)
+def test_wrong_input_is_one_line(flags: list[str], said: str, exported: Exported) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        run_export(["--ckpt_path", str(exported.checkpoint), *flags])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs safetensors, onnx, onnxscript: pip install 'tinytf\[export\]'"):
+        formats.choose(["onnx"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("gguf", {"d_model": 48, "n_heads": 4}, "blocks are of 32 values, which do not divide d_model 48"),
+        ("gguf-q8_0", {"d_ff": 100}, "which do not divide d_ff 100"),
+        ("onnx-int4", {"d_model": 48, "n_heads": 4}, "which do not divide d_model 48"),
+        ("pt2", {"max_seq_len": 2}, "format pt2 .* traced with 3 tokens, and max_seq_len is 2; leave it out"),
+        ("onnx", {"max_seq_len": 1}, "and max_seq_len is 1"),
+    ],
+)
+def test_a_model_that_a_format_cannot_express_is_refused_before_anything_is_written(
+    name: str, changes: dict[str, Any], said: str, subject: Subject, export: Callable[..., int], tmp_path: Path
+) -> None:
+    if any(FORMATS[member].missing("writing") for member in GROUPS.get(name, (name,))):
+        pytest.skip(f"{name} cannot be written here")
+    odd = Subject(small_model(subject.model.config.vocab_size, **changes), subject.tokenizer)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", odd)
+    with pytest.raises(UserError, match=said):
+        export(checkpoint, f"huggingface,{name}")
+    assert not (checkpoint.parent / "export").exists()
