@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -60,11 +63,13 @@ def slices_of(file: TextFile | HubShard) -> list[Slice]:
     """The slices of a file, in order. One that is packed or far away can only be read from its beginning."""
     if isinstance(file, HubShard):
         return [Slice(file, 0, 1, 0)]
+    if file.kind == "parquet" and file.packed:
+        raise UserError(f"{file.path}: .parquet is packed inside already, and cannot be read when packed again")
     if file.kind == "jsonl" and not file.packed and not file.is_remote:
         starts = range(0, file.size, SLICE)
         ends = [*starts[1:], file.size]
         return [Slice(file, start, end, end - start) for start, end in zip(starts, ends, strict=True)]
-    if file.kind == "parquet":
+    if file.kind == "parquet" and not file.is_remote:
         return _row_groups(file)
     return [Slice(file, 0, file.size, file.size)]
 
@@ -156,9 +161,20 @@ def _parquet(source: Any, name: str) -> Any:
         raise UserError(f"{name}: it is no .parquet file ({' '.join(str(error).split())})") from error
 
 
+@contextmanager
+def _at_hand(file: TextFile) -> Iterator[BinaryIO]:
+    """A file to be read back and forth; a remote one, whose server may not let it, is brought here meanwhile."""
+    with opened(file) as source:
+        if not file.is_remote:
+            yield source
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.seek(0)
+            yield copy
+
+
 def _row_groups(file: TextFile) -> list[Slice]:
-    if file.packed:
-        raise UserError(f"{file.path}: .parquet is packed inside already, and cannot be read when packed again")
     with opened(file) as source:
         table = _parquet(source, file.path).metadata
         sizes = [_packed_size(table.row_group(number)) for number in range(table.num_row_groups)]
@@ -176,13 +192,13 @@ def _packed_size(group: Any) -> int:
 
 
 def _rows(piece: Slice, file: TextFile, text_field: str, advance: Advance) -> Iterator[Record]:
-    with opened(file) as source:
+    with _at_hand(file) as source:
         table = _parquet(source, file.path)
         names = table.schema_arrow.names
         if text_field not in names:
             raise UserError(f"{file.path}: its fields are {', '.join(map(repr, names))}, not {text_field!r}: "
                             "set --data.text_field")  # fmt: skip
-        groups = range(piece.start, piece.end)
+        groups = range(piece.start, table.metadata.num_row_groups if file.is_remote else piece.end)
         place = sum(table.metadata.row_group(number).num_rows for number in range(piece.start))
         total = max(1, sum(table.metadata.row_group(number).num_rows for number in groups))
         last = place + total

@@ -66,13 +66,13 @@ def counted(address: str) -> list[str]:
 
 @contextmanager
 def open_remote(address: str) -> Iterator[BinaryIO]:
-    """A remote file's bytes from the first on; .parquet, whose table of contents is at its end, by pieces."""
+    """A remote file's bytes, from the first on."""
     import fsspec
 
     with failing_as(address):
         system, path = fsspec.core.url_to_fs(address)
-        in_one_go = address.startswith("http") and not address.endswith(".parquet")
-        file = system.open(path, "rb", **({"block_size": 0} if in_one_go else {}))
+        # A web server may not know how to send pieces of a file.
+        file = system.open(path, "rb", **({"block_size": 0} if address.startswith("http") else {}))
     with file:
         yield cast(BinaryIO, Failing(file, address))
 
