@@ -26,6 +26,7 @@ ONE: dict[str, Any] = {
     "data.global_batch_size": 8,
     "model.n_layers": 3,  # Matrices that two processes cannot share out evenly.
     "model.dropout": 0.0,
+    "model.schedule.end_step": 16,
     "model.weight_decay_on": "all",
     "tracking.samples.every_n_validations": 1,
     "tracking.samples.max_new_tokens": 5,
@@ -39,6 +40,7 @@ SPLIT = {
     ),
     "trainer.max_steps": 8,
     "data.batch_size": 8,
+    "tracking.samples.every_n_validations": 0,
 }
 
 

@@ -34,6 +34,7 @@ class Bench(MetricsFile):
         self.config = TransformerConfig(11, 16, 2, 2)
         self.trainer: Any = SimpleNamespace(
             global_step=0, log_every_n_steps=3, is_global_zero=True, world_size=1,
+            distributed_sampler_kwargs=None,
             datamodule=SimpleNamespace(seq_len=SEQ), callbacks=[self],
         )  # fmt: skip
         self.logged: list[dict[str, float]] = []
