@@ -22,12 +22,14 @@ COMMANDS = {
     "export": ("tinytf.commands.export", "export a checkpoint and measure each file against it"),
     "verify": ("tinytf.commands.verify", "measure an export again"),
     "runs": ("tinytf.commands.runs", "list the runs"),
+    "config-schema": ("tinytf.commands.schema", "print a JSON Schema of the YAML files, for editors"),
+    "completion": ("tinytf.commands.completion", "print the completions of bash or zsh"),
 }
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def usage() -> str:
-    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<13} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         (
             "usage: tinytf <command> [options]      tinytf <command> --help      tinytf --version",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -42,17 +43,7 @@ def run(argv: list[str]) -> int:
     if not first_process():  # It says everything for all.
         logging.getLogger("tinytf").setLevel(logging.ERROR)
     try:
-        CommandLine(
-            LanguageModel,
-            TextDataModule,
-            save_config_callback=None,
-            trainer_class=Trainer,
-            seed_everything_default=SEED,
-            parser_class=Parser,
-            args=argv,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        command_line(CommandLine, argv)
     except UserError:
         discard_claimed()
         raise
@@ -61,6 +52,25 @@ def run(argv: list[str]) -> int:
             raise RunError(short) from error
         raise
     return 0
+
+
+def command_line(kind: type[CommandLine], argv: list[str]) -> CommandLine:
+    return kind(
+        LanguageModel,
+        TextDataModule,
+        save_config_callback=None,
+        trainer_class=Trainer,
+        seed_everything_default=SEED,
+        parser_class=Parser,
+        args=argv,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def parser_of(command: str) -> Parser:
+    """The parser of one of the four commands, for what describes it; nothing is parsed or built."""
+    return command_line(Described, [command])._subcommand_parsers[command]
 
 
 def first_process() -> bool:
@@ -182,6 +192,16 @@ class CommandLine(LightningCLI):
         """One JSON object a window of the validation split, on stdout."""
         batches = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         print_predictions(batches or [], datamodule)
+
+
+class Described(CommandLine):
+    """A command line that stops once its parsers stand."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = Namespace(subcommand=None, seed_everything=False)
+
+    def instantiate_classes(self) -> None:
+        """There is nothing to build from."""
 
 
 def find_checkpoint(command: str, given: Given, required: bool) -> Path | None:
