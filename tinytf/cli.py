@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return dispatch(argv)
     except UserError as error:
-        sys.stderr.write(f"tinytf: error: {error}\n")
+        for problem in error.problems:
+            sys.stderr.write(f"tinytf: error: {problem}\n")
         return 2
     except RunError as error:
         sys.stderr.write(f"tinytf: error: {error}\n")

@@ -28,7 +28,9 @@ Editors with YAML support (VS Code with the YAML extension, Neovim, JetBrains, â
 
 
 def parser() -> CommandParser:
-    return CommandParser(prog="tinytf config-schema", description="Print a JSON Schema of the YAML files.", epilog=NOTES)
+    return CommandParser(
+        prog="tinytf config-schema", description="Print a JSON Schema of the YAML files.", epilog=NOTES
+    )
 
 
 def run(argv: list[str]) -> int:
@@ -75,11 +77,11 @@ def known_classes(base: type) -> list[type]:
     import tinytf.training
 
     named = [getattr(module, name) for module in (tinytf.training, torch.optim) for name in sorted(module.__all__)]
-    return [kind for kind in named if isinstance(kind, type) and issubclass(kind, base) and kind not in OPEN]
+    return [kind for kind in named if isinstance(kind, type) and issubclass(kind, base) and kind is not base]
 
 
-OPEN: tuple[type, ...] = (torch.optim.Optimizer, Schedule)
-"""What is itself no optimizer and no schedule."""
+OPTIMIZER, SCHEDULE = torch.optim.Optimizer, Schedule
+"""What a config may put in their place by class."""
 
 
 class ConfigSchema(ParserJsonschema):
@@ -100,8 +102,8 @@ class ConfigSchema(ParserJsonschema):
         return described
 
     def subclass_def(self, class_type: type, action: Any) -> dict[str, Any]:
-        found = known_classes(class_type) if class_type in OPEN else []
-        paths = {kind: f"{torch_or_tinytf(kind)}.{kind.__name__}" for kind in found}
+        found = known_classes(class_type) if class_type in (OPTIMIZER, SCHEDULE) else []
+        paths = {kind: path_of(kind) for kind in found}
         described = [self._known(kind, path, action) for kind, path in paths.items()]
         names = [name for kind, path in paths.items() for name in (path, kind.__name__)]
         return {"anyOf": [{"type": "string"}, *described, other_class(names), *only_arguments(found)]}
@@ -117,8 +119,10 @@ class ConfigSchema(ParserJsonschema):
         return described
 
 
-def torch_or_tinytf(kind: type) -> str:
-    return "torch.optim" if kind.__module__.startswith("torch.") else "tinytf.training"
+def path_of(kind: type) -> str:
+    """The name by which a config gives one of the known classes."""
+    room = "torch.optim" if kind.__module__.startswith("torch.") else "tinytf.training"
+    return f"{room}.{kind.__name__}"
 
 
 def other_class(known: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,10 +19,13 @@ from tinytf.checkpoint.runs import LAST, ROOT, last_intact, resolve, versions
 from tinytf.checkpoint.settings import CheckpointSettings
 from tinytf.commands import resuming
 from tinytf.commands.arguments import Given, scan
-from tinytf.commands.messages import explain
+from tinytf.commands.keys import describe
+from tinytf.commands.messages import Complaint, explain
 from tinytf.commands.predicting import print_predictions
+from tinytf.commands.problems import find_all, misplaced, with_values
 from tinytf.commands.running import Resume, build_run, discard_claimed, prepare_folder
 from tinytf.commands.screen import quiet_libraries
+from tinytf.commands.values import placed, problems_of
 from tinytf.data.module import TextDataModule
 from tinytf.errors import RunError, UserError
 from tinytf.export.at_end import ExportAtEnd, ExportSettings
@@ -82,7 +86,6 @@ class Parser(LightningArgumentParser):
     """Complains in one line."""
 
     known: tuple[str, ...] = ()
-    configs: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # An abbreviation would turn a typo into another key.
@@ -91,7 +94,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         if not self.exit_on_error:  # A parser that tries one of several types.
             return super().error(message, ex)
-        raise UserError(explain(message, self.known, self.configs))
+        raise explain(message, self.known)
 
 
 class CommandLine(LightningCLI):
@@ -121,23 +124,46 @@ class CommandLine(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_parser(*args, **kwargs)
+        for parser in self._subcommand_parsers.values():
+            describe(parser._actions)
+
     # -- parsing -----------------------------------------------------------------------------------------------
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         command, *rest = args
         given = scan(rest)
         Parser.known = tuple(action.dest for action in self._subcommand_parsers[command]._actions)
-        Parser.configs = tuple(given.configs)
         asks_help = {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in rest}
         if ckpt := find_checkpoint(command, given, required=not asks_help):
             self.resume = Resume.read(ckpt)
             taken = resuming.defaults(command, self.resume.entry["config"], ckpt)
-            rest = ["--config", json.dumps(taken), *rest]
-        self.config = parser.parse_args([command, *rest])
+        base = ["--config", json.dumps(taken)] if ckpt else []
+        self.config = self._parse(command, base, rest, given)
         self.config[command]["ckpt_path"] = str(ckpt) if ckpt else None
-        decide(self.config[command])
         if self.resume:
             resuming.refuse_changes(command, self._plain(command), self.resume.entry["config"], self.resume.path)
+
+    def _parse(self, command: str, base: list[str], rest: list[str], given: Given) -> Any:
+        """The config, or all that is wrong with it."""
+
+        def parse(argv: list[str]) -> Any:
+            return self.parser.parse_args([command, *argv])
+
+        def of_values(config: Any) -> list[str]:
+            return placed(problems_of(command, config[command], actions, decide), given.configs, rest)
+
+        actions = self._subcommand_parsers[command]._actions
+        sections = {name.rsplit(".", depth)[0] for name in Parser.known for depth in range(1, name.count(".") + 1)}
+        if not given.problems and not any(list(misplaced(content, sections)) for content in given.contents):
+            with contextlib.suppress(Complaint):
+                config = parse([*base, *rest])
+                if lines := of_values(config):
+                    raise UserError(*lines)
+                return config
+        found = find_all(parse, base, rest, given, sections)
+        raise UserError(*with_values(found, of_values, parse))
 
     def _parse_ckpt_path(self) -> None:
         """LightningCLI's way to take over a checkpoint's settings; done above."""

@@ -41,14 +41,12 @@ class Trainer(LightningTrainer):
         enable_model_summary: bool = False,
         **kwargs: Any,
     ) -> None:
-        for key, value in (
-            ("max_steps", max_steps),
-            ("val_check_interval", val_check_interval),
-            ("log_every_n_steps", log_every_n_steps),
-            ("accumulate_grad_batches", accumulate_grad_batches),
-        ):
-            if value < 1:
-                raise UserError(f"trainer.{key} is {value}, but must be at least 1")
+        require_steps(
+            max_steps=max_steps,
+            val_check_interval=val_check_interval,
+            log_every_n_steps=log_every_n_steps,
+            accumulate_grad_batches=accumulate_grad_batches,
+        )
         callbacks = kwargs.get("callbacks") or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
             if isinstance(callback, GradientAccumulationScheduler):
@@ -86,6 +84,13 @@ class Trainer(LightningTrainer):
             sync_batchnorm=False,
             **kwargs,
         )
+
+
+def require_steps(**values: int) -> None:
+    """Raise UserError with each number of steps that is none."""
+    wrong = [f"trainer.{key} is {value}, but must be at least 1" for key, value in values.items() if value < 1]
+    if wrong:
+        raise UserError(*wrong)
 
 
 def fastest_precision() -> Precision:
