@@ -106,7 +106,7 @@ def wrong_value(key: str, message: str) -> Complaint:
 def what_is_wrong(message: str) -> str:
     kind = re.search(r"class_path[= ]'([\w.]+)'", message)
     given = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value|$)", message, re.DOTALL)
-    value = f", got {' '.join(given[1].split())[:80]}" if given else ""
+    value = f", got {as_yaml(given[1])}" if given else ""
     no_class = re.search(r"Expected a dot import path string: (\S+)", message)
     no_module = re.search(r"(No module named '[^']+')|(cannot import name '[^']+'|has no attribute '[^']+')", message)
     lacking = re.search(r"arguments are required: ([\w, .]+)", message)
@@ -122,6 +122,12 @@ def what_is_wrong(message: str) -> str:
     if wanted:
         return f"expected {' or '.join(dict.fromkeys(wanted))}{value}"
     return " ".join(message.split("\n", 1)[-1].split())[:300]
+
+
+def as_yaml(value: str) -> str:
+    """What Python printed, as the file said it, and no longer than a look needs."""
+    plain_value = " ".join(value.split())
+    return {"None": "null", "True": "true", "False": "false"}.get(plain_value, plain_value[:80])
 
 
 def of_class(name: str) -> str:

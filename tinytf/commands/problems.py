@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tinytf.commands.arguments import Given
-from tinytf.commands.messages import REFUSED, Complaint, place, unknown
+from tinytf.commands.messages import REFUSED, Complaint, as_yaml, place, unknown
 from tinytf.errors import UserError
 
 MOST = 50
@@ -67,6 +68,12 @@ def find_all(parse: Parse, base: list[str], argv: list[str], given: Given, secti
     return found
 
 
+def sections_of(known: Iterable[str]) -> set[str]:
+    """The names of what holds keys, of the dotted names of all keys."""
+    keys = [name for name in known if not name.endswith(".help")]  # A flag that stands beside a class.
+    return {name.rsplit(".", depth)[0] for name in keys for depth in range(1, name.count(".") + 1)}
+
+
 def misplaced(content: dict[str, Any], sections: set[str], prefix: str = "") -> Iterator[Complaint]:
     """What the parser was seen to pass over: a section that is none, a linked key, a config in a config."""
     for name, value in content.items():
@@ -78,7 +85,7 @@ def misplaced(content: dict[str, Any], sections: set[str], prefix: str = "") -> 
         elif key in sections and isinstance(value, dict):
             yield from misplaced(value, sections, f"{key}.")
         elif key in sections and value is not None:
-            yield Complaint(key, f"{key}: expected keys and values, got {str(value)[:80]}")
+            yield Complaint(key, f"{key}: expected keys and values, got {as_yaml(str(value))}")
 
 
 def groups(argv: list[str]) -> Iterator[list[str]]:
@@ -139,9 +146,10 @@ def remove(content: dict[str, Any], parts: list[str]) -> bool:
         if key not in content:
             continue
         inside, rest = content[key], parts[1:] if key == parts[0] else parts
-        if not (rest and isinstance(inside, dict) and remove(inside, rest)):
-            if key == "init_args" and key != parts[0]:
-                return False
+        inner = bool(rest) and isinstance(inside, dict) and remove(inside, rest)
+        if not inner and key != parts[0]:
+            return False
+        if not inner or not inside:
             del content[key]
         return True
     return False
@@ -161,6 +169,18 @@ def with_values(found: Found, of_values: Callable[[Any], list[str]], parse: Pars
         return found.lines
     doubtful = {key.rsplit(".", 1)[-1] for key in found.keys}
     return [*found.lines, *(line for line in of_values(config) if not doubtful & set(words(line)))]
+
+
+def in_order(lines: Iterable[str], configs: list[str]) -> list[str]:
+    """As the files say it, then what flags say."""
+
+    def place_of(line: str) -> tuple[int, int]:
+        for number, path in enumerate(configs):
+            if at := re.match(rf"{re.escape(path)}:(\d+):", line):
+                return number, int(at[1])
+        return len(configs), 0
+
+    return sorted(lines, key=place_of)
 
 
 def words(line: str) -> list[str]:

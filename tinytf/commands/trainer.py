@@ -22,7 +22,7 @@ from tinytf.commands.arguments import Given, scan
 from tinytf.commands.keys import describe
 from tinytf.commands.messages import Complaint, explain
 from tinytf.commands.predicting import print_predictions
-from tinytf.commands.problems import find_all, misplaced, with_values
+from tinytf.commands.problems import find_all, in_order, misplaced, sections_of, with_values
 from tinytf.commands.running import Resume, build_run, discard_claimed, prepare_folder
 from tinytf.commands.screen import quiet_libraries
 from tinytf.commands.values import placed, problems_of
@@ -155,15 +155,15 @@ class CommandLine(LightningCLI):
             return placed(problems_of(command, config[command], actions, decide), given.configs, rest)
 
         actions = self._subcommand_parsers[command]._actions
-        sections = {name.rsplit(".", depth)[0] for name in Parser.known for depth in range(1, name.count(".") + 1)}
+        sections = sections_of(Parser.known)
         if not given.problems and not any(list(misplaced(content, sections)) for content in given.contents):
             with contextlib.suppress(Complaint):
                 config = parse([*base, *rest])
                 if lines := of_values(config):
-                    raise UserError(*lines)
+                    raise UserError(*in_order(lines, given.configs))
                 return config
         found = find_all(parse, base, rest, given, sections)
-        raise UserError(*with_values(found, of_values, parse))
+        raise UserError(*in_order(with_values(found, of_values, parse), given.configs))
 
     def _parse_ckpt_path(self) -> None:
         """LightningCLI's way to take over a checkpoint's settings; done above."""

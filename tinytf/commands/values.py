@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
@@ -18,6 +20,8 @@ from tinytf.errors import UserError
 from tinytf.export.formats import choose
 from tinytf.model import TransformerConfig
 from tinytf.model.config import ShapeError
+from tinytf.tracking.callbacks import check
+from tinytf.tracking.loggers import require_packages
 from tinytf.training.trainer import require_steps
 
 STEPS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
@@ -40,12 +44,18 @@ def problems_of(command: str, config: Any, actions: Iterable[Any], decide: Calla
         lambda: CheckpointSettings(**config.checkpoint),
         lambda: instantiate_class((), config.model.schedule) if "schedule" in config.model else None,
         lambda: require_steps(**{key: config.trainer[key] for key in STEPS}),
+        lambda: ranges(config),
         lambda: device(config.trainer.accelerator),
-        lambda: choose(config.export.formats) if config.export.at_end else None,
+        lambda: check(config.tracking),
         lambda: decide(config),
     ]
     if command == "fit":
-        checks.append(lambda: optimizer(config.model.optimizer))
+        checks += [
+            lambda: optimizer(config.model.optimizer),
+            lambda: folder(config.name, Path(config.checkpoint.dir)),
+            lambda: require_packages(config.tracking),
+            lambda: formats(config.export),
+        ]
     return [problem for check in checks for problem in told_by(check)]
 
 
@@ -97,6 +107,37 @@ def optimizer(given: Any) -> None:
     except (ValueError, TypeError, RuntimeError) as error:
         kind = given.class_path.rpartition(".")[2]
         raise UserError(f"model.optimizer: {kind} cannot be made: {' '.join(str(error).split())}") from None
+
+
+def ranges(config: Any) -> None:
+    """Numbers that Lightning was seen to take as they come, or to end in a traceback for."""
+    least = {"trainer.min_steps": 0, "trainer.gradient_clip_val": 0, "trainer.num_sanity_val_steps": -1}
+    values = {key: config[key] for key in least if config[key] is not None}
+    wrong = [f"{key} is {value}, but must be at least {least[key]}" for key, value in values.items() if value < least[key]]
+    if not 0 <= config.seed_everything < 2**32:
+        wrong.append(f"seed_everything is {config.seed_everything}, but must be at least 0 and below 2**32")
+    if wrong:
+        raise UserError(*wrong)
+
+
+def folder(name: str, root: Path) -> None:
+    """Refuse a place that no run can be written to."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise UserError(f"name {name!r}: the run's folder is called so, and it is no name of a folder; give another")
+    there = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"checkpoint.dir {root}: {there} is a file, and runs need a folder; give another folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"checkpoint.dir {root}: {there} cannot be written to; give another folder")
+
+
+def formats(export: Any) -> None:
+    if not export.at_end:
+        return
+    try:
+        choose(export.formats)
+    except UserError as error:
+        raise UserError(*(f"export.formats: {problem}" for problem in error.problems)) from None
 
 
 def device(name: Any) -> None:
