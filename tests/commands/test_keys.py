@@ -11,10 +11,11 @@ import pytest
 from tinytf.commands.keys import HELP
 from tinytf.commands.trainer import parser_of
 
-UNITS = (
-    "steps step tokens token features batches batch fraction share probability norm devices machines windows heads blocks "
-    "checkpoints validations entries processes seed epsilon base factor times width term"
-).split()
+UNITS = re.split(
+    r"\s+",
+    """steps step tokens token features batches batch fraction share probability norm devices machines windows heads
+    blocks checkpoints validations entries processes seed epsilon base factor times width term""",
+)
 
 
 def keys() -> list[Any]:

@@ -60,7 +60,7 @@ def says(line: str, words: list[str]) -> None:
 FLAGS = [
     (["--model.d_modle", "4"], ["unknown key model.d_modle", "did you mean model.d_model?"]),
     (["--model.d_model", "abc"], ["model.d_model", "a whole number", "abc"]),
-    (["--model.d_model", "null"], ["model.d_model", "a whole number", "null", "leave it out"]),
+    (["--model.d_model", "null"], ["model.d_model", "a whole number", "null"]),
     (["--model.d_model", "65"], ["d_model 65", "n_heads 2"]),
     (["--model.d_model", "2"], ["heads of 1", "even"]),
     (["--model.n_kv_heads", "3"], ["n_heads 2", "n_kv_heads 3"]),
@@ -106,6 +106,7 @@ FLAGS = [
     (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
     (["--ckpt_path", "http://localhost/a.ckpt"], ["only local files", "download it first"]),
     (["stray"], ["stray", "--key value"]),
+    (["--model", "3"], ["model: 3 is no YAML file", "--model.KEY"]),
 ]
 
 
@@ -150,7 +151,8 @@ FILES = [
     ("tracking:\n  wandb: {projct: x}\n", ["bad.yaml:2: ", "did you mean tracking.wandb.project?"]),
     ("ckpt_path: nowhere.ckpt\n", ["nowhere.ckpt"]),
     ("data:\n  batch_size: 0\n", ["bad.yaml:2: ", "data.batch_size is 0"]),
-    ("model:\n  n_heads: 3\n", ["d_model 64", "n_heads 3"]),
+    ("model:\n  n_heads: 3\n", ["bad.yaml:2: ", "model.d_model 64", "n_heads 3"]),
+    ("\nmodel:\n  max_seq_len: 32\n", ["bad.yaml:3: ", "data.seq_len 64", "model.max_seq_len 32"]),
 ]
 
 
@@ -208,6 +210,7 @@ def test_all_problems_of_a_config_are_told_at_once_in_its_order(
         ("many.yaml:3: ", "precision"),
         ("many.yaml:4: ", "max_epochs"),
         ("many.yaml:6: ", "model.d_modle"),
+        ("many.yaml:7: ", "n_kv_heads 3"),
         ("many.yaml:9: ", "dropout is 2.5"),
         ("many.yaml:9: ", "dropout stands twice"),
         ("many.yaml:10: ", "muon_lr is -1"),
@@ -360,6 +363,21 @@ def test_a_missing_extra(
 
     shakespeare.cache_clear()
     says(refused(arguments, capsys), ["pip install", *words])
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_tracker_that_knows_no_account(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    def no_account(_: Any) -> None:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(WandbLogger, "experiment", property(no_account))
+    arguments = ["fit", "--config", TINY, "--config", "configs/loggers/wandb.yaml"]
+    says(refused(arguments, capsys), ["tracking.wandb", "No API key", "WANDB_MODE=offline"])
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -98,6 +98,10 @@ def unknown(key: str, known: Iterable[str]) -> Complaint:
 
 
 def wrong_value(key: str, message: str) -> Complaint:
+    if no_file := re.search(r"Unable to load config '([^']*)'", message):
+        return Complaint(
+            key, f"{key}: {no_file[1]} is no YAML file of this section; give its keys as --{key}.KEY VALUE"
+        )
     nested = re.search(r'Parser key "[^"]+":.*Parser key "([^"]+)"', message, re.DOTALL)
     key = f"{key}.{nested[1]}" if nested else key
     return Complaint(key, f"{key}: {what_is_wrong(message)}")
@@ -161,7 +165,7 @@ def place(key: str, configs: Iterable[str]) -> str:
 def line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
     if not isinstance(node, yaml.MappingNode):
         return None
-    for name, value in node.value:
+    for name, value in reversed(node.value):  # Of two that are the same, YAML takes the last.
         if name.value == parts[0]:
             return name.start_mark.line + 1 if len(parts) == 1 else line_of(value, parts[1:])
         if name.value == "init_args":  # Which a dotted name leaves out.

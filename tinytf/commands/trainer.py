@@ -152,7 +152,7 @@ class CommandLine(LightningCLI):
             return self.parser.parse_args([command, *argv])
 
         def of_values(config: Any) -> list[str]:
-            return placed(problems_of(command, config[command], actions, decide), given.configs, rest)
+            return placed(problems_of(command, config[command], actions, decide), given.configs, rest, Parser.known)
 
         actions = self._subcommand_parsers[command]._actions
         sections = sections_of(Parser.known)

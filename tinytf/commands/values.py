@@ -113,7 +113,9 @@ def ranges(config: Any) -> None:
     """Numbers that Lightning was seen to take as they come, or to end in a traceback for."""
     least = {"trainer.min_steps": 0, "trainer.gradient_clip_val": 0, "trainer.num_sanity_val_steps": -1}
     values = {key: config[key] for key in least if config[key] is not None}
-    wrong = [f"{key} is {value}, but must be at least {least[key]}" for key, value in values.items() if value < least[key]]
+    wrong = [
+        f"{key} is {value}, but must be at least {least[key]}" for key, value in values.items() if value < least[key]
+    ]
     if not 0 <= config.seed_everything < 2**32:
         wrong.append(f"seed_everything is {config.seed_everything}, but must be at least 0 and below 2**32")
     if wrong:
@@ -155,11 +157,20 @@ def device(name: Any) -> None:
         )
 
 
-def placed(lines: Iterable[str], configs: list[str], flags: Iterable[str]) -> list[str]:
-    """Each line with the file and line that gave the key it begins with, where no flag did."""
+def placed(lines: Iterable[str], configs: list[str], flags: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Each line with the file and line that gave, last of all, a key it speaks of; with none where a flag did."""
     by_flag = {flag.lstrip("-").partition("=")[0] for flag in flags if flag.startswith("--")}
     found = []
     for line in lines:
-        key = re.match(r"\w+(?:\.\w+)+", line)
-        found.append(f"{place(key[0], configs)}{line}" if key and key[0] not in by_flag else line)
+        keys = keys_in(line, set(known))
+        places = [at for path in configs for key in keys if (at := place(key, [path]))]
+        found.append(f"{places[-1]}{line}" if places and not by_flag & set(keys) else line)
     return found
+
+
+def keys_in(line: str, known: set[str]) -> list[str]:
+    """The keys that a message names; after the first, it leaves out the section where that is the same."""
+    dotted = re.findall(r"\b[a-z_]+(?:\.\w+)+", line)
+    section = dotted[0].rpartition(".")[0] if dotted else ""
+    bare = [f"{section}.{word}" for word in re.findall(r"\w+", line)]
+    return dotted + [key for key in bare if key in known and key not in dotted]

@@ -52,7 +52,8 @@ class TransformerConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        found = [*self._too_small(), *self._out_of_range()] or list(self._misfits())
+        found = list(self._too_small()) or list(self._misfits())
+        found += self._out_of_range()
         if found:
             raise ShapeError(found)
 
