@@ -141,7 +141,7 @@ FILES = [
     ),
     (
         "trainer:\n  callbacks:\n  - class_path: EarlyStopping\n    init_args: {monitr: 3}\n",
-        ["bad.yaml:2: ", "trainer.callbacks.monitr", "did you mean trainer.callbacks.monitor?"],
+        ["bad.yaml:4: ", "trainer.callbacks.monitr", "did you mean trainer.callbacks.monitor?"],
     ),
     (
         "trainer:\n  callbacks:\n  - class_path: EarlyStopping\n",
@@ -273,7 +273,7 @@ DATA = [
     (["--data.corpus", "empty"], ["empty", "no *.txt"]),
     (["--data.corpus", "empty.txt"], ["empty.txt", "no text at all"]),
     (["--data.corpus", "latin.txt"], ["latin.txt", "offset 3", "not UTF-8", "iconv"]),
-    (["--data.corpus", "short.txt"], ["val", "seq_len"]),
+    (["--data.corpus", "short.txt"], ["train split has 18 tokens", "data.seq_len 64"]),
     (["--data.corpus", URL], [URL, "#sha256="]),
     (["--data.corpus", f"{URL}#sha256=12"], ["64 hexadecimal digits"]),
     (["--data.corpus", f"{URL}#sha256={'0' * 64}"], [URL, "could not be fetched"]),

@@ -163,6 +163,8 @@ def place(key: str, configs: Iterable[str]) -> str:
 
 
 def line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
+    if isinstance(node, yaml.SequenceNode):
+        return next((line for item in node.value if (line := line_of(item, parts))), None)
     if not isinstance(node, yaml.MappingNode):
         return None
     for name, value in reversed(node.value):  # Of two that are the same, YAML takes the last.

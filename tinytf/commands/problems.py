@@ -38,7 +38,7 @@ class Found:
 
     def add(self, complaint: UserError, path: str | None = None) -> None:
         key, meant = (complaint.key, complaint.meant) if isinstance(complaint, Complaint) else ("", "")
-        where = place(key, [path]) if path and key else ""
+        where = place(key, [path]) or place(key.rpartition(".")[0], [path]) if path and key else ""
         for text in complaint.problems:
             line = f"{where}{text}"
             if line not in self.lines:
