@@ -72,7 +72,7 @@ def command_line(kind: type[CommandLine], argv: list[str]) -> CommandLine:
     )
 
 
-def parser_of(command: str) -> Parser:
+def parser_of(command: str) -> LightningArgumentParser:
     """The parser of one of the four commands, for what describes it; nothing is parsed or built."""
     return command_line(Described, [command])._subcommand_parsers[command]
 
