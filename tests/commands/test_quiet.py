@@ -22,6 +22,7 @@ OURS = re.compile(
     r"|[\w-]+: (writing|comparing with the model)"
     r"|comparing with .*"
     r"|wrote \S+"
+    r"|trainer\.max_steps was \d+ and is \d+: .*"
 )
 """What `fit`, `generate`, the data and the export say of themselves."""
 

@@ -69,7 +69,8 @@ def scan(argv: list[str]) -> Given:
 
 def read_all(paths: list[str], twice: list[str]) -> list[dict[str, Any]]:
     """The files' content; those that cannot be read are told of together."""
-    found, unreadable = [], []
+    found: list[dict[str, Any]] = []
+    unreadable: list[str] = []
     for path in paths:
         try:
             content, again = read_yaml(path)
