@@ -139,7 +139,7 @@ def values_of(kind: Any) -> Iterator[str]:
         yield from ("true", "false")
     elif get_origin(kind) is Literal:
         yield from map(str, get_args(kind))
-    elif type(None) in get_args(kind) or Literal in map(get_origin, get_args(kind)):
+    elif type(None) in get_args(kind) or any(get_origin(each) is Literal for each in get_args(kind)):
         for each in get_args(kind):
             yield from ("null",) if each is type(None) else values_of(each)
 

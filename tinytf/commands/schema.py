@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
 
 def schema() -> dict[str, Any]:
     """A config of `tinytf fit` as a JSON Schema (draft 2020-12): the same on every machine and Python."""
-    described = ConfigSchema().generate(parser_of("fit"))
+    described = ConfigSchema().generate(parser_of("fit"))  # type: ignore[no-untyped-call]
     described["title"] = "tinytf config"
     described["description"] = "A run of tinytf fit, or an overlay on one."
     for key in REFUSED:

@@ -224,7 +224,7 @@ class Described(CommandLine):
     """A command line that stops once its parsers stand."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = Namespace(subcommand=None, seed_everything=False)
+        self.config = Namespace(subcommand=None, seed_everything=False)  # type: ignore[no-untyped-call]
 
     def instantiate_classes(self) -> None:
         """There is nothing to build from."""
