@@ -91,9 +91,10 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_files(name: str) -> Any:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("importlib.util.find_spec", hidden)
+    # These first: one that is imported only now would take the wrong one for its own.
     for module in ("tinytf.export.formats", "tinytf.export.running"):
         monkeypatch.setattr(f"{module}.find_spec", hidden)
+    monkeypatch.setattr("importlib.util.find_spec", hidden)
     monkeypatch.setattr("tinytf.data.shakespeare.files", no_files)
 
 
