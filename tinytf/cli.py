@@ -24,13 +24,15 @@ COMMANDS = {
     "verify": ("tinytf.commands.verify", "measure an export again"),
     "plan": ("tinytf.commands.plan", "what a config needs of memory and time, before anything is trained"),
     "runs": ("tinytf.commands.runs", "list the runs"),
+    "config-schema": ("tinytf.commands.schema", "print a JSON Schema of the YAML files, for editors"),
+    "completion": ("tinytf.commands.completion", "print the completions of bash or zsh"),
 }
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def usage() -> str:
     """What --help prints."""
-    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<13} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         (
             "usage: tinytf <command> [options]      tinytf <command> --help      tinytf --version",
@@ -55,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return dispatch(argv)
     except UserError as error:
-        sys.stderr.write(f"tinytf: error: {error}\n")
+        for problem in error.problems:
+            sys.stderr.write(f"tinytf: error: {problem}\n")
         return 2
     except RunError as error:
         sys.stderr.write(f"tinytf: error: {error}\n")

@@ -24,6 +24,9 @@ class CheckpointSettings:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for key in ("save_top_k", "every_n_steps", "keep"):
-            if getattr(self, key) < 0:
-                raise UserError(f"checkpoint.{key} is {getattr(self, key)}, but must not be negative")
+        numbers = {key: getattr(self, key) for key in ("save_top_k", "every_n_steps", "keep")}
+        wrong = [
+            f"checkpoint.{key} is {value}, but must not be negative" for key, value in numbers.items() if value < 0
+        ]
+        if wrong:
+            raise UserError(*wrong)

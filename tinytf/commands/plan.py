@@ -74,8 +74,7 @@ class Machine:
 
 
 def run(argv: Sequence[str]) -> int:
-    parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser().parse_known_args(argv)
     quiet_libraries()
     machine = machine_of(args)
     plan = make_plan(read_config(rest, named_gpu=args.gpu is not None), machine, args.vocab_size)
@@ -83,25 +82,25 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def build_parser() -> CommandParser:
-    parser = CommandParser(
+def parser() -> CommandParser:
+    flags = CommandParser(
         prog="tinytf plan",
         usage="tinytf plan [--config FILE …] [--any.key value …] [options]",
         description="What a config needs: parameters, FLOPs, memory by part and strategy, time.\n"
         "--config, --ckpt_path and all keys are those of tinytf fit.",
     )
-    parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="devices (default 1)")
-    parser.add_argument("--gpu", metavar="NAME", help=f"of this kind: {', '.join(GPU_PEAKS)}")
-    parser.add_argument("--peak", type=above_zero, metavar="TFLOPS", help="or of so many TFLOP/s, dense, each")
-    parser.add_argument("--memory", type=above_zero, metavar="GIB", help="GiB of each: names the largest micro-batch")
-    parser.add_argument(
+    flags.add_argument("--gpus", type=positive, default=1, metavar="N", help="devices (default 1)")
+    flags.add_argument("--gpu", metavar="NAME", help=f"of this kind: {', '.join(GPU_PEAKS)}")
+    flags.add_argument("--peak", type=above_zero, metavar="TFLOPS", help="or of so many TFLOP/s, dense, each")
+    flags.add_argument("--memory", type=above_zero, metavar="GIB", help="GiB of each: names the largest micro-batch")
+    flags.add_argument(
         "--mfu", type=share, default=USUAL_MFU, metavar="X", help=f"share of the peak used (default {USUAL_MFU})"
     )
-    parser.add_argument(
+    flags.add_argument(
         "--vocab_size", type=positive, metavar="N", help="entries of the vocabulary, where the text is not here"
     )
-    parser.add_argument("--json", action="store_true", help="bytes, FLOPs and seconds as one JSON object")
-    return parser
+    flags.add_argument("--json", action="store_true", help="bytes, FLOPs and seconds as one JSON object")
+    return flags
 
 
 def above_zero(text: str) -> float:

@@ -13,8 +13,9 @@ from docstring_parser import parse as parse_docstring
 
 import tinytf.data
 from tinytf.commands.arguments import read_yaml
-from tinytf.commands.messages import explain, place, unknown
+from tinytf.commands.messages import Complaint, explain, place, unknown
 from tinytf.commands.screen import quiet_libraries
+from tinytf.commands.shipped import with_paths
 from tinytf.data.prepare import prepare
 from tinytf.data.settings import Prepared, TextSettings
 from tinytf.errors import UserError
@@ -35,15 +36,16 @@ def run(argv: list[str]) -> int:
         UserError: for settings or text that cannot be used.
     """
     quiet_libraries()
-    help_lines = data_settings()
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("-c", "--config", action="append", default=[])
-    configs, flags = first.parse_known_args(argv)
-    Parser.known, Parser.configs = tuple(f"data.{name}" for name in help_lines), tuple(configs.config)
+    configs, flags = first.parse_known_args(with_paths(argv))
+    settings = parser()
     section = from_files(configs.config)
     refuse_foreign_flags(flags)
-    parser = build_parser(help_lines)
-    given = parser.parse_args(["--config", json.dumps({"data": section}), *flags])
+    try:
+        given = settings.parse_args(["--config", json.dumps({"data": section}), *flags])
+    except Complaint as wrong:
+        raise UserError(f"{place(wrong.key, configs.config)}{wrong}") from None
     done = prepare(TextSettings(**vars(given.data)))
     print(json.dumps(report(done), indent=2) if given.json else text(report(done)))
     return 0
@@ -53,22 +55,23 @@ class Parser(jsonargparse.ArgumentParser):
     """Complains in one line."""
 
     known: tuple[str, ...] = ()
-    configs: tuple[str, ...] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         if not self.exit_on_error:  # A parser that tries one of several types.
             return super().error(message, ex)
-        raise UserError(explain(message, self.known, self.configs))
+        raise explain(message, self.known)
 
 
-def build_parser(help_lines: dict[str, str]) -> Parser:
-    parser = Parser(prog="tinytf prepare", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action="config", metavar="FILE", help="a config file of fit; may be repeated")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_class_arguments(TextSettings, "data")
-    for action in parser._actions:
+def parser() -> Parser:
+    help_lines = data_settings()
+    Parser.known = tuple(f"data.{name}" for name in help_lines)
+    flags = Parser(prog="tinytf prepare", description=DESCRIPTION, allow_abbrev=False)
+    flags.add_argument("-c", "--config", action="config", metavar="FILE", help="a config file of fit; may be repeated")
+    flags.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    flags.add_class_arguments(TextSettings, "data")
+    for action in flags._actions:
         action.help = help_lines.get(action.dest.removeprefix("data."), action.help)
-    return parser
+    return flags
 
 
 def data_settings() -> dict[str, str]:
@@ -93,14 +96,17 @@ def from_files(paths: list[str]) -> dict[str, Any]:
         UserError: for a key in their section data that fit does not know either.
     """
     merged: dict[str, Any] = {}
+    wrong: list[str] = []
     for path in paths:
-        section = read_yaml(path).get("data") or {}
+        content, twice = read_yaml(path)
+        section = content.get("data") or {}
         if not isinstance(section, dict):
             raise UserError(f"{place('data', [path])}data holds a {type(section).__name__}, but it is keys and values")
-        for key in section:
-            if f"data.{key}" not in Parser.known:
-                raise UserError(unknown(f"data.{key}", Parser.known, [path]))
+        keys = [f"data.{key}" for key in section if f"data.{key}" not in Parser.known]
+        wrong += [*twice, *(f"{place(key, [path])}{unknown(key, Parser.known)}" for key in keys)]
         merged.update(section)
+    if wrong:
+        raise UserError(*wrong)
     return {key: value for key, value in merged.items() if key in decisive()}
 
 

@@ -80,11 +80,14 @@ def refuse_foreign(config: Any, ckpt: Path, key: str = "") -> None:
 
 def refuse_changes(command: str, now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> None:
     """Refuse, by name, each setting given now that a checkpoint has already fixed otherwise."""
+    changed = []
     for key in SHAPE + TOKENIZER + (TRAINING if command == "fit" else ()):
         old, new = look_up(saved, key), look_up(now, key)
         if old != new and not (old is None and new == LATER.get(key)):
             why = next(WHY[prefix] for prefix in prefixes(key) if prefix in WHY)
-            raise UserError(f"{key} is {new} here but {old} in {ckpt}: {why}")
+            changed.append(f"{key} is {new} here but {old} in {ckpt}: {why}")
+    if changed:
+        raise UserError(*changed)
 
 
 def look_up(config: Mapping[str, Any], dotted: str) -> Any:

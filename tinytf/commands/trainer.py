@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -19,19 +20,20 @@ from tinytf.checkpoint.runs import LAST, ROOT, last_intact, resolve, versions
 from tinytf.checkpoint.settings import CheckpointSettings
 from tinytf.commands import resuming
 from tinytf.commands.arguments import Given, scan
-from tinytf.commands.messages import explain
+from tinytf.commands.choosing import decide, how_it_runs
+from tinytf.commands.keys import describe
+from tinytf.commands.messages import Complaint, explain
 from tinytf.commands.predicting import print_predictions
+from tinytf.commands.problems import find_all, in_order, misplaced, sections_of, with_values
 from tinytf.commands.running import Resume, build_run, discard_claimed, prepare_folder
 from tinytf.commands.screen import quiet_libraries
 from tinytf.commands.shipped import with_paths
+from tinytf.commands.values import placed, problems_of
 from tinytf.data.module import TextDataModule
 from tinytf.errors import RunError, UserError
 from tinytf.export.at_end import ExportAtEnd, ExportSettings
-from tinytf.model import TransformerConfig
 from tinytf.tracking.progress import StepProgress
 from tinytf.tracking.settings import TrackingSettings
-from tinytf.tracking.throughput import flops_per_token
-from tinytf.training.automatic import compile_pays, fastest_matmul, fastest_precision, training_device
 from tinytf.training.hardware import usable_cores
 from tinytf.training.launching import lost_process
 from tinytf.training.module import LanguageModel
@@ -52,17 +54,7 @@ def run(argv: list[str]) -> int:
     if not first_process():  # It says everything for all.
         logging.getLogger("tinytf").setLevel(logging.ERROR)
     try:
-        CommandLine(
-            LanguageModel,
-            TextDataModule,
-            save_config_callback=None,
-            trainer_class=Trainer,
-            seed_everything_default=SEED,
-            parser_class=Parser,
-            args=argv,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        command_line(CommandLine, argv)
     except UserError:
         discard_claimed()
         raise
@@ -71,6 +63,25 @@ def run(argv: list[str]) -> int:
             raise RunError(reason) from error
         raise
     return 0
+
+
+def command_line(kind: type[CommandLine], argv: list[str]) -> CommandLine:
+    return kind(
+        LanguageModel,
+        TextDataModule,
+        save_config_callback=None,
+        trainer_class=Trainer,
+        seed_everything_default=SEED,
+        parser_class=Parser,
+        args=argv,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def parser_of(command: str) -> LightningArgumentParser:
+    """The parser of one of the four commands, for what describes it; nothing is parsed or built."""
+    return command_line(Described, [command])._subcommand_parsers[command]
 
 
 def first_process() -> bool:
@@ -82,7 +93,6 @@ class Parser(LightningArgumentParser):
     """Complains in one line."""
 
     known: tuple[str, ...] = ()
-    configs: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # An abbreviation would turn a typo into another key.
@@ -91,7 +101,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         if not self.exit_on_error:  # A parser that tries one of several types.
             return super().error(message, ex)
-        raise UserError(explain(message, self.known, self.configs))
+        raise explain(message, self.known)
 
 
 class CommandLine(LightningCLI):
@@ -121,6 +131,11 @@ class CommandLine(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_parser(*args, **kwargs)
+        for parser in self._subcommand_parsers.values():
+            describe(parser._actions)
+
     # -- parsing -----------------------------------------------------------------------------------------------
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -128,20 +143,41 @@ class CommandLine(LightningCLI):
         rest = with_paths(rest)
         given = scan(rest)
         Parser.known = tuple(action.dest for action in self._subcommand_parsers[command]._actions)
-        Parser.configs = tuple(given.configs)
         asks_help = {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in rest}
         if ckpt := find_checkpoint(command, given, required=not asks_help):
             self.resume = Resume.read(ckpt)
             taken = resuming.defaults(command, self.resume.entry["config"], ckpt)
-            rest = ["--config", json.dumps(taken), *rest]
-        self.config = parser.parse_args([command, *rest])
+        base = ["--config", json.dumps(taken)] if ckpt else []
+        self.config = self._parse(command, base, rest, given)
         self.config[command]["ckpt_path"] = str(ckpt) if ckpt else None
-        self.decide(self.config[command])
         if self.resume:
             resuming.refuse_changes(command, self._plain(command), self.resume.entry["config"], self.resume.path)
 
     def decide(self, config: Any) -> None:
+        """Write what `auto` means into the config."""
         decide(config)
+
+    def _parse(self, command: str, base: list[str], rest: list[str], given: Given) -> Any:
+        """The config, or all that is wrong with it."""
+
+        def parse(argv: list[str]) -> Any:
+            return self.parser.parse_args([command, *argv])
+
+        def of_values(config: Any) -> list[str]:
+            return placed(
+                problems_of(command, config[command], actions, self.decide), given.configs, rest, Parser.known
+            )
+
+        actions = self._subcommand_parsers[command]._actions
+        sections = sections_of(Parser.known)
+        if not given.problems and not any(list(misplaced(content, sections)) for content in given.contents):
+            with contextlib.suppress(Complaint):
+                config = parse([*base, *rest])
+                if lines := of_values(config):
+                    raise UserError(*in_order(lines, given.configs))
+                return config
+        found = find_all(parse, base, rest, given, sections)
+        raise UserError(*in_order(with_values(found, of_values, parse), given.configs))
 
     def _parse_ckpt_path(self) -> None:
         """LightningCLI's way to take over a checkpoint's settings; done above."""
@@ -201,6 +237,16 @@ class CommandLine(LightningCLI):
         print_predictions(batches or [], datamodule)
 
 
+class Described(CommandLine):
+    """A command line that stops once its parsers stand."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = Namespace(subcommand=None, seed_everything=False)  # type: ignore[no-untyped-call]
+
+    def instantiate_classes(self) -> None:
+        """There is nothing to build from."""
+
+
 def find_checkpoint(command: str, given: Given, required: bool) -> Path | None:
     """The checkpoint that a command starts from; None for a training run that starts afresh."""
     root = Path(given.root or ROOT)
@@ -218,32 +264,6 @@ def find_checkpoint(command: str, given: Given, required: bool) -> Path | None:
     return resolve(given.ckpt_path, given.name, root)
 
 
-def decide(config: Any) -> None:
-    """Write what `auto` means here into the config: it says what ran, and a resumed run does the same."""
-    trainer, device = config.trainer, training_device(str(config.trainer.accelerator))
-    if trainer.precision == "auto":
-        trainer.precision = fastest_precision(device)
-    if trainer.matmul_precision == "auto":
-        trainer.matmul_precision = fastest_matmul(trainer.precision, device)
-    if config.model.compile == "auto":
-        config.model.compile = compile_pays(run_flops(config), device)
-    if config.data.seq_len > config.model.max_seq_len:
-        raise UserError(
-            f"data.seq_len {config.data.seq_len} is longer than model.max_seq_len {config.model.max_seq_len}"
-        )
-
-
-def run_flops(config: Any) -> float:
-    """FLOPs of all training steps; the embedding, whose size the data will tell, is left out."""
-    model, data, trainer = config.model, config.data, config.trainer
-    shape = {field.name: model[field.name] for field in fields(TransformerConfig) if field.name in model}
-    try:
-        per_token = flops_per_token(TransformerConfig(vocab_size=1, **shape), data.seq_len)
-    except ValueError:  # The model says it better.
-        return 0.0
-    return per_token * data.batch_size * data.seq_len * (trainer.accumulate_grad_batches or 1) * trainer.max_steps
-
-
 def announce(folder: Path, config: dict[str, Any], resume: Resume | None) -> None:
     """Say where the run is written, and how it goes on."""
     here = os.path.relpath(folder)
@@ -255,19 +275,6 @@ def announce(folder: Path, config: dict[str, Any], resume: Resume | None) -> Non
         log.info("run %s: already at step %d of %d; raise --trainer.max_steps to go on", here, resume.step, max_steps)
         return
     log.info("run %s: going on from step %d of %d", here, resume.step, max_steps)
-
-
-def how_it_runs(config: dict[str, Any]) -> str:
-    """What was chosen for this machine, in a few words."""
-    trainer = config["trainer"]
-    said = [trainer["precision"]]
-    if trainer["matmul_precision"] != "highest":
-        said.append(f"{trainer['matmul_precision']} matmul precision")
-    if config["model"]["compile"]:
-        said.append("blocks compiled")
-    if training_device(str(trainer["accelerator"])) == "cpu":
-        said.append(f"{torch.get_num_threads()} thread{'s'[: torch.get_num_threads() > 1]}")
-    return ", ".join(said)
 
 
 def warn_of_another_schedule(model: LanguageModel, config: dict[str, Any], resume: Resume) -> None:

@@ -79,10 +79,8 @@ class TextDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _require_at_least(1, batch_size=batch_size, seq_len=seq_len)
-        _require_at_least(0, num_workers=num_workers)
-        if global_batch_size is not None:
-            _require_at_least(1, global_batch_size=global_batch_size)
+        least = {"batch_size": 1, "seq_len": 1, "num_workers": 0, "global_batch_size": 1}
+        _require_at_least(least, batch_size, seq_len, num_workers, global_batch_size)
         self.settings = TextSettings(
             corpus, tokenizer, vocab_size, val_fraction, test_fraction, val_corpus, test_corpus, cache_dir,
             split_by, text_field, bpe_sample_bytes, prepare_processes,
@@ -208,7 +206,11 @@ class TextDataModule(LightningDataModule):
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
 
 
-def _require_at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise UserError(f"data.{name} is {value}: it must be at least {least}")
+def _require_at_least(least: dict[str, int], *values: int | None) -> None:
+    wrong = [
+        f"data.{name} is {value}: it must be at least {least[name]}"
+        for name, value in zip(least, values, strict=True)
+        if value is not None and value < least[name]
+    ]
+    if wrong:
+        raise UserError(*wrong)

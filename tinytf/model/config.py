@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+
+class ShapeError(ValueError):
+    """Numbers that make no transformer.
+
+    Args:
+        problems: one line each.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,7 @@ class TransformerConfig:
         norm_eps: epsilon of every RMSNorm.
 
     Raises:
-        ValueError: where the numbers do not fit together; the message names them.
+        ShapeError: where the numbers do not fit together; each of its problems names them.
     """
 
     vocab_size: int
@@ -39,24 +52,34 @@ class TransformerConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        found = list(self._too_small()) or list(self._misfits())
+        found += self._out_of_range()
+        if found:
+            raise ShapeError(found)
+
+    def _too_small(self) -> Iterator[str]:
         for name in ("vocab_size", "d_model", "n_heads", "n_layers", "max_seq_len", "n_kv_heads", "d_ff"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1")
+                yield f"{name} is {value}, but must be at least 1"
+
+    def _out_of_range(self) -> Iterator[str]:
+        if not 0.0 <= self.dropout < 1.0:
+            yield f"dropout is {self.dropout}, but must be in [0, 1)"
+        for name in ("rope_theta", "norm_eps"):
+            if not getattr(self, name) > 0:
+                yield f"{name} is {getattr(self, name)}, but must be positive"
+
+    def _misfits(self) -> Iterator[str]:
         if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
-        if self.head_dim % 2:
-            raise ValueError(
+            yield f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}"
+        elif self.head_dim % 2:
+            yield (
                 f"d_model {self.d_model} / n_heads {self.n_heads} gives heads of {self.head_dim}, "
                 "but rotary positions turn pairs: the head size must be even"
             )
         if self.n_heads % self.kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}, but must be in [0, 1)")
-        for name in ("rope_theta", "norm_eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive")
+            yield f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}"
 
     @property
     def head_dim(self) -> int:

@@ -68,10 +68,14 @@ def check(settings: TrackingSettings) -> None:
     if settings.profile is not None:
         least["profile.start_step"] = (settings.profile.start_step, 1)
         least["profile.steps"] = (settings.profile.steps, 1)
-    for name, (value, minimum) in least.items():
-        if value < minimum:
-            raise UserError(f"tracking.{name} is {value}, but must be at least {minimum}")
+    wrong = [
+        f"tracking.{name} is {value}, but must be at least {minimum}"
+        for name, (value, minimum) in least.items()
+        if value < minimum
+    ]
     if settings.loss_smoothing >= 1:
-        raise UserError(f"tracking.loss_smoothing is {settings.loss_smoothing}, but must be below 1")
+        wrong.append(f"tracking.loss_smoothing is {settings.loss_smoothing}, but must be below 1")
     if 0 < settings.loss_spike_factor <= 1:
-        raise UserError(f"tracking.loss_spike_factor is {settings.loss_spike_factor}, but must be above 1, or 0")
+        wrong.append(f"tracking.loss_spike_factor is {settings.loss_spike_factor}, but must be above 1, or 0")
+    if wrong:
+        raise UserError(*wrong)

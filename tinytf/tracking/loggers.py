@@ -34,25 +34,30 @@ def build_loggers(
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return []  # The first process alone writes, and knows the run's folder before training starts.
+    require_packages(settings)
     loggers: list[Logger] = []
     if settings.tensorboard:
         loggers.append(TensorBoard(run_dir, resume_step))
     if settings.csv:
         loggers.append(CsvFile(run_dir))
     if settings.wandb is not None:
-        _require("wandb")
         loggers.append(Wandb(settings.wandb, run_dir, run_id))
     if settings.mlflow is not None:
-        _require("mlflow")
         loggers.append(Mlflow(settings.mlflow, run_dir, run_id))
     return loggers
 
 
-def _require(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
+def require_packages(settings: TrackingSettings) -> None:
+    """Raise UserError with each tracker whose package is missing."""
+    asked = {"wandb": settings.wandb, "mlflow": settings.mlflow}
+    absent = [name for name, wanted in asked.items() if wanted is not None and importlib.util.find_spec(name) is None]
+    if absent:
         raise UserError(
-            f"tracking.{package}: the package {package} is not installed; pip install 'tinytf[{package}]', "
-            f"or set tracking.{package} to null"
+            *(
+                f"tracking.{name}: the package {name} is not installed; pip install 'tinytf[{name}]', "
+                f"or set tracking.{name} to null"
+                for name in absent
+            )
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from tinytf.errors import UserError
 from tinytf.tracking.jsonl import Record
 from tinytf.tracking.settings import WandbSettings
 
@@ -33,6 +34,22 @@ class Wandb(WandbLogger):
         )  # fmt: skip
         # Lightning passes it always, and W&B warns that it means nothing any more.
         self._wandb_init.pop("anonymous", None)
+
+    @property
+    def experiment(self) -> Any:
+        """The run of W&B, begun at the first call.
+
+        Raises:
+            UserError: where W&B knows no account to log to.
+        """
+        import wandb
+
+        try:
+            return super().experiment
+        except wandb.errors.UsageError as error:
+            raise UserError(
+                f"tracking.wandb: {' '.join(str(error).split())}; or set WANDB_MODE=offline, which needs no account"
+            ) from error
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

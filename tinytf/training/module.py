@@ -42,7 +42,7 @@ class LanguageModel(LightningModule):
     Args:
         d_model: width of the residual stream, in features.
         n_heads: query heads; each is d_model / n_heads wide.
-        n_layers: transformer blocks.
+        n_layers: transformer blocks, one above the other.
         n_kv_heads: key and value heads (grouped-query attention); null means n_heads.
         d_ff: width inside the SwiGLU feed-forward; null means 8/3 of d_model rounded up to a multiple of 64.
         dropout: probability on each residual branch and on the embedding, in [0, 1).

@@ -18,12 +18,15 @@ class Schedule(ABC):
     """
 
     def __init__(self, warmup_steps: int = 100, final_fraction: float = 0.0, end_step: int | None = None) -> None:
+        wrong = []
         if warmup_steps < 0:
-            raise UserError(f"model.schedule.warmup_steps is {warmup_steps}, but must not be negative")
+            wrong.append(f"model.schedule.warmup_steps is {warmup_steps}, but must not be negative")
         if not 0.0 <= final_fraction <= 1.0:
-            raise UserError(f"model.schedule.final_fraction is {final_fraction}, but must be in [0, 1]")
+            wrong.append(f"model.schedule.final_fraction is {final_fraction}, but must be in [0, 1]")
         if end_step is not None and end_step <= warmup_steps:
-            raise UserError(f"model.schedule.end_step {end_step} is not after its warmup_steps {warmup_steps}")
+            wrong.append(f"model.schedule.end_step {end_step} is not after its warmup_steps {warmup_steps}")
+        if wrong:
+            raise UserError(*wrong)
         self.warmup_steps = warmup_steps
         self.final_fraction = final_fraction
         self.end_step = end_step

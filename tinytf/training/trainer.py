@@ -52,14 +52,12 @@ class Trainer(LightningTrainer):
         enable_model_summary: bool = False,
         **kwargs: Any,
     ) -> None:
-        for key, value in (
-            ("max_steps", max_steps),
-            ("val_check_interval", val_check_interval),
-            ("log_every_n_steps", log_every_n_steps),
-            ("accumulate_grad_batches", accumulate_grad_batches),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"trainer.{key} is {value}, but must be at least 1")
+        require_steps(
+            max_steps=max_steps,
+            val_check_interval=val_check_interval,
+            log_every_n_steps=log_every_n_steps,
+            accumulate_grad_batches=accumulate_grad_batches,
+        )
         callbacks = kwargs.get("callbacks") or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
             if isinstance(callback, GradientAccumulationScheduler):
@@ -121,3 +119,14 @@ class Trainer(LightningTrainer):
         accumulate = accumulation(global_batch, batch, self.data_devices, self._asked)
         self.val_check_interval = self.val_check_interval // self.accumulate_grad_batches * accumulate
         self.accumulate_grad_batches = accumulate
+
+
+def require_steps(**values: int | None) -> None:
+    """Raise UserError with each number of steps that is none."""
+    wrong = [
+        f"trainer.{key} is {value}, but must be at least 1"
+        for key, value in values.items()
+        if value is not None and value < 1
+    ]
+    if wrong:
+        raise UserError(*wrong)
