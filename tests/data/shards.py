@@ -89,6 +89,8 @@ def served(folder: Path, **gates: threading.Event) -> Iterator[tuple[str, list[s
         http.daemon_threads = True
         thread = threading.Thread(target=http.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{http.server_port}", asked
-        http.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}", asked
+        finally:
+            http.shutdown()
+            thread.join()
