@@ -82,8 +82,8 @@ def _multiply(graph: Graph, x: str, w: str, scale: str, out: str) -> list[Step]:
 def _multiply_by_token(graph: Graph, x: str, w: str, scale: str, out: str) -> list[Step]:
     """The same with every token brought to the range of -1 to 1 first.
 
-    What goes into the down projection is 20 times larger for some tokens than for others; steps that fit the largest
-    cost the others most of their 8 bits, and were nine tenths of the whole file's distance from the model.
+    What goes into the down projection is many times larger for some tokens than for others: in steps that fit the
+    largest, the others keep few of their 8 bits, and that was nine tenths of the file's divergence from the model.
     """
     graph.add_once("last_axis", np.array([-1]))
     graph.add_once("tiny", np.array(TINY, np.float32))

@@ -24,9 +24,10 @@ THRESHOLDS: dict[str, Limits] = {
     "llamacpp": {"max_abs": 1e-3, "relative": 3e-4, "kl": 1e-9, "top1": 0.999, "greedy": 0.99},
     "fp16": {"relative": 1e-2, "kl": 1e-5, "top1": 0.995, "loss": 1e-3},
     # Rounding spreads thin over all logits; a lost row or layer moves single logits by several standard deviations,
-    # and `relative`, which looks at every row of the vocabulary, is there to catch it.
+    # and `relative`, which looks at every row of the vocabulary, is there to catch it. A zeroed row of a trained
+    # model's embedding moved them by 3.4, rounding to 4 bits by up to 2.9.
     "int8": {"relative": 1.0, "kl": 5e-4, "top1": 0.98, "loss": 1e-2},
-    "int4": {"relative": 2.0, "kl": 1e-2, "top1": 0.93, "loss": 2e-2},
+    "int4": {"relative": 3.0, "kl": 1e-2, "top1": 0.93, "loss": 2e-2},
 }
 """Row: a format's precision. ``top1`` and ``greedy`` are the least share that must agree; the others are the most
 that is let pass: ``max_abs`` (logits), ``relative`` (the same over the logits' standard deviation), ``kl`` (nats a
