@@ -14,7 +14,7 @@ from tinytf.commands.trainer import parser_of
 UNITS = re.split(
     r"\s+",
     """steps step tokens token features batches batch fraction share probability norm devices machines windows heads
-    blocks checkpoints validation validations entries processes seed epsilon base factor times width term""",
+    blocks bytes checkpoints validation validations entries processes seed epsilon base factor times width term""",
 )
 
 

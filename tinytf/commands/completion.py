@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
+from tinytf.commands.names import COMMANDS, TRAINER_COMMANDS
 from tinytf.commands.parser import CommandParser
 
 NOTES = """\
@@ -41,6 +42,7 @@ _tinytf_checkpoints() {
 
 
 def parser() -> CommandParser:
+    """The flags of `tinytf completion`."""
     flags = CommandParser(prog="tinytf completion", description="Print the completions of a shell.", epilog=NOTES)
     flags.add_argument("shell", choices=("bash", "zsh"), help="which shell")
     return flags
@@ -59,8 +61,6 @@ def run(argv: list[str]) -> int:
 
 def tree() -> argparse.ArgumentParser:
     """All commands with their flags, for a reader that knows argparse."""
-    from tinytf.cli import COMMANDS, TRAINER_COMMANDS
-
     root = argparse.ArgumentParser(prog="tinytf")
     root.add_argument("-V", "--version", action="store_true", help="print the version")
     commands = root.add_subparsers()
@@ -75,6 +75,7 @@ def tree() -> argparse.ArgumentParser:
 
 
 def add_trainer_flags(command: argparse.ArgumentParser, name: str) -> None:
+    """Add the flags of one of LightningCLI's commands, those of our optimizers and schedules too."""
     from tinytf.commands.trainer import parser_of
 
     for action in parser_of(name)._actions:
@@ -100,11 +101,13 @@ def add(command: argparse.ArgumentParser, action: argparse.Action) -> None:
 
 
 def plain_help(action: argparse.Action) -> str:
+    """A flag's help without its default, in one line, as argparse wants it."""
     text = re.sub(r"\s*\([^()]*%\(default\)s[^()]*\)|default: %\(default\)s", "", action.help or "")
     return " ".join(text.replace("%%", "%").split()).replace("%", "%%")
 
 
 def completer(action: argparse.Action) -> Any:
+    """What shtab completes a flag's value with: files, folders, checkpoints; None where it is none of them."""
     import shtab
 
     if action.dest == "config":
@@ -135,6 +138,7 @@ def values(action: argparse.Action) -> Iterator[str]:
 
 
 def values_of(kind: Any) -> Iterator[str]:
+    """The values that a type can be written as, where it has only a few."""
     if kind is bool:
         yield from ("true", "false")
     elif get_origin(kind) is Literal:
@@ -145,6 +149,7 @@ def values_of(kind: Any) -> Iterator[str]:
 
 
 def classes(action: argparse.Action) -> list[type]:
+    """The classes that may stand for the optimizer or the schedule."""
     from tinytf.commands.schema import OPTIMIZER, SCHEDULE, known_classes
 
     return known_classes(OPTIMIZER if action.dest == "model.optimizer" else SCHEDULE)

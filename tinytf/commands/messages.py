@@ -79,6 +79,7 @@ def arguments_of(message: str) -> list[str]:
 
 
 def unknown_flag(words: list[str], known: Iterable[str]) -> Complaint:
+    """The message for words that no flag takes, by the first of them."""
     if not words[0].startswith("-"):
         return Complaint("", f"{words[0]}: it belongs to no flag; settings are given as --key value")
     return unknown(words[0].lstrip("-").partition("=")[0], known)
@@ -110,6 +111,7 @@ def wrong_value(key: str, message: str) -> Complaint:
 
 
 def what_is_wrong(message: str) -> str:
+    """The parser's reason, without the key."""
     kind = re.search(r"class_path[= ]'([\w.]+)'", message)
     given = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value|$)", message, re.DOTALL)
     value = f", got {as_yaml(given[1])}" if given else ""
@@ -137,6 +139,7 @@ def as_yaml(value: str) -> str:
 
 
 def of_class(name: str) -> str:
+    """What is expected where a class of this name may stand."""
     return "keys and values" if name.endswith("Settings") else f"the class_path of a {name}"
 
 

@@ -74,6 +74,11 @@ class Machine:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Read flags and config, print the plan on stdout.
+
+    Returns:
+        The exit code.
+    """
     args, rest = parser().parse_known_args(argv)
     quiet_libraries()
     machine = machine_of(args)
@@ -83,6 +88,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parser() -> CommandParser:
+    """The flags that `tinytf plan` has beside those of `tinytf fit`."""
     flags = CommandParser(
         prog="tinytf plan",
         usage="tinytf plan [--config FILE …] [--any.key value …] [options]",
@@ -115,6 +121,7 @@ def above_zero(text: str) -> float:
 
 
 def share(text: str) -> float:
+    """A number above 0 and at most 1, as a flag's type."""
     value = above_zero(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text} must be at most 1")
@@ -122,6 +129,7 @@ def share(text: str) -> float:
 
 
 def read_config(argv: Sequence[str], named_gpu: bool) -> Planned:
+    """The config that the other flags are about, checked as `tinytf fit` checks it."""
     return (PlannedForGpu if named_gpu else Planned)(
         LanguageModel,
         TextDataModule,
@@ -205,19 +213,23 @@ def make_plan(planned: Planned, machine: Machine, vocab_size: int | None) -> dic
 
 
 def strategies(devices: int) -> tuple[Strategy, ...]:
+    """The strategies that a number of devices can choose between."""
     return ("ddp", "fsdp") if devices > 1 else ("one device",)
 
 
 def spread(job: Job, strategy: Strategy, devices: int) -> Job:
+    """The same work on many devices."""
     return replace(job, strategy=strategy, devices=devices)
 
 
 def memory_of(job: Job, limit: float | None) -> dict[str, Any]:
+    """Bytes by part, and the largest micro-batch where the memory of a device is known."""
     found = asdict(memory(job))
     return found if limit is None else {**found, "largest_micro_batch": largest_batch(job, limit)}
 
 
 def time_of(tokens: int, flops: float, speed: float) -> dict[str, float]:
+    """Tokens, FLOPs and seconds of training on so many tokens."""
     return {"tokens": tokens, "flops": tokens * flops, "seconds": tokens / speed}
 
 
@@ -227,6 +239,7 @@ COLUMNS = ("weights", "gradients", "optimizer", "gathered", "activations", "logi
 
 
 def report(plan: dict[str, Any]) -> str:
+    """The plan as lines for a person."""
     model, machine, run = plan["model"], plan["machine"], plan["this_run"]
     batch = plan["micro_batch"]
     lines = [
@@ -262,6 +275,7 @@ def short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
     for size, name in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.3g} {name}"

@@ -63,6 +63,7 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def parser() -> Parser:
+    """The flags of `tinytf prepare`: the keys of fit's section data that decide what is prepared."""
     help_lines = data_settings()
     Parser.known = tuple(f"data.{name}" for name in help_lines)
     flags = Parser(prog="tinytf prepare", description=DESCRIPTION, allow_abbrev=False)
@@ -116,6 +117,7 @@ def decisive() -> set[str]:
 
 
 def refuse_foreign_flags(flags: list[str]) -> None:
+    """Refuse by name the flags of fit that change nothing here."""
     for flag in flags:
         name = flag.removeprefix("--").partition("=")[0]
         if flag.startswith("--") and "." in name and not name.startswith("data."):
@@ -130,6 +132,7 @@ def report(done: Prepared) -> dict[str, Any]:
 
 
 def text(said: dict[str, Any]) -> str:
+    """The report as lines for a person."""
     counts = said.get("split_documents", {})
     lines = [
         ("corpus", f"{said['corpus']}: {said['documents']:,} documents, {said['bytes'] / 1e6:,.1f} MB"),

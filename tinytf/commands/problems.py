@@ -37,6 +37,7 @@ class Found:
     argv: list[str] = field(default_factory=list)
 
     def add(self, complaint: UserError, path: str | None = None) -> None:
+        """Keep a complaint's lines, with the place in the file at ``path``; one that is known already, once."""
         key, meant = (complaint.key, complaint.meant) if isinstance(complaint, Complaint) else ("", "")
         where = place(key, [path]) or place(key.rpartition(".")[0], [path]) if path and key else ""
         for text in complaint.problems:
@@ -101,6 +102,7 @@ def groups(argv: list[str]) -> Iterator[list[str]]:
 
 
 def is_config(group: list[str]) -> bool:
+    """Whether a flag with its value names a config file."""
     return group[0] in ("-c", "--config") or group[0].startswith("--config=")
 
 
@@ -133,6 +135,7 @@ def _find_in_flags(parse: Parse, flags: list[list[str]], found: Found) -> None:
 
 
 def complaint_of(parse: Parse, argv: list[str]) -> UserError | None:
+    """What a parser refuses these flags with; None where it takes them."""
     try:
         parse(argv)
     except UserError as error:

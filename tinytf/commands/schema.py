@@ -28,6 +28,7 @@ Editors with YAML support (VS Code with the YAML extension, Neovim, JetBrains, â
 
 
 def parser() -> CommandParser:
+    """`tinytf config-schema` has no flags but --help."""
     return CommandParser(
         prog="tinytf config-schema", description="Print a JSON Schema of the YAML files.", epilog=NOTES
     )
@@ -56,6 +57,7 @@ def schema() -> dict[str, Any]:
 
 
 def forget(node: dict[str, Any], parts: list[str]) -> None:
+    """Leave out a key that the parser knows and a file may not hold."""
     *sections, leaf = parts
     for part in sections:
         node = node["properties"][part]
@@ -88,6 +90,7 @@ class ConfigSchema(ParserJsonschema):
     """jsonargparse's generator, with the classes a config may name: ours and PyTorch's optimizers, and any other."""
 
     def action_schema(self, action: Any, required: bool, consts: Any) -> dict[str, Any]:
+        """The schema of a key, its help in one line, and null as default where that is allowed."""
         described: dict[str, Any] = super().action_schema(action, required, consts)
         if "description" in described:
             described["description"] = " ".join(described["description"].split())
@@ -96,6 +99,7 @@ class ConfigSchema(ParserJsonschema):
         return described
 
     def typehint_schema(self, typehint: Any, action: Any) -> dict[str, Any]:
+        """The schema of a type."""
         if typehint is torch.Tensor:  # A learning rate that may be one; a file can only say the number.
             return {"type": "number"}
         described: dict[str, Any] = super().typehint_schema(typehint, action)

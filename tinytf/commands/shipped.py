@@ -52,7 +52,7 @@ def path_of(given: str) -> str:
     if not NAME.fullmatch(given):
         return given
     shipped = folder() / f"{given}.yaml"
-    if Path(given).is_file():
+    if Path(given).exists():
         if shipped.is_file():
             log.info("--config %s: the file here, not the config of that name that comes with tinytf", given)
         return given

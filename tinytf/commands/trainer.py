@@ -66,6 +66,7 @@ def run(argv: list[str]) -> int:
 
 
 def command_line(kind: type[CommandLine], argv: list[str]) -> CommandLine:
+    """Build LightningCLI's command line of this kind, which parses and runs."""
     return kind(
         LanguageModel,
         TextDataModule,

@@ -60,6 +60,7 @@ def problems_of(command: str, config: Any, actions: Iterable[Any], decide: Calla
 
 
 def told_by(check: Callable[[], object]) -> tuple[str, ...]:
+    """The problems that a check raises; none where it passes."""
     try:
         check()
     except UserError as error:
@@ -78,18 +79,21 @@ def empty(config: Any, actions: Iterable[Any]) -> Iterator[str]:
 
 
 def takes_null(kind: Any) -> bool:
+    """Whether null is a value of a type."""
     if get_origin(kind) in (Union, type(int | None)):
         return any(map(takes_null, get_args(kind)))
     return kind in (type(None), Any)
 
 
 def named(kind: Any) -> str:
+    """A type as a message calls it."""
     if get_origin(kind) is Literal:
         return plain(f"Literal[{', '.join(map(str, get_args(kind)))}]")
     return plain(str(kind)) if isinstance(kind, type) else "a value"
 
 
 def shape(model: Any) -> None:
+    """Refuse a model's numbers that do not fit together."""
     try:
         TransformerConfig(1, **{f.name: model[f.name] for f in fields(TransformerConfig) if f.name != "vocab_size"})
     except ShapeError as error:
@@ -134,6 +138,7 @@ def folder(name: str, root: Path) -> None:
 
 
 def formats(export: Any) -> None:
+    """Refuse formats to export at the end that there are none of."""
     if not export.at_end:
         return
     try:

@@ -98,6 +98,7 @@ class Listed:
         return self.cache / "corpora" / f"{self.key}.json"
 
     def known(self) -> Known | None:
+        """What an earlier reading told; None where there was none."""
         try:
             return Known(**json.loads(self._path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):

@@ -49,9 +49,11 @@ class TextFile:
 
     @property
     def is_remote(self) -> bool:
+        """Whether it lies behind an address."""
         return is_remote(self.path)
 
     def identity(self) -> list[Any]:
+        """What changes when its content may have, in plain types."""
         path = self.path if self.is_remote else str(Path(self.path).absolute())
         return [path, self.kind, self.packed, self.size, self.stamp]
 

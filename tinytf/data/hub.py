@@ -33,6 +33,7 @@ class HubShard:
     count: int
 
     def identity(self) -> list[Any]:
+        """What changes when its content may have, in plain types."""
         return [self.corpus, self.version, self.number, self.count]
 
     def require_unchanged(self) -> None:
@@ -79,6 +80,7 @@ def hub_rows(shard: HubShard) -> Iterator[dict[str, Any]]:
 
 
 def version_of(name: str, options: dict[str, str]) -> str:
+    """What changes when a data set may have: its commit, or of a local folder its files' sizes and times."""
     if Path(name).is_dir():
         files = sorted(path for path in Path(name).rglob("*") if path.is_file())
         stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

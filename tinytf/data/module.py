@@ -35,8 +35,8 @@ class TextDataModule(LightningDataModule):
         vocab_size: Entries of the bpe vocabulary, at least 258. The other tokenizers have their own number.
         batch_size: Windows in a micro-batch, on each device.
         global_batch_size: Windows in an optimizer step, over all devices: gradients are accumulated over as many
-            micro-batches as that takes. Unset, it is what batch_size, the devices and trainer.accumulate_grad_batches
-            give.
+            micro-batches as that takes; unset, it is what batch_size, the devices and
+            trainer.accumulate_grad_batches give.
         seq_len: Tokens in a window, the context the model learns from; at most model.max_seq_len.
         val_fraction: Share of the text that is for validation and never trained on: its end, by bytes, or where
             data.split_by is document about this share of the documents. Not used where val_corpus is given.

@@ -55,12 +55,15 @@ class PartFiles:
 
     @classmethod
     def of(cls, folder: Path, piece: Slice, text_field: str) -> PartFiles:
+        """The files of a slice's part in a folder."""
         return cls(folder, digest({"format": FORMAT, "slice": piece.identity(), "text_field": text_field})[:32])
 
     def path(self, ending: str) -> Path:
+        """The file with this ending."""
         return self.folder / f"{self.name}.{ending}"
 
     def read(self) -> Part | None:
+        """The part, if it was finished."""
         try:
             return Part(**json.loads(self.path("json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -72,6 +75,7 @@ class PartFiles:
         return rows
 
     def remove(self) -> None:
+        """Delete them all."""
         for ending in ("json", "index.npy", "ids"):
             self.path(ending).unlink(missing_ok=True)
 

@@ -41,9 +41,11 @@ class Work:
     dtype: str
 
     def files(self, piece: Slice) -> PartFiles:
+        """Where a slice's part is kept."""
         return PartFiles.of(self.folder, piece, self.text_field)
 
     def encoder(self) -> Encoder | None:
+        """From text to ids; None where only the alphabet's numbers are wanted."""
         return encoder(tokenizer_from_text(self.tokenizer)) if self.tokenizer else None
 
 

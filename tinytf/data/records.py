@@ -37,6 +37,7 @@ class Slice:
     weight: int
 
     def identity(self) -> list[Any]:
+        """What changes when its content may have, in plain types."""
         return [*self.file.identity(), self.start, self.end]
 
     @property

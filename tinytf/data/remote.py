@@ -26,6 +26,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def is_remote(corpus: str) -> bool:
+    """Whether a corpus is an address that fsspec reads, and not a path here."""
     scheme = _SCHEME.match(corpus)
     return scheme is not None and scheme[1].lower() not in HERE
 
@@ -36,6 +37,7 @@ def is_pattern(address: str) -> bool:
 
 
 def is_many(address: str) -> bool:
+    """Whether an address stands for several files."""
     return is_pattern(address) or _RANGE.search(address) is not None
 
 
@@ -84,6 +86,7 @@ class Failing:
         self._file, self._address = file, address
 
     def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes; a failure names the address."""
         with failing_as(self._address):
             return bytes(self._file.read(size))
 

@@ -54,16 +54,20 @@ class Shares:
 
     @property
     def divides(self) -> bool:
+        """Whether anything is kept from training."""
         return self.val + self.test > 0
 
     def names(self) -> tuple[str, ...]:
+        """The splits that there are."""
         return ("train", *(["val"] if self.val else []), *(["test"] if self.test else []))
 
     def split_of(self, numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.str_]:
+        """The split of each document, by its number [n]."""
         val, train = (np.uint64(bound) for bound in self._bounds())
         return np.where(numbers < val, "val", np.where(numbers < train, "test", "train"))
 
     def trains_on(self, sha256: bytes) -> bool:
+        """Whether a document with this checksum is for training."""
         return number_of(sha256) >= self._bounds()[1]
 
     def _bounds(self) -> tuple[int, int]:

@@ -113,6 +113,7 @@ def describe_store(
 
 
 def ids_dtype(tokenizer: Tokenizer) -> str:
+    """The smallest type that holds every id."""
     return "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32"
 
 

@@ -40,6 +40,7 @@ class Counted(io.RawIOBase):
         return self.raw.seek(offset, whence)
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from the file, and tell how much was read."""
         read = self.raw.read(len(buffer))
         buffer[: len(read)] = read
         self.on_read(len(read))
@@ -67,6 +68,11 @@ class Zstd(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer with unpacked bytes.
+
+        Raises:
+            EOFError: where the last frame is cut short, which zstandard's own reader passes over.
+        """
         while not self._rest:
             self._packed = self._packed or self._raw.read(CHUNK)
             if not self._packed:

@@ -31,6 +31,7 @@ NAMES = {
 
 
 def architecture(config: TransformerConfig) -> str:
+    """The name that llama.cpp knows the model's layout by."""
     return "qwen3" if config.qk_norm else "llama"
 
 

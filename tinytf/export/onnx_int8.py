@@ -50,6 +50,7 @@ def quantize(graph: Graph) -> None:
 
 
 def round_products(graph: Graph) -> None:
+    """Rewrite each product with a weight, in place."""
     for node in graph.nodes():
         if node.op_type == "MatMul":
             _round_product(graph, node)

@@ -14,6 +14,7 @@ from tinytf.export.tracing import example
 
 
 def refusal(subject: Subject) -> str | None:
+    """Why this format cannot be written here, None where it can."""
     return onnx_files.refusal(subject) or tracing.refusal(subject)
 
 

@@ -17,6 +17,7 @@ def example() -> Tensor:
 
 
 def refusal(subject: Subject) -> str | None:
+    """Why a model cannot be traced: its context is shorter than the example; None where it can."""
     limit, length = subject.model.config.max_seq_len, EXPORT_SHAPE[1]
     if limit >= length:
         return None

@@ -115,4 +115,5 @@ def lost_process(error: BaseException) -> str | None:
 
 
 def advice(who: str) -> str:
+    """The line that a process ends with when another is gone."""
     return f"{who}, so this one ends too; go on with --ckpt_path last"

@@ -60,6 +60,7 @@ def split_blocks(model: Transformer, mesh: DeviceMesh) -> None:
 
 
 def refuse_uneven(config: TransformerConfig, size: int) -> None:
+    """Refuse heads or features that do not divide by the tensor-parallel size."""
     for name, value in (("n_heads", config.n_heads), ("n_kv_heads", config.kv_heads), ("d_ff", config.ff_dim)):
         if value % size:
             raise UserError(

@@ -20,6 +20,7 @@ Layout = tuple[Placement, ...]
 
 
 def layout(tensor: Tensor) -> Layout:
+    """How a tensor lies over its mesh."""
     return tuple(tensor.placements) if isinstance(tensor, DTensor) else ()
 
 

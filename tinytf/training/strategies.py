@@ -79,15 +79,18 @@ class FullySharded(ModelParallelStrategy):
         return full.cpu() if self.is_global_zero else full[:0] if full.ndim else full
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Through the checkpoint plugin, which verifies it."""
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Give every process its part of whole weights."""
         assert self.lightning_module is not None
         targets = self.lightning_module.state_dict()
         shared = {key: spread(value, targets.get(key, value)) for key, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(shared, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Give every process its part of whole state."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             shared = {
