@@ -18,6 +18,8 @@ from tinytf.checkpoint.reading import load_model
 from tinytf.data.module import TextDataModule
 
 ONE: dict[str, Any] = {
+    "trainer.devices": 1,
+    "trainer.strategy": "auto",
     "trainer.precision": "32-true",
     "trainer.max_steps": 16,
     "trainer.val_check_interval": 8,
