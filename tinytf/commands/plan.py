@@ -191,7 +191,7 @@ def make_plan(planned: Planned, machine: Machine, vocab_size: int | None) -> dic
     state, muon = optimizer_needs(model.build_optimizer)
     job = Job(
         shape, batch, config.data.seq_len, config.trainer.precision, state, muon, accumulate > 1,
-        checkpointing=bool(getattr(model, "activation_checkpointing", False)),
+        checkpointing=model.activation_checkpointing,
     )  # fmt: skip
     flops = flops_per_token(shape, job.seq_len)
     speed = devices * machine.peak_flops * machine.mfu / flops
