@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,8 @@ def test_tensorboard_shows_them_by_step_through_a_resume(tmp_path: Path) -> None
 
     with pytest.raises(RuntimeError):
         attempt(None, Dies(8, RuntimeError("killed")))
+    # TensorBoard reads event files in the order of their names, which begin with the second they were made in.
+    time.sleep(1.0)
     attempt(5)
     events = EventAccumulator(str(tmp_path)).Reload()
     texts = events.Tensors("sample/0/text_summary")

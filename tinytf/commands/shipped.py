@@ -52,12 +52,14 @@ def path_of(given: str) -> str:
     if not NAME.fullmatch(given):
         return given
     shipped = folder() / f"{given}.yaml"
-    if Path(given).exists():
+    if Path(given).is_file():
         if shipped.is_file():
             log.info("--config %s: the file here, not the config of that name that comes with tinytf", given)
         return given
     if shipped.is_file():
         return str(shipped)
+    if Path(given).is_dir():  # Whoever opens it says so.
+        return given
     near = difflib.get_close_matches(given, names(), n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
     raise UserError(f"--config {given}: there is no such file, and no such config comes with tinytf; {hint}")

@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinytf.errors import UserError
 from tinytf.export.bundle import Say, export
 from tinytf.export.formats import Format
 from tinytf.export.judge import Judge
 from tinytf.export.subject import Subject
 from tinytf.export.text import held_out_text
 from tinytf.export.thresholds import with_overrides
-
-SHORTEST = 3
-"""Tokens of a context: below, the cases of the proof have no length left that the export has not seen."""
 
 
 def export_checkpoint(
@@ -42,12 +38,6 @@ def export_checkpoint(
     """
     limits = with_overrides(thresholds)
     subject = Subject.from_checkpoint(ckpt_path)
-    context = subject.model.config.max_seq_len
-    if context < SHORTEST:
-        raise UserError(
-            f"checkpoint {ckpt_path}: its max_seq_len is {context}, and an export is proven with a prompt and what "
-            f"follows it, {SHORTEST} tokens at least; train with a longer context"
-        )
     judge = Judge.of(subject, held_out_text(subject, text), limits, threads)
     folder = output_dir or ckpt_path.resolve().parent / "export"
     content = export(judge, formats, folder, replace=output_dir is None, say=say)
