@@ -26,6 +26,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "decoding": decoding.run,
     "starting": starting.run,
     "learning": learning.run,
+    "base": learning.run_base,
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,7 +34,9 @@ RESULTS = Path(__file__).parent / "results"
 def arguments() -> argparse.Namespace:
     flags = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     flags.add_argument("sections", nargs="*", default=list(SECTIONS), help=f"of {', '.join(SECTIONS)}; all if none")
-    flags.add_argument("--corpus", default="shakespeare", help="text of the section learning (default: %(default)s)")
+    flags.add_argument(
+        "--corpus", default="shakespeare", help="text of the sections learning and base (default: %(default)s)"
+    )
     flags.add_argument("--rounds", type=int, default=5, help="pairs that alternate (default: %(default)s)")
     found = flags.parse_args()
     if unknown := set(found.sections) - set(SECTIONS):

@@ -1,4 +1,4 @@
-"""How fast tinytf learns, beside the recipe that every reader knows: nanoGPT's for a CPU (recipe.yaml).
+"""How fast tinytf learns, beside the recipe that every reader knows: nanoGPT's for a CPU (recipe.py).
 
 Its figures are for tiny Shakespeare, by characters, the last 10 % for validation: 1.88 at the end of that recipe, and
 1.4697 of the larger one for a GPU. Give that text with ``--corpus``; on another one only the ratios mean something.
@@ -12,52 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
+from tests.benchmarks import recipe
 from tests.benchmarks.fitting import fit, training_seconds
-from tinytf.data.module import TextDataModule
-from tinytf.model import Transformer, TransformerConfig
-from tinytf.training import Cosine
-from tinytf.training.groups import parameter_groups
-from tinytf.training.loss import IGNORE, token_losses
 
 HERE = Path(__file__).parent
 BASE = Path("configs/base.yaml")
-
-
-def recipe(corpus: str) -> tuple[float, float]:
-    """(validation loss, training seconds) of recipe.yaml in a plain PyTorch loop."""
-    config = yaml.safe_load((HERE / "recipe.yaml").read_text(encoding="utf-8"))
-    shape, steps = config["model"], config["trainer"]["max_steps"]
-    data = TextDataModule(corpus, **config["data"])
-    data.prepare_data()
-    data.setup()
-    torch.set_float32_matmul_precision("highest")
-    torch.manual_seed(1337)
-    names = ("d_model", "n_heads", "n_layers", "d_ff", "max_seq_len")
-    model = Transformer(TransformerConfig(data.vocab_size, **{name: shape[name] for name in names}))
-    optimizer = torch.optim.AdamW(parameter_groups(model), **shape["optimizer"]["init_args"])
-    schedule = Cosine(**shape["schedule"]["init_args"])
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, steps))
-    began = time.perf_counter()
-    for _, (tokens, targets) in zip(range(steps), data.train_dataloader(), strict=False):
-        token_losses(model, tokens, targets).mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config["trainer"]["gradient_clip_val"])
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-    seconds = time.perf_counter() - began
-    return validation_loss(model, data), seconds
-
-
-@torch.inference_mode()
-def validation_loss(model: Transformer, data: TextDataModule) -> float:
-    total, count = 0.0, 0
-    for tokens, targets in data.val_dataloader():
-        total += token_losses(model, tokens, targets).sum().item()
-        count += int((targets != IGNORE).sum())
-    return total / count
 
 
 def ours(path: Path, corpus: str, **settings: Any) -> tuple[float, float]:
@@ -80,28 +41,39 @@ def short(steps: int) -> dict[str, Any]:
             "model.compile": "true", "tracking.samples.every_n_validations": 0}  # fmt: skip
 
 
+def row(name: str, loss: float, seconds: float) -> None:
+    print(f"{name:<52}{loss:>9.4f}{seconds:>12.1f}", flush=True)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     corpus = args.corpus
     print(f"text: {corpus}")
     print(f"{'':<52}{'val loss':>9}{'training s':>12}")
-    pairs = [(recipe(corpus), ours(HERE / "fast.yaml", corpus)) for _ in range(2)]
+    pairs = [(recipe.train(corpus), ours(HERE / "fast.yaml", corpus)) for _ in range(2)]
     (their_loss, their_seconds), (fast_loss, fast_seconds) = (
         (side[0][0], statistics.median(seconds for _, seconds in side)) for side in zip(*pairs, strict=True)
     )
     ratio = statistics.median(fast / slow for (_, slow), (_, fast) in pairs)
-    print(f"{'the recipe, plain PyTorch, 0.8M parameters':<52}{their_loss:>9.4f}{their_seconds:>12.1f}")
-    print(f"{'tinytf fit, 0.7M parameters: ' + f'{ratio:.3f} of the time':<52}{fast_loss:>9.4f}{fast_seconds:>12.1f}")
+    row("the recipe in plain PyTorch, 0.8M parameters", their_loss, their_seconds)
+    row(f"tinytf fit, fast.yaml, 0.7M: {ratio:.3f} of the time", fast_loss, fast_seconds)
+    config_loss, config_seconds = ours(HERE / "recipe.yaml", corpus)
+    row("tinytf fit, recipe.yaml: the recipe in our layers", config_loss, config_seconds)
     steps = steps_within(BASE, corpus, their_seconds)
     same_loss, same_seconds = ours(BASE, corpus, **{**short(steps), "trainer.log_every_n_steps": 10})
-    print(f"{f'tinytf fit, base.yaml, {steps} steps: the same time':<52}{same_loss:>9.4f}{same_seconds:>12.1f}")
-    began = time.perf_counter()
-    base_loss, base_seconds = ours(BASE, corpus)
-    whole = time.perf_counter() - began
-    print(f"{f'tinytf fit, base.yaml as it is: {whole:.0f} s in all':<52}{base_loss:>9.4f}{base_seconds:>12.1f}")
+    row(f"tinytf fit, base.yaml, {steps} steps: the same time", same_loss, same_seconds)
     return {
         "corpus": Path(corpus).name,
         "recipe": {"val_loss": their_loss, "training_seconds": their_seconds},
+        "recipe_in_our_layers": {"val_loss": config_loss, "training_seconds": config_seconds},
         "fast": {"val_loss": fast_loss, "training_seconds": fast_seconds, "ratio": ratio},
         "same_time": {"val_loss": same_loss, "training_seconds": same_seconds, "steps": steps},
-        "base": {"val_loss": base_loss, "training_seconds": base_seconds, "whole_seconds": whole},
     }
+
+
+def run_base(args: argparse.Namespace) -> dict[str, Any]:
+    """base.yaml from the command to its end, as a user runs it, but for the text."""
+    began = time.perf_counter()
+    loss, seconds = ours(BASE, args.corpus)
+    whole = time.perf_counter() - began
+    print(f"text: {args.corpus}; val loss {loss:.4f}, {seconds:.0f} s of training, {whole:.0f} s in all", flush=True)
+    return {"corpus": Path(args.corpus).name, "val_loss": loss, "training_seconds": seconds, "whole_seconds": whole}

@@ -227,7 +227,10 @@ COMMANDS = [
         ["export", "--ckpt_path", "toy.ckpt", "--formats", "pt2", "--text", "toy.txt", "--output_dir", "toy.ckpt"],
         ["--output_dir toy.ckpt", "it is a file", "give a folder"],
     ),
-    (["export", "--ckpt_path", "short.ckpt", "--formats", "pt2", "--text", "toy.txt"], ["max_seq_len is 2", "3 tokens"]),
+    (
+        ["export", "--ckpt_path", "short.ckpt", "--formats", "pt2", "--text", "toy.txt"],
+        ["max_seq_len is 2", "3 tokens"],
+    ),
     (["verify"], ["DIR", "verify --help"]),
     (["verify", "gone"], ["gone", "no such folder"]),
     (["verify", "configs"], ["configs", "export.json"]),

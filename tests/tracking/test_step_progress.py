@@ -6,11 +6,14 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from toy_run import Dies, fit
 
+from tinytf.tracking import progress
 from tinytf.tracking.metrics_file import MetricsFile
 from tinytf.tracking.progress import StepProgress, clock
 from tinytf.tracking.throughput import Throughput
@@ -41,6 +44,25 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path, capsys: pytest.CaptureFi
     assert [line.split()[1] for line in lines(capsys.readouterr().err)] == ["6/12", "8/12", "10/12", "12/12"]
 
 
+class Watch(Callback):
+    """A clock that the first step moves on by 100 seconds, and each other one by one."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.now += 100.0 if trainer.global_step == 1 else 1.0
+
+
+def test_the_first_step_which_compiles_is_not_in_the_eta(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch, metrics = Watch(), MetricsFile(tmp_path, {})
+    monkeypatch.setattr(progress.time, "monotonic", lambda: watch.now)
+    fit(tmp_path, [watch, metrics, StepProgress(metrics)], steps=9, log_every=4, val_every=100, progress=True)
+    assert lines(capsys.readouterr().err)[0].endswith("eta 0:05")
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -69,9 +91,9 @@ def test_lightnings_own_switch_stays_in_charge(tmp_path: Path) -> None:
 
 def test_disabled_it_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = MetricsFile(tmp_path, {})
-    progress = StepProgress(metrics)
-    progress.disable()
-    fit(tmp_path, [metrics, progress], progress=True)
+    quiet = StepProgress(metrics)
+    quiet.disable()
+    fit(tmp_path, [metrics, quiet], progress=True)
     assert not lines(capsys.readouterr().err)
 
 

@@ -39,6 +39,7 @@ class StepProgress(ProgressBar):
 
     def _begin(self, step: int) -> None:
         self._first, self._began = step, time.monotonic()
+        self._compiled = False
 
     def enable(self) -> None:
         self.is_enabled = True
@@ -62,6 +63,10 @@ class StepProgress(ProgressBar):
         self._open("training", trainer.global_step, trainer.max_steps)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not self._compiled and trainer.global_step > self._first:
+            # The first step may compile for half a minute, which says nothing of the others.
+            self._begin(trainer.global_step)
+            self._compiled = True
         if self._bar is not None:
             self._draw(trainer.global_step, self._numbers(trainer, with_step=False))
         elif self.is_enabled and self._due(trainer):
