@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks import decoding, learning, optimizer, starting, throughput
+from tests.benchmarks import decoding, learning, memory, optimizer, starting, throughput
 from tinytf.commands.screen import quiet_libraries
 from tinytf.tracking.provenance import cpu_name
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "throughput": throughput.run,
     "optimizer": optimizer.run,
+    "memory": memory.run,
     "decoding": decoding.run,
     "starting": starting.run,
     "learning": learning.run,

@@ -1,4 +1,4 @@
-"""The account of `tinytf plan` beside measured peaks: `python -m tests.benchmarks.memory`, on the CPU, some minutes.
+"""The account of `tinytf plan` beside measured peaks: `python -m tests.benchmarks memory`, on the CPU, some minutes.
 
 A peak is the largest sum of what torch's allocator holds at any moment from the model's construction to the end of the
 second optimizer step, as its profiler records each allocation and release. It is the same in every run.
@@ -6,9 +6,10 @@ second optimizer step, as its profiler records each allocation and release. It i
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import json
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -23,7 +24,6 @@ JOBS = {
     "13M, bpe": Job(TransformerConfig(8192, 256, 4, 8, max_seq_len=256), 8, 256),
     "51M, bpe, medium.yaml's": Job(TransformerConfig(8192, 512, 8, 12, d_ff=2048, max_seq_len=512), 1, 512),
 }
-RESULT = Path(__file__).parent / "results" / "memory.json"
 
 
 def peak(job: Job, steps: int = 2) -> int:
@@ -42,26 +42,24 @@ def peak(job: Job, steps: int = 2) -> int:
     return max(itertools.accumulate(change for _, _, change in ordered))
 
 
-def main() -> None:
-    print(f"{'':<26}{'batch':>6}{'planned MB':>12}{'measured':>10}{'ratio':>7}  worst moment")
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    print(f"{'MB':<26}{'batch':>6}{'planned':>10}{'measured':>10}{'ratio':>7}{'kB a token':>12}  worst moment")
     found = {}
     for name, small in JOBS.items():
-        planned = memory(small)
         # The named micro-batch for half as much memory again, too.
-        limit = 1.5 * planned.peak
+        limit = 1.5 * memory(small).peak
         for job in (small, Job(small.config, largest_batch(small, limit), small.seq_len)):
             plan, real = memory(job), peak(job)
+            # What a window more takes, without what the model takes in any case.
+            token = (real - memory(replace(job, batch=0)).peak) / (job.batch * job.seq_len)
             print(
-                f"{name:<26}{job.batch:>6}{plan.peak / 1e6:>12.1f}{real / 1e6:>10.1f}{plan.peak / real:>7.2f}  "
-                f"{plan.moment}",
+                f"{name:<26}{job.batch:>6}{plan.peak / 1e6:>10.1f}{real / 1e6:>10.1f}{plan.peak / real:>7.2f}"
+                f"{token / 1e3:>12.1f}  {plan.moment}",
                 flush=True,
             )
             found[f"{name}, batch {job.batch}"] = {
                 "planned_mb": round(plan.peak / 1e6, 1),
                 "measured_mb": round(real / 1e6, 1),
+                "kb_a_token": round(token / 1e3, 1),
             }
-    RESULT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    return {"peak": found}

@@ -2,7 +2,7 @@
 
 The parts are those of Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 3): weights, gradients and optimizer
 state, then what the batch takes. Activations are counted tensor by tensor as Korthikanti et al. 2022 (arXiv:2205.05198,
-section 4) do, for this model's operations. `python -m tests.benchmarks.memory` compares it with measured peaks.
+section 4) do, for this model's operations. `python -m tests.benchmarks memory` compares it with measured peaks.
 """
 
 from __future__ import annotations
