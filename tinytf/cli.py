@@ -6,6 +6,8 @@ Nothing heavy is imported before the command is known, so that --help and --vers
 from __future__ import annotations
 
 import difflib
+import os
+import signal
 import sys
 from importlib import import_module
 
@@ -39,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return dispatch(argv)
+        code = dispatch(argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         for problem in error.problems:
             sys.stderr.write(f"tinytf: error: {problem}\n")
@@ -49,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # The reader has seen enough, as head has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # So that flushing at exit is quiet.
+        return 128 + signal.SIGPIPE
 
 
 def dispatch(argv: list[str]) -> int:

@@ -6,6 +6,9 @@ import json
 import math
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,6 +136,34 @@ def test_a_longer_run_goes_on_in_its_folder(workplace: Path, tinytf: Tinytf, tmp
     assert steps == [5, 10, 15, 20, 25, 30, 35]
     again = tinytf(tmp_path, "fit", "--ckpt_path", "last").stderr
     assert "already at step 35 of 35" in again
+
+
+def test_a_run_with_a_class_of_lightning_goes_on_where_the_user_names_it_again(
+    workplace: Path, tinytf: Tinytf, tmp_path: Path
+) -> None:
+    (tmp_path / "configs").symlink_to(workplace / "configs")
+    stopping = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    line = ["fit", "--config", "configs/tiny.yaml", *stopping, "--trainer.val_check_interval", "1"]
+    line += ["--trainer.limit_val_batches", "1", "--ckpt_path", "last", "--model.schedule.warmup_steps", "1"]
+    tinytf(tmp_path, *line, "--trainer.max_steps", "3")
+    run = tmp_path / "checkpoints" / "tiny" / "version_0"
+    assert len(list(run.glob("step=*-val_loss=*.ckpt"))) == 3
+    said = tinytf(tmp_path, *line, "--trainer.max_steps", "6", "--checkpoint.save_top_k", "1").stderr
+    assert "going on from step 3 of 6" in said
+    (best,) = run.glob("step=*-val_loss=*.ckpt")
+    assert (run / "best.ckpt").resolve() == best.resolve()
+    losses = [row["val/loss"] for row in rows(run) if "val/loss" in row]
+    assert f"{min(losses):.4f}" in best.name  # type: ignore[type-var]
+    tinytf(tmp_path, "validate", "--ckpt_path", "last")
+    refused = tinytf(tmp_path, "fit", "--ckpt_path", "last", code=2).stderr
+    assert "EarlyStopping" in refused
+    assert "give it again" in refused
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure_of_ours(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m tinytf config-schema | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("{\n", "", 128 + signal.SIGPIPE)
 
 
 def test_an_older_checkpoint_branches_into_a_folder_of_its_own(

@@ -34,6 +34,19 @@ def test_the_bundle_is_there_proven_and_given_to_the_trackers(
     assert "torchscript" in capsys.readouterr().out
 
 
+def test_a_format_that_does_not_pass_is_told_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinytf.export import thresholds
+
+    monkeypatch.setitem(thresholds.THRESHOLDS, "exact", {"max_abs": -1.0})
+    monkeypatch.setitem(thresholds.THRESHOLDS, "fp32", {"max_abs": -1.0})
+    monkeypatch.chdir(tmp_path)
+    flags = ["--export.formats=[torchscript]", "--trainer.max_steps=4", "--trainer.val_check_interval=4"]
+    assert main(["fit", *SMALL, *flags, "--trainer.limit_val_batches=2"]) == 1
+    assert "export: torchscript did not pass; the checkpoint" in capsys.readouterr().err
+
+
 def test_an_unknown_format_is_found_before_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

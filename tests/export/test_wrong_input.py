@@ -28,7 +28,7 @@ def test_without_data_settings_it_asks_for_text(exported: Exported) -> None:
         (["--formats", "coreml"], "Formats: huggingface, onnx, onnx-kv"),
         (["--formats", ","], "--formats is empty"),
         (["--threshold", "int8.kk=1"], "did you mean int8.kl"),
-        (["--threshold", "int8.kl=low"], "'low' is not a number"),
+        (["--threshold", "int8.kl=low"], "'low' is not a finite number"),
         (["--text", "no.such.file"], "--text no.such.file: No such file"),
         (["--threads", "0"], "must be at least 1"),
         (["--format", "onnx"], "did you mean --formats"),

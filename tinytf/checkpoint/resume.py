@@ -91,9 +91,19 @@ class ExactResume(Callback):
                 for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
                     state[key] = self._here(state[key])
                 state["best_k_models"] = {self._here(path): score for path, score in state["best_k_models"].items()}
+                shorten(state, callback.save_top_k)
 
     def _here(self, path: str) -> str:
         return str(self.folder / Path(path).name) if path else path
+
+
+def shorten(state: dict[str, Any], save_top_k: int) -> None:
+    """Cut a list of the best to ``save_top_k``: of a longer one, Lightning never displaces the worst."""
+    if not 0 < save_top_k < len(state["best_k_models"]):
+        return
+    best = sorted(state["best_k_models"].items(), key=lambda item: float(item[1]))[:save_top_k]
+    state["best_k_models"] = dict(best)
+    state["kth_best_model_path"], state["kth_value"] = best[-1]
 
 
 def batches_done(trainer: Trainer) -> int:

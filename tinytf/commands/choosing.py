@@ -36,7 +36,8 @@ def run_flops(config: Any) -> float:
         per_token = flops_per_token(TransformerConfig(vocab_size=1, **shape), data.seq_len)
     except ValueError:  # The model says it better.
         return 0.0
-    return per_token * data.batch_size * data.seq_len * (trainer.accumulate_grad_batches or 1) * trainer.max_steps
+    windows = data.global_batch_size or data.batch_size * (trainer.accumulate_grad_batches or 1)
+    return per_token * windows * data.seq_len * trainer.max_steps
 
 
 def how_it_runs(config: dict[str, Any]) -> str:

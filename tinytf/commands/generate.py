@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from tinytf.generation.speaker import Speaker
     from tinytf.model.sampling import Sampling
 
-CLOSED_PIPE = 128 + 13
-"""The exit code of a program that SIGPIPE ends, as in `tinytf generate … | head -1`."""
-
 NOTES = """\
 Output is UTF-8 on stdout: the prompt, its continuation, and one line feed at the end. With --num_samples above 1 each
 sample comes after a line "--- sample 2 of 3, seed 43 ---". Sample i is what --num_samples 1 --seed SEED+i gives.
@@ -101,10 +98,6 @@ def run(argv: list[str]) -> int:
         sys.stdout.flush()
     except FloatingPointError as error:
         raise UserError(f"{args.model or args.ckpt_path}: {error}; its training diverged") from error
-    except BrokenPipeError:
-        # The interpreter flushes stdout once more as it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
     return 0
 
 

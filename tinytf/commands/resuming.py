@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +29,31 @@ LATER = {"data.split_by": "auto", "data.text_field": "text", "data.bpe_sample_by
 TRUSTED = ("torch.optim.", "tinytf.")
 
 
-def defaults(command: str, config: Mapping[str, Any], ckpt: Path) -> dict[str, Any]:
+def defaults(command: str, config: Mapping[str, Any], ckpt: Path, named: Collection[str] = ()) -> dict[str, Any]:
     """What a command takes over from a checkpoint's config, as if it were the first ``--config`` file.
 
     A resumed run takes all of it. An evaluation takes what decides its numbers: model, data, seed, precision.
 
+    Args:
+        command: fit, or an evaluation.
+        config: the checkpoint's.
+        ckpt: its file.
+        named: words of the user's own flags and configs.
+
     Raises:
-        UserError: where the config names a class from outside tinytf and torch.optim. Taking it over would import
-            a module because a file says so; given by the user, in a config or a flag, it is welcome.
+        UserError: where what is taken over names a class from outside tinytf and torch.optim, and the user does not.
+            It would import a module because a file says so.
     """
     for section in ("trainer", "model", "data", "checkpoint", "tracking"):
         if not isinstance(config.get(section), Mapping):
             raise UserError(f"checkpoint {ckpt}: its config has no section {section}")
-    refuse_foreign(config, ckpt)
     if command == "fit":
+        refuse_foreign(config, ckpt, named)
         taken = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
         return {key: value for key, value in taken.items() if key not in ("ckpt_path",)}
     model = {key: value for key, value in config["model"].items() if key not in ("optimizer", "schedule")}
     # Validation never runs compiled blocks, so there is nothing to wait for.
-    return {
+    taken = {
         "seed_everything": config["seed_everything"],
         "name": config["name"],
         "trainer": {
@@ -56,25 +63,42 @@ def defaults(command: str, config: Mapping[str, Any], ckpt: Path) -> dict[str, A
         "model": {**model, "compile": False},
         "data": config["data"],
     }
+    refuse_foreign(taken, ckpt, named)
+    return taken
 
 
-def refuse_foreign(config: Any, ckpt: Path, key: str = "") -> None:
+def words(value: Any) -> Iterator[str]:
+    """All that may name a class or a file in what the user gave: flags, or the content of a config."""
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from words(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from words(inner)
+    elif isinstance(value, str):
+        yield value
+        yield from re.findall(r"[\w./-]+", value)
+
+
+def refuse_foreign(config: Any, ckpt: Path, named: Collection[str], key: str = "") -> None:
     """Refuse what would be imported, or read as a further config, on the word of the file alone.
 
     The parser takes the name of a class, or of a YAML file, wherever a class may stand: in ``trainer`` and ``model``.
     """
     if isinstance(config, Mapping):
         for name, value in config.items():
-            refuse_foreign(value, ckpt, f"{key}.{name}".lstrip("."))
+            refuse_foreign(value, ckpt, named, f"{key}.{name}".lstrip("."))
     elif isinstance(config, (list, tuple)):
         for value in config:
-            refuse_foreign(value, ckpt, key)
+            refuse_foreign(value, ckpt, named, key)
     elif isinstance(config, str) and not config.startswith(TRUSTED):
+        if config in named or (key.endswith("class_path") and config.rpartition(".")[2] in named):
+            return  # The user's own word.
         may_be_class = key.startswith(("trainer.", "model.")) and ("." in config or "/" in config)
         if may_be_class or key.endswith("class_path"):
             raise UserError(
                 f"checkpoint {ckpt}: its {key.removesuffix('.class_path')} is {config}, which is not imported on a "
-                f"file's word; train with --config and a file that names it"
+                f"file's word; give it again, in a flag or a --config"
             )
 
 

@@ -25,7 +25,7 @@ from tinytf.commands.keys import describe
 from tinytf.commands.messages import Complaint, explain
 from tinytf.commands.predicting import print_predictions
 from tinytf.commands.problems import find_all, in_order, misplaced, sections_of, with_values
-from tinytf.commands.running import Resume, build_run, discard_claimed, prepare_folder
+from tinytf.commands.running import CLAIMED, Resume, build_run, discard_claimed, prepare_folder
 from tinytf.commands.screen import quiet_libraries
 from tinytf.commands.shipped import with_paths
 from tinytf.commands.values import placed, problems_of
@@ -34,6 +34,7 @@ from tinytf.errors import RunError, UserError
 from tinytf.export.at_end import ExportAtEnd, ExportSettings
 from tinytf.tracking.progress import StepProgress
 from tinytf.tracking.settings import TrackingSettings
+from tinytf.training.allocation import keep_freed_memory
 from tinytf.training.hardware import usable_cores
 from tinytf.training.launching import lost_process
 from tinytf.training.module import LanguageModel
@@ -51,6 +52,8 @@ def run(argv: list[str]) -> int:
     if "OMP_NUM_THREADS" not in os.environ:
         # torch counts the machine's cores; a container may be given a share of their time.
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    keep_freed_memory()
+    CLAIMED.clear()  # In a notebook, an earlier run's folder is that run's.
     if not first_process():  # It says everything for all.
         logging.getLogger("tinytf").setLevel(logging.ERROR)
     try:
@@ -147,7 +150,8 @@ class CommandLine(LightningCLI):
         asks_help = {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in rest}
         if ckpt := find_checkpoint(command, given, required=not asks_help):
             self.resume = Resume.read(ckpt)
-            taken = resuming.defaults(command, self.resume.entry["config"], ckpt)
+            named = frozenset(resuming.words([rest, given.contents]))
+            taken = resuming.defaults(command, self.resume.entry["config"], ckpt, named)
         base = ["--config", json.dumps(taken)] if ckpt else []
         self.config = self._parse(command, base, rest, given)
         self.config[command]["ckpt_path"] = str(ckpt) if ckpt else None

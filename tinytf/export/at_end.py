@@ -54,6 +54,7 @@ class ExportAtEnd(Callback):
         content = export_checkpoint(best, self.formats, say=log.info)
         print(table(content))
         if content["failed"]:
-            raise RunError(f"export: {', '.join(content['failed'])} did not pass; the checkpoint {best} is whole")
+            names = ", ".join(entry["name"] for entry in content["failed"])
+            raise RunError(f"export: {names} did not pass; the checkpoint {best} is whole")
         for tracker in trackers(trainer):
             tracker.log_export(best.resolve().parent / "export")

@@ -175,7 +175,7 @@ _TABLE = (
         "llamacpp",
         "llama.cpp, float32",
         writing=("gguf",),
-        running=("llama_cpp",),
+        running=("gguf", "llama_cpp"),
     ),
     Format(
         "gguf-f16",
@@ -185,7 +185,7 @@ _TABLE = (
         "llama.cpp, float16",
         base="gguf-f32",
         writing=("gguf",),
-        running=("llama_cpp",),
+        running=("gguf", "llama_cpp"),
     ),
     Format(
         "gguf-q8_0",
@@ -195,7 +195,7 @@ _TABLE = (
         "llama.cpp, 8 bits",
         base="gguf-f32",
         writing=("gguf",),
-        running=("llama_cpp",),
+        running=("gguf", "llama_cpp"),
     ),
 )
 

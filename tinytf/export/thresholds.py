@@ -85,8 +85,8 @@ def _number(setting: str, text: str) -> float:
         number = float(text)
     except ValueError:
         number = math.nan
-    if math.isnan(number):
+    if not math.isfinite(number):
         raise UserError(
-            f"--threshold {setting}: {text!r} is not a number; write it as name=value, such as int8.kl=1e-3"
+            f"--threshold {setting}: {text!r} is not a finite number; write it as name=value, such as int8.kl=1e-3"
         )
     return number

@@ -139,6 +139,9 @@ class MuonAdamW(Optimizer):
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._state(p, "exp_avg", "exp_avg_sq") for p in params]
+        for p, state in zip(params, states, strict=True):
+            # A loaded one lies on the CPU still: what torch and Lightning move to the device leaves it out.
+            state["step"] = state["step"].to(p.device)
         adamw(
             local(params),
             local(gradients(params)),
