@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import zipfile
 from pathlib import Path
@@ -61,6 +62,18 @@ def test_the_newest_intact_one_is_picked_and_the_others_named(
         assert f"skipping checkpoint {path}" in caplog.text
     with pytest.raises(UserError):
         read_checkpoint(new)
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "step=0000003.ckpt")
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", fails)
+    with pytest.raises(UserError, match=r"cannot be read \(Input/output error\)"):
+        last_intact(tmp_path)
+    assert path.exists()
 
 
 def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:

@@ -156,6 +156,21 @@ def test_packed_text_is_text(tmp_path: Path) -> None:
     assert plain.store.folder == packed.store.folder
 
 
+def test_text_packed_with_zstd_is_split_where_the_bytes_say(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    text = "".join(TEXTS)
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.ZstdCompressor().compress(text.encode()))
+    plain, packed = (prepare(settings(tmp_path / name, tmp_path / "cache")) for name in ("a.txt", "a.txt.zst"))
+    assert plain.store.folder == packed.store.folder
+
+
+def test_an_empty_file_among_others_holds_no_document(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in" / "a.jsonl", TEXTS)
+    (tmp_path / "in" / "b.jsonl").touch()
+    assert prepare(settings(tmp_path / "in", tmp_path / "cache")).fingerprint["documents"] == len(TEXTS)
+
+
 def test_the_number_of_processes_changes_nothing(bpe: str, tmp_path: Path) -> None:
     for number in range(5):
         write_jsonl(tmp_path / f"in/{number}.jsonl", documents(50, number))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tinytf.data.tokenizer import (
     END_OF_TEXT,
@@ -152,6 +153,20 @@ def test_a_tokenizer_that_loses_text_is_refused_where_it_does(bpe: Tokenizer) ->
     assert encode(lossy, "the cat")
     with pytest.raises(UserError, match=r"from character 4 on, 'C'"):
         encode(lossy, "the Cat")
+
+
+def test_ids_with_holes_are_refused(bpe: Tokenizer) -> None:
+    content = json.loads(bpe.to_str())
+    content["model"]["vocab"]["a"] = 70_000
+    with pytest.raises(UserError, match="have ids up to 70,000"):
+        tokenizer_from_text(json.dumps(content))
+
+
+def test_a_token_that_eats_white_space_is_not_lossless(bpe: Tokenizer) -> None:
+    stripping = Tokenizer.from_str(bpe.to_str())
+    assert is_lossless(stripping)
+    stripping.add_tokens([AddedToken("<br>", lstrip=True)])
+    assert not is_lossless(stripping)
 
 
 def test_families(bpe: Tokenizer) -> None:

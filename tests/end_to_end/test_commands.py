@@ -198,6 +198,12 @@ def test_predict_prints_the_loss_of_each_window(workplace: Path, run_folder: Pat
     assert windows[0]["perplexity"] == pytest.approx(math.exp(windows[0]["loss"]))
 
 
+def test_predict_on_two_devices_is_refused(workplace: Path, tinytf: Tinytf) -> None:
+    flags = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    said = tinytf(workplace, "predict", "--ckpt_path", "last", *flags, code=2).stderr
+    assert "trainer.devices 2: predict writes the windows in their order" in said
+
+
 def test_generate_streams_the_same_text_for_the_same_seed(workplace: Path, tinytf: Tinytf) -> None:
     flags = ("generate", "--ckpt_path", "best.ckpt", "--prompt", "The ", "--max_new_tokens", "80", "--seed", "1")
     shutil.copy(workplace / "checkpoints" / "tiny" / "version_0" / "best.ckpt", workplace / "best.ckpt")

@@ -101,7 +101,6 @@ def test_what_cannot_be_learnt_does_not_stop_a_run(monkeypatch: pytest.MonkeyPat
         'token = "abcdefghij0123456789"',
         "url = https://user:pass@example.org/x",
         "key = 'ghp_0123456789012345678901234567'",
-        "-----BEGIN RSA PRIVATE KEY-----",
     ],
 )
 def test_lines_that_look_like_secrets_stay_home(line: str) -> None:
@@ -109,6 +108,14 @@ def test_lines_that_look_like_secrets_stay_home(line: str) -> None:
     assert diff == f"+before\n+{provenance.LEFT_OUT}\n+after"
     assert note is not None
     assert "secrets" in note
+
+
+def test_a_private_key_stays_home_whole() -> None:
+    key = ["-----BEGIN RSA PRIVATE KEY-----", "MIIEvQIBADANBg", "-----END RSA PRIVATE KEY-----"]
+    diff, note = provenance.clean_diff("\n".join(f"+{line}" for line in [*key, "after"]))
+    assert diff == "\n".join([*[f"+{provenance.LEFT_OUT}"] * 3, "+after"])
+    assert note is not None
+    assert note.startswith("3 lines")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import zipfile
 from dataclasses import dataclass, fields
@@ -24,10 +25,17 @@ MODEL_PREFIX = "model."
 """Where the transformer's weights stand in a checkpoint's ``state_dict``: the layout of ``transformers``."""
 
 
+CANNOT_READ = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ETIMEDOUT}
+"""Failures of the system that say nothing of the file; zipfile raises other OSErrors where an archive is damaged."""
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with the file as an archive, or None where every record's checksum holds.
 
     torch.save writes a zip archive with a CRC32 a record; torch.load does not check them.
+
+    Raises:
+        UserError: where the system cannot read the file, which may be whole.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -37,6 +45,8 @@ def damage(path: Path) -> str | None:
     except IsADirectoryError:
         return "it is a folder"
     except Exception as error:  # zipfile meets a damaged directory with a dozen types, UnicodeDecodeError among them.
+        if isinstance(error, OSError) and error.errno in CANNOT_READ:
+            raise UserError(f"checkpoint {path}: it cannot be read ({error.strerror})") from error
         return f"it is not a whole checkpoint archive ({error})"
     return _unreadable(path) if record is None else f"the checksum of its record {record} does not match"
 

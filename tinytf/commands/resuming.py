@@ -130,6 +130,12 @@ def prefixes(key: str) -> list[str]:
 
 def refuse_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> None:
     """Refuse to go on with a text that is not the one the run began with, though its name is."""
+    splits = now.get("split"), saved.get("split", now.get("split"))
+    if now["sha256"] == saved["sha256"] and splits[0] != splits[1]:
+        raise UserError(
+            f"data.corpus {now['corpus']}: its validation or test part is not the one that {ckpt} was measured on; "
+            "put that back, or start a new run"
+        )
     if now["sha256"] != saved["sha256"]:
         raise UserError(
             f"data.corpus {now['corpus']}: its text is not the one that {ckpt} was trained on "

@@ -203,6 +203,8 @@ class CommandLine(LightningCLI):
         if self.subcommand == "fit":
             self._add_run(settings, given)
         else:
+            if self.subcommand == "predict":
+                settings["devices"] = one_device(settings["devices"])
             settings["logger"] = False
             settings["callbacks"] += [StepProgress()] if settings["enable_progress_bar"] is not False else []
         try:
@@ -291,6 +293,17 @@ def warn_of_another_schedule(model: LanguageModel, config: dict[str, Any], resum
             "result is not that of a run of %d steps; a Constant schedule, or end_step, would not depend on it",
             before, now, type(model.schedule).__name__, now,
         )  # fmt: skip
+
+
+def one_device(devices: Any) -> Any:
+    """The only device of a command whose lines are in the order of the split."""
+    if devices == "auto":
+        return 1
+    if devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1):
+        return devices
+    raise UserError(
+        f"trainer.devices {devices}: predict writes the windows in their order, on one device; leave it out"
+    )
 
 
 def as_list(value: Any) -> list[Any]:

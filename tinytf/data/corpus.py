@@ -83,7 +83,7 @@ def read_blocks(document: Document, start: int = 0, end: int | None = None) -> I
     end = document.size if end is None else end
     position, rest = start, b""
     with document.open() as file:
-        _skip(file, start)
+        skip(file, start)
         while position + len(rest) < end:
             fresh = file.read(min(BLOCK, end - position - len(rest)))
             if not fresh:
@@ -110,7 +110,8 @@ def decoded(file: BinaryIO, name: str) -> Iterator[str]:
             yield text
 
 
-def _skip(file: BinaryIO, count: int) -> None:
+def skip(file: BinaryIO, count: int) -> None:
+    """Go on to an offset, by reading where the file cannot seek."""
     if file.seekable():
         file.seek(count)
         return

@@ -18,6 +18,9 @@ from tinytf.errors import UserError
 
 SLICE = 16 << 20
 """Bytes of a file that are tokenised in one go, and lost where the process is killed meanwhile."""
+READ_AT_ONCE = 1 << 20
+"""Bytes of a row group's column, which parquet would otherwise read whole."""
+
 ROWS = 256
 
 Advance = Callable[[int], None]
@@ -68,7 +71,7 @@ def slices_of(file: TextFile | HubShard) -> list[Slice]:
         raise UserError(f"{file.path}: .parquet is packed inside already, and cannot be read when packed again")
     if file.kind == "jsonl" and not file.packed and not file.is_remote:
         starts = range(0, file.size, SLICE)
-        ends = [*starts[1:], file.size]
+        ends = [*starts[1:], file.size][: len(starts)]  # Of an empty file there is no slice.
         return [Slice(file, start, end, end - start) for start, end in zip(starts, ends, strict=True)]
     if file.kind == "parquet" and not file.is_remote:
         return _row_groups(file)
@@ -132,8 +135,10 @@ def _text(value: Any, text_field: str, where: str) -> str:
     if not isinstance(value, str):
         found = "null" if value is None else f"{value!r:.40}"
         raise UserError(f"{where}: its field {text_field!r} holds {found}, not text")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{where}: its text holds half a surrogate pair, which is no character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: its text holds half a surrogate pair, which is no character") from None
     return value
 
 
@@ -157,7 +162,7 @@ def _parquet(source: Any, name: str) -> Any:
     except ImportError:
         raise UserError(f"{name}: .parquet needs the extra corpora: pip install 'tinytf[corpora]'") from None
     try:
-        return parquet.ParquetFile(source, memory_map=False, pre_buffer=False)
+        return parquet.ParquetFile(source, memory_map=False, pre_buffer=False, buffer_size=READ_AT_ONCE)
     except (ArrowException, OSError) as error:
         raise UserError(f"{name}: it is no .parquet file ({' '.join(str(error).split())})") from error
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tinytf.data.corpus import Document, Text, read_blocks
+from tinytf.data.corpus import Document, Text, read_blocks, skip
 from tinytf.errors import UserError
 
 
@@ -152,7 +152,7 @@ def _character_start(document: Document, offset: int) -> int:
         return offset
     with document.open() as file:
         start = max(0, offset - 3)
-        file.seek(start)
+        skip(file, start)  # What is packed with zstd cannot seek.
         raw = file.read(4)
     while 0x80 <= raw[offset - start] < 0xC0:  # a continuation byte
         offset -= 1

@@ -99,6 +99,11 @@ def tokenizer_from_text(text: str, name: str = "tokenizer") -> Tokenizer:
     except Exception as error:  # the binding raises bare Exception
         why = " ".join(str(error).split())
         raise UserError(f"tokenizer {name}: it is no tokenizer.json of the tokenizers library ({why})") from error
+    entries, largest = tokenizer.get_vocab_size(), max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= entries:
+        raise UserError(
+            f"tokenizer {name}: its {entries:,} entries have ids up to {largest:,}; number them without holes"
+        )
     return ready(tokenizer)
 
 
@@ -201,6 +206,9 @@ def is_lossless(tokenizer: Tokenizer) -> bool:
     """Whether decode(encode(text)) == text is known from how it is built, for texts it knows."""
     if tokenizer.normalizer is not None:
         return False
+    added = tokenizer.get_added_tokens_decoder().values()
+    if any((token.lstrip or token.rstrip) and not token.special for token in added):
+        return False  # They eat the white space beside them.
     return is_by_character(tokenizer) or is_gpt2_like(tokenizer) or is_byte_pair_family(tokenizer)
 
 

@@ -35,6 +35,7 @@ _SECRET_NAME = (
 SECRET_FLAG = re.compile(rf"{_SECRET_NAME}|(^|[._-])token$", re.IGNORECASE)
 """Names of settings whose values are not written down. `tokens` and `tokenizer` are not among them."""
 
+KEY_BEGINS, KEY_ENDS = (re.compile(f"-----{edge} [A-Z ]*PRIVATE KEY") for edge in ("BEGIN", "END"))
 SECRET_LINE = re.compile(
     rf"{_SECRET_NAME}\w*['\"]?\s*(=>|[:=])"
     r"|\btoken['\"]?\s*[:=]\s*['\"]?[\w.-]{16,}"
@@ -162,9 +163,11 @@ def _ask_git(folder: Path, arguments: tuple[str, ...], limit: int) -> str:
 
 def clean_diff(diff: str) -> tuple[str, str | None]:
     """A diff without lines that look like secrets, at most DIFF_LIMIT bytes, and a note of what is missing."""
-    kept, secrets, size, cut = [], 0, 0, False
+    kept, secrets, size, cut, in_key = [], 0, 0, False, False
     for line in diff.splitlines():
-        if SECRET_LINE.search(line):
+        in_key = (in_key or bool(KEY_BEGINS.search(line))) and not line.startswith("diff --git ")
+        if in_key or SECRET_LINE.search(line):
+            in_key = in_key and not KEY_ENDS.search(line)
             secrets, line = secrets + 1, line[:1] + LEFT_OUT
         size += len(line.encode()) + 1
         if size > DIFF_LIMIT:
