@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,12 @@ def test_wandb_offline_is_one_run_with_the_journals_numbers(folder: Path, monkey
     wandb.finish()
     train(folder, settings, resume=5)
     wandb.finish()
-    ids, rows = offline_rows(folder)
+    last = max(step for series in journal_series(folder).values() for step, _ in series)
+    for _ in range(100):  # On a busy machine, wandb's own process may still be writing when finish returns.
+        ids, rows = offline_rows(folder)
+        if last in rows:
+            break
+        time.sleep(0.1)
     assert len(ids) == 1
     for name, series in journal_series(folder).items():
         assert [(step, row[name]) for step, row in sorted(rows.items()) if name in row] == series
