@@ -171,6 +171,22 @@ def test_a_config_imports_nothing(
     assert "evil_module" not in sys.modules
 
 
+def test_a_short_name_of_the_users_lets_no_other_package_in(
+    workplace: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("evil_module.py").write_text("from pathlib import Path; Path('TRACE').touch(); EarlyStopping = object")
+    monkeypatch.syspath_prepend(str(workplace))
+    content = good(trained)
+    config = content["tinytf"]["config"]
+    config["trainer"] = {**config["trainer"], "callbacks": [{"class_path": "evil_module.EarlyStopping"}]}
+    torch.save(content, "evil.ckpt")
+    flags = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    line = refused(["fit", "--ckpt_path", "evil.ckpt", *flags], capfd)
+    assert "evil_module.EarlyStopping, which is not imported on a file's word" in line
+    assert not Path("TRACE").exists()
+    assert "evil_module" not in sys.modules
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "generate", "inspect"])
 def test_other_files_are_refused_by_name(
     command: str, workplace: Path, trained: Path, capfd: pytest.CaptureFixture[str]

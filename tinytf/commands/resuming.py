@@ -27,6 +27,7 @@ WHY = {
 LATER = {"data.split_by": "auto", "data.text_field": "text", "data.bpe_sample_bytes": BPE_SAMPLE_BYTES}
 """Settings that a checkpoint of before them lacks, with the value that does what was done then."""
 TRUSTED = ("torch.optim.", "tinytf.")
+LIGHTNING = "lightning.pytorch."
 
 
 def defaults(command: str, config: Mapping[str, Any], ckpt: Path, named: Collection[str] = ()) -> dict[str, Any]:
@@ -92,8 +93,9 @@ def refuse_foreign(config: Any, ckpt: Path, named: Collection[str], key: str = "
         for value in config:
             refuse_foreign(value, ckpt, named, key)
     elif isinstance(config, str) and not config.startswith(TRUSTED):
-        if config in named or (key.endswith("class_path") and config.rpartition(".")[2] in named):
-            return  # The user's own word.
+        # The parser completes a short name to a class of Lightning's; of another package, the user's word is the whole.
+        if config in named or (config.startswith(LIGHTNING) and config.rpartition(".")[2] in named):
+            return
         may_be_class = key.startswith(("trainer.", "model.")) and ("." in config or "/" in config)
         if may_be_class or key.endswith("class_path"):
             raise UserError(
