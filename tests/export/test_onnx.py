@@ -11,13 +11,10 @@ import torch
 from small_model import Exported
 
 from tinytf.export import onnx_int8
-from tinytf.export.formats import FORMATS
-from tinytf.export.judge import FAILED, Judge
 from tinytf.export.onnx_files import open_session
 from tinytf.export.onnx_graph import Graph
-from tinytf.export.onnx_int8 import per_row
+from tinytf.export.onnx_int8 import per_column
 from tinytf.export.subject import Subject
-from tinytf.export.thresholds import THRESHOLDS
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -47,39 +44,15 @@ def test_files_tell_nothing_of_the_machine_that_wrote_them(exported: Exported) -
         assert b"stack_trace" not in path.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("weight", "change"),
-    [
-        ("layers.1.mlp_norm.weight", lambda value: np.ones_like(value)),
-        ("norm.weight", lambda value: np.ones_like(value)),
-        ("layers.0.gate_up", lambda value: np.roll(value, value.shape[1] // 2, axis=1)),
-        ("embed_tokens.weight", lambda value: value * (np.arange(len(value)) < len(value) - 1)[:, None]),
-    ],
-)
-def test_a_bug_in_the_file_is_caught(
-    weight: str, change: object, exported: Exported, subject: Subject, evaluation: object, tmp_path: Path
-) -> None:
-    """The planted bugs again, through onnxruntime: a file whose weight is not the model's."""
-    model = onnx.load(exported.folder / "model_kv.onnx")
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == weight)
-    value = onnx.numpy_helper.to_array(tensor)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(change(value).astype(np.float32), weight))
-    onnx.save(model, tmp_path / "model_kv.onnx")
-    judge = Judge.of(subject, evaluation, THRESHOLDS, 1)
-    outcome = judge.verdict(FORMATS["onnx-kv"], tmp_path / "model_kv.onnx")
-    assert outcome.status == FAILED
-    assert "max_abs" in outcome.reasons[0]
-
-
-@pytest.mark.parametrize("columns", [50, 51])
-def test_rounding_keeps_to_half_a_step_and_neighbours_to_their_sum(columns: int) -> None:
-    weight = np.random.default_rng(0).normal(size=(7, columns)).astype(np.float32)
-    weight[3] = 0.0
-    weight[4, 10:12] = 9.0
-    rounded, scale = per_row(weight)
+@pytest.mark.parametrize("rows", [50, 51])
+def test_rounding_keeps_to_half_a_step_and_neighbours_to_their_sum(rows: int) -> None:
+    weight = np.random.default_rng(0).normal(size=(rows, 7)).astype(np.float32)
+    weight[:, 3] = 0.0
+    weight[10:12, 4] = 9.0
+    rounded, scale = per_column(weight)
     assert rounded.dtype == np.int8
     assert (np.abs(rounded * scale - weight) <= scale * 0.5001).all()
-    assert largest_sum_of_neighbours(rounded.T) <= 128
+    assert largest_sum_of_neighbours(rounded) <= 128
     assert np.abs(rounded).max() > 63, "no bit is given away where neighbours are small"
 
 
@@ -100,9 +73,7 @@ def test_int8_does_not_saturate_on_processors_that_add_in_16_bits(file: str, exp
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == 3}
     assert len(weights) >= 2 * 4 + 1
     for name, weight in weights.items():
-        # The head's is turned over in the graph.
-        products = weight.T if name == "embed_tokens.quantized" else weight
-        assert largest_sum_of_neighbours(products) * 255 < 2**15
+        assert largest_sum_of_neighbours(weight) * 255 < 2**15, name
 
 
 def rounded_product(name: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -143,6 +144,58 @@ def test_a_batch_that_mixes_rows_is_caught(subject: Subject, evaluation: Evaluat
         return lambda tokens: feed(tokens).roll(1, dims=0)
 
     assert breaches(prove(Runner("rolled", start), Reference(subject.model, evaluation)), THRESHOLDS["fp32"])
+
+
+def test_a_wrong_row_that_held_out_text_never_reads_is_caught(subject: Subject, evaluation: Evaluation) -> None:
+    """The head's row is right, and no window holds the token: only reading every id shows it."""
+    unread = subject.model.config.vocab_size - 1
+    windows = torch.where(evaluation.windows == unread, 0, evaluation.windows)
+    artefact = copy.deepcopy(subject.model)
+    table = artefact.embed_tokens.weight.detach().clone()
+    table[unread] += 0.01
+
+    def start(batch_size: int) -> Feed:
+        feed = eager(artefact).start(batch_size)
+
+        def fed(tokens: torch.Tensor) -> torch.Tensor:
+            with swapped_rows(artefact, table):
+                return feed(tokens)
+
+        return fed
+
+    found = prove(Runner("one row", start), Reference(subject.model, Evaluation(windows, "without the last id")))
+    assert found.loss == found.reference_loss
+    assert breaches(found, THRESHOLDS["fp32"])
+
+
+@contextmanager
+def swapped_rows(model: Transformer, table: torch.Tensor) -> Iterator[None]:
+    """Tokens are looked up in another table than the head's."""
+    handle = model.embed_tokens.register_forward_hook(lambda module, args, output: table[args[0]])
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_a_mask_that_is_wrong_only_for_a_chunk_after_a_past_is_caught(subject: Subject, evaluation: Evaluation) -> None:
+    model = subject.model
+
+    def start(batch_size: int) -> Feed:
+        whole, seen = eager(model).start(batch_size), 0
+
+        def feed(tokens: torch.Tensor) -> torch.Tensor:
+            nonlocal seen
+            logits, past = whole(tokens), seen
+            seen += tokens.shape[1]
+            # The whole of such a chunk sees its last token.
+            return logits if past == 0 else logits[:, -1:].expand_as(logits)
+
+        return feed
+
+    found = prove(Runner("leaking", start), Reference(model, evaluation))
+    assert found.greedy == found.top1 == 1.0
+    assert breaches(found, THRESHOLDS["fp32"])
 
 
 @pytest.mark.parametrize("precision", list(THRESHOLDS))

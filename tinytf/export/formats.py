@@ -6,6 +6,7 @@ A format's module (or an object in it, after a colon) has the first two of these
     open_runner(path, threads)     the artefact in its own runtime, as a `Runner`
     refusal(subject)               the property of the model that the format cannot express, or None
     problems(subject, text, path)  what is wrong with the file besides its logits, such as other token ids
+    open_unrounded(subject, path, threads)   the artefact with the model's own weights in the place of rounded ones
 
 This table imports none of them, so that ``tinytf export --help`` costs nothing.
 """
@@ -77,6 +78,11 @@ class Format:
         """What is wrong with the artefact besides its logits, each in words."""
         look: Callable[[Subject, str, Path], list[str]] = getattr(self._implementation, "problems", lambda *_: [])
         return look(subject, text, path)
+
+    def open_unrounded(self, subject: Subject, path: Path, threads: int) -> Runner | None:
+        """The artefact with its rounding undone, which must be the model to float32; None where nothing is to undo."""
+        undo: Callable[..., Runner | None] = getattr(self._implementation, "open_unrounded", lambda *_: None)
+        return undo(subject, path, threads)
 
     def missing(self, purpose: str) -> list[str]:
         """Packages that are not installed, of those needed for ``"writing"`` or ``"running"``."""

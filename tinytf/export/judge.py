@@ -26,6 +26,7 @@ SPEED_PASSAGE = 1024
 class Outcome:
     """What became of one format.
 
+    ``unrounded`` is its distance with the model's own weights in the place of rounded ones, where it holds such.
     ``beside`` is the speed of the model itself, measured by turns with the artefact's. ``reasons`` says why it failed,
     or what to install to verify it.
     """
@@ -35,6 +36,7 @@ class Outcome:
     path: Path
     runtime: str = ""
     measured: Measured | None = None
+    unrounded: Measured | None = None
     speed: Speed | None = None
     beside: Speed | None = None
     reasons: list[str] = field(default_factory=list)
@@ -75,9 +77,17 @@ class Judge:
         with reference_precision(self.threads), quiet():
             runner = format.open_runner(path, self.threads)
             measured = prove(runner, self.reference)
+            unrounded = None if problems else self._unrounded(format, path)
             speed, beside = self._speeds(runner, eager(self.subject.model))
         reasons = problems + breaches(measured, self.thresholds[format.precision])
-        return Outcome(format, FAILED if reasons else PASSED, path, runner.runtime, measured, speed, beside, reasons)
+        if unrounded:
+            reasons += [f"unrounded: {reason}" for reason in breaches(unrounded, self.thresholds["fp32"])]
+        status = FAILED if reasons else PASSED
+        return Outcome(format, status, path, runner.runtime, measured, unrounded, speed, beside, reasons)
+
+    def _unrounded(self, format: Format, path: Path) -> Measured | None:
+        runner = format.open_unrounded(self.subject, path, self.threads)
+        return prove(runner, self.reference) if runner else None
 
     def reference_speed(self, outcomes: Sequence[Outcome]) -> Speed:
         """The model's own, eager with its cache: the best of what was measured beside the artefacts."""

@@ -92,6 +92,8 @@ def entry(outcome: Outcome, judge: Judge) -> dict[str, Any]:
         written |= {"bytes": sum(size for _, size in sums.values()), "sha256": {name: sums[name][0] for name in sums}}
     if outcome.measured:
         written["measured"] = asdict(outcome.measured)
+    if outcome.unrounded:
+        written["unrounded"] = asdict(outcome.unrounded)
     if outcome.speed:
         written["prefill_tokens_per_sec"] = round(outcome.speed.prefill, 1)
         written["decode_tokens_per_sec"] = round(outcome.speed.decode, 1)

@@ -94,15 +94,17 @@ def runtime_name() -> str:
     return f"onnxruntime {onnxruntime.__version__}"
 
 
-def open_session(path: Path, threads: int) -> Any:
-    """An onnxruntime session on the CPU that says nothing below an error."""
+def open_session(graph: Path | bytes, threads: int) -> Any:
+    """An onnxruntime session on the CPU, of a file or its content, that says nothing below an error."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def stated_config(session: Any) -> TransformerConfig | None:

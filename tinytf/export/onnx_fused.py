@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinytf.export import onnx_int8
+from tinytf.export import onnx_int8, onnx_reading
 from tinytf.export.onnx_files import (
     PAST,
     PRESENT,
@@ -50,6 +50,16 @@ class Fused:
     def open_runner(self, path: Path, threads: int) -> Runner:
         """The graph in onnxruntime, with its cache."""
         return fused_runner(open_session(path, threads))
+
+    def problems(self, subject: Subject, text: str, path: Path) -> list[str]:
+        """Which of its weights are not the model's, where they were rounded."""
+        return onnx_reading.weight_problems(subject, path) if self.quantized else []
+
+    def open_unrounded(self, subject: Subject, path: Path, threads: int) -> Runner | None:
+        """The graph with the model's own weights, where it holds rounded ones."""
+        if not self.quantized:
+            return None
+        return fused_runner(open_session(onnx_reading.unrounded(subject, path), threads))
 
     def refusal(self, subject: Subject) -> str | None:
         """Why the model does not fit into one ONNX file, or None."""

@@ -20,7 +20,6 @@ class Graph:
     def __init__(self, proto: Any) -> None:
         self.graph = proto.graph
         self._weights = {tensor.name: tensor for tensor in self.graph.initializer}
-        self._makers = {name: node for node in self.graph.node for name in node.output}
 
     def nodes(self) -> list[Any]:
         """As they are now: safe to rewrite while going over them."""
@@ -30,13 +29,21 @@ class Graph:
         """Whether there is a weight of this name."""
         return name in self._weights
 
-    def take(self, name: str) -> Array:
-        """A weight, taken out of the graph."""
+    def names(self, ending: str) -> list[str]:
+        """Of the weights whose names end so, without the ending."""
+        return [name.removesuffix(ending) for name in self._weights if name.endswith(ending)]
+
+    def weight(self, name: str) -> Array:
+        """A weight, left where it is."""
         from onnx import numpy_helper
 
-        tensor = self._weights.pop(name)
-        self.graph.initializer.remove(tensor)
-        weight: Array = numpy_helper.to_array(tensor)
+        weight: Array = numpy_helper.to_array(self._weights[name])
+        return weight
+
+    def take(self, name: str) -> Array:
+        """A weight, taken out of the graph."""
+        weight = self.weight(name)
+        self.graph.initializer.remove(self._weights.pop(name))
         return weight
 
     def add(self, name: str, weight: Array) -> None:
@@ -51,13 +58,8 @@ class Graph:
         if not self.holds(name):
             self.add(name, value)
 
-    def made_by(self, name: str, op_type: str) -> str | None:
-        """First input of the node of this type that makes a value."""
-        node = self._makers.get(name)
-        return node.input[0] if node is not None and node.op_type == op_type else None
-
     def replace(self, node: Any, *steps: Step) -> None:
-        """Put nodes in the place of one."""
+        """Put nodes, or none, in the place of one."""
         from onnx import helper
 
         at = list(self.graph.node).index(node)

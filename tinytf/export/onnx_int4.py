@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tinytf.export import onnx_files
 from tinytf.export.onnx_files import check, load, open_cached, save
 from tinytf.export.onnx_graph import Graph
-from tinytf.export.onnx_int8 import per_row
-from tinytf.export.onnx_table import EMBEDDING, round_embedding
+from tinytf.export.onnx_int8 import add_rounded
+from tinytf.export.onnx_int8 import open_unrounded as open_unrounded
+from tinytf.export.onnx_int8 import problems as problems
+from tinytf.export.onnx_reading import BLOCK
+from tinytf.export.onnx_table import TABLE, look_up, untie
 from tinytf.export.quiet import quiet
 from tinytf.export.runner import Runner
 from tinytf.export.subject import Subject
 
-BLOCK = 32
 INT8_COMPUTE = 4
 """``accuracy_level``: activations are rounded to 8 bits too, which is what makes it fast."""
 
@@ -36,7 +36,9 @@ def write(subject: Subject, path: Path, base: Path | None) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     proto = load(base)
-    untie(Graph(proto))
+    graph = Graph(proto)
+    add_rounded(graph, TABLE, untie(graph))
+    look_up(graph, TABLE)
     settings = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=INT8_COMPUTE, bits=4)
     with quiet():
         quantizer = MatMulNBitsQuantizer(proto, algo_config=settings)
@@ -49,12 +51,3 @@ def write(subject: Subject, path: Path, base: Path | None) -> None:
 def open_runner(path: Path, threads: int) -> Runner:
     """The graph in onnxruntime, with its cache."""
     return open_cached(path, threads)
-
-
-def untie(graph: Graph) -> None:
-    """Give the head a weight of its own, which the quantizer finds, and the embedding rows of 8 bits."""
-    weight = graph.take(EMBEDDING)
-    head = round_embedding(graph, *per_row(weight))
-    if head is not None:
-        graph.add(head.output[0], np.ascontiguousarray(weight.T))
-        graph.replace(head)

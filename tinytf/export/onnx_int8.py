@@ -1,4 +1,4 @@
-"""onnx-kv in 8 bits with standard operators: every product per output channel, embedding and head in one table."""
+"""onnx-kv in 8 bits with standard operators: every product per output channel, the embedding read from the head."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinytf.export.onnx_files import check, load, open_cached, save
+from tinytf.export.onnx_files import cached_runner, check, load, open_cached, open_session, save
 from tinytf.export.onnx_files import refusal as refusal
 from tinytf.export.onnx_graph import Array, Graph, Step
-from tinytf.export.onnx_table import EMBEDDING, ROWS, round_embedding
+from tinytf.export.onnx_reading import unrounded, weight_problems
+from tinytf.export.onnx_table import HEAD, ROUNDED, SCALE, look_up, untie
 from tinytf.export.runner import Runner
 from tinytf.export.subject import Subject
 
@@ -32,6 +33,16 @@ def write(subject: Subject, path: Path, base: Path | None) -> None:
     check(path)
 
 
+def problems(subject: Subject, text: str, path: Path) -> list[str]:
+    """Which of its weights are not the model's."""
+    return weight_problems(subject, path)
+
+
+def open_unrounded(subject: Subject, path: Path, threads: int) -> Runner:
+    """The graph with the model's own weights."""
+    return cached_runner(open_session(unrounded(subject, path), threads))
+
+
 def open_runner(path: Path, threads: int) -> Runner:
     """The graph in onnxruntime, with its cache."""
     return open_cached(path, threads)
@@ -39,14 +50,9 @@ def open_runner(path: Path, threads: int) -> Runner:
 
 def quantize(graph: Graph) -> None:
     """Rewrite every product with a weight, and the embedding, in place."""
-    weight = graph.take(EMBEDDING)
-    table, scale = per_row(weight)
-    head = round_embedding(graph, table, scale)
-    if head is not None:
-        # onnxruntime turns the table over once, as it loads; the file holds it once.
-        head.input[0] = ROWS
-        graph.add("head.scale", scale[:, 0])
+    untie(graph)
     round_products(graph)
+    look_up(graph, HEAD)
 
 
 def round_products(graph: Graph) -> None:
@@ -58,15 +64,11 @@ def round_products(graph: Graph) -> None:
 
 def _round_product(graph: Graph, node: Any) -> None:
     x, w = node.input
-    if graph.holds(w):
-        rounded, scale = per_row(graph.take(w).T)
-        graph.add(f"{w}.quantized", np.ascontiguousarray(rounded.T))
-        graph.add(f"{w}.scale", scale[:, 0])
-        multiply = _multiply_by_token if w.endswith(".down") else _multiply
-        graph.replace(node, *multiply(graph, x, f"{w}.quantized", f"{w}.scale", node.output[0]))
-    elif graph.made_by(w, "Transpose") == ROWS:
-        graph.replace(node, *_multiply(graph, x, w, "head.scale", node.output[0]))
-    # Else scores and weighted values: both sides are activations, and stay in float32.
+    if not graph.holds(w):
+        return  # Scores and weighted values: both sides are activations, and stay in float32.
+    add_rounded(graph, w, graph.take(w))
+    multiply = _multiply_by_token if w.endswith(".down") else _multiply
+    graph.replace(node, *multiply(graph, x, w + ROUNDED, w + SCALE, node.output[0]))
 
 
 def _multiply(graph: Graph, x: str, w: str, scale: str, out: str) -> list[Step]:
@@ -98,9 +100,16 @@ def _multiply_by_token(graph: Graph, x: str, w: str, scale: str, out: str) -> li
     ]
 
 
-def per_row(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Integers of which two neighbours (columns 0 and 1, 2 and 3, …) keep to `LARGEST`, and each row's scale."""
-    pairs = np.add.reduceat(weight, np.arange(0, weight.shape[1], 2), axis=1)
-    largest = np.maximum(np.abs(weight).max(axis=1, keepdims=True), np.abs(pairs).max(axis=1, keepdims=True))
+def add_rounded(graph: Graph, name: str, weight: Array) -> None:
+    """Put in a weight ``[in, out]`` as integers and the scale of each column."""
+    rounded, scale = per_column(weight)
+    graph.add(name + ROUNDED, rounded)
+    graph.add(name + SCALE, scale)
+
+
+def per_column(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Integers of which two neighbours (rows 0 and 1, 2 and 3, …) keep to `LARGEST`, and each column's scale."""
+    pairs = np.add.reduceat(weight, np.arange(0, len(weight), 2), axis=0)
+    largest = np.maximum(np.abs(weight).max(axis=0), np.abs(pairs).max(axis=0))
     scale = np.maximum(largest / LARGEST, 1e-12).astype(np.float32)
     return np.clip(np.rint(weight / scale), -LARGEST, LARGEST).astype(np.int8), scale

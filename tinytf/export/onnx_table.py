@@ -1,40 +1,48 @@
-"""The embedding of an ONNX graph in rows of 8 bits, which int8 and int4 share."""
+"""Embedding and head of an ONNX graph, for int8 and int4."""
 
 from __future__ import annotations
 
-from typing import Any
+import numpy as np
 
 from tinytf.export.onnx_graph import Array, Graph
 
-EMBEDDING = "embed_tokens.weight"
-ROWS, SCALE = "embed_tokens.quantized", "embed_tokens.scale"
+EMBEDDING, HEAD, TABLE = "embed_tokens.weight", "head", "embed_tokens"
+ROUNDED, SCALE = ".quantized", ".scale"
+"""What is added to the name of a weight, for its 8-bit integers and for the scale of each column."""
 
 
-def round_embedding(graph: Graph, rows: Array, scale: Array) -> Any:
-    """Look tokens up in 8-bit rows, each brought back by its own scale.
-
-    Args:
-        graph: its weight ``EMBEDDING`` was taken out.
-        rows: of the table, ``[vocab_size, d_model]``.
-        scale: of each row, ``[vocab_size, 1]``.
+def untie(graph: Graph) -> Array:
+    """Make the head a product with a weight of its own, ``HEAD``: what quantizers and old runtimes look for.
 
     Returns:
-        The node that turns the table over for the head, and still names the weight that was taken. None where the
-        head has a weight of its own: in small graphs the exporter turns it over itself.
+        The head's weight, ``[d_model, vocab_size]``. The embedding's is taken out: `look_up` takes its place.
     """
-    graph.add(ROWS, rows)
-    graph.add(SCALE, scale)
-    readers = {node.op_type: node for node in graph.nodes() if EMBEDDING in node.input}
-    _look_up(graph, readers.pop("Gather"))
-    return readers.get("Transpose")
+    weight = np.ascontiguousarray(graph.take(EMBEDDING).T)
+    product = next(node for node in graph.nodes() if "logits" in node.output)
+    turned = next((node for node in graph.nodes() if product.input[1] in node.output), None)
+    if turned is not None:
+        graph.replace(turned)
+    else:  # In small graphs the exporter turns the table over itself.
+        graph.take(product.input[1])
+    product.input[1] = HEAD
+    graph.add(HEAD, weight)
+    return weight
 
 
-def _look_up(graph: Graph, node: Any) -> None:
+def look_up(graph: Graph, table: str) -> None:
+    """Read the embedding of a token from the integers of a table, each of whose columns has its own scale.
+
+    Args:
+        graph: after `untie`.
+        table: name of the rounded weight ``[d_model, vocab_size]``, which can be the head's: the file holds it once.
+    """
+    node = next(node for node in graph.nodes() if EMBEDDING in node.input)
     ids, out = node.input[1], node.output[0]
     graph.replace(
         node,
-        ("Gather", [ROWS, ids], [f"{out}.row"], {}),
-        ("Cast", [f"{out}.row"], [f"{out}.float"], {"to": graph.FLOAT}),
-        ("Gather", [SCALE, ids], [f"{out}.scale"], {}),
-        ("Mul", [f"{out}.float", f"{out}.scale"], [out], {}),
+        ("Gather", [table + ROUNDED, ids], [f"{out}.column"], {"axis": 1}),
+        ("Cast", [f"{out}.column"], [f"{out}.float"], {"to": graph.FLOAT}),
+        ("Gather", [table + SCALE, ids], [f"{out}.scale"], {}),
+        ("Mul", [f"{out}.float", f"{out}.scale"], [f"{out}.scaled"], {}),
+        ("Transpose", [f"{out}.scaled"], [out], {"perm": [1, 2, 0]}),
     )
