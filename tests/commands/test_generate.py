@@ -59,6 +59,12 @@ def test_same_seed_same_text_and_another_seed_another(say, model):
     assert say(*flags, "--seed", 6, model=model).out != first
 
 
+@pytest.mark.parametrize("seed", [2**64 - 1, -(2**63) - 1])
+def test_a_seed_that_no_generator_takes_is_one_line(say, seed):
+    with pytest.raises(UserError, match=f"--seed {seed}: give one from"):
+        say("--prompt", "a", f"--seed={seed}", "--num_samples", 2)
+
+
 def test_sample_i_is_a_lone_run_with_seed_plus_i(say):
     flags = ("--prompt", "It is", "--json")
     together = texts(say(*flags, "--num_samples", 3, "--seed", 4))

@@ -47,6 +47,25 @@ def test_a_format_that_does_not_pass_is_told_by_name(
     assert "export: torchscript did not pass; the checkpoint" in capsys.readouterr().err
 
 
+def test_a_run_that_stops_early_is_exported_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stopping = "lightning.pytorch.callbacks.EarlyStopping"
+    flags = ["--export.formats=[torchscript]", "--trainer.max_steps=40", "--trainer.val_check_interval=4"]
+    flags += [f"--trainer.callbacks+={stopping}", "--trainer.callbacks.monitor=val/loss"]
+    flags += ["--trainer.callbacks.stopping_threshold=100", "--trainer.limit_val_batches=2"]
+    assert main(["fit", *SMALL, *flags]) == 0
+    assert (tmp_path / "checkpoints" / "tiny" / "version_0" / "export" / "model.torchscript.pt").exists()
+
+
+def test_a_model_that_a_format_cannot_express_is_found_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *SMALL, "--export.formats=[gguf]", "--model.d_ff=100"]) == 2
+    assert "do not divide d_ff 100; leave it out of --formats" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_an_unknown_format_is_found_before_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from small_model import LOOSE, Exported, save_checkpoint, small_model
 
 from tinytf.commands.export import run as run_export
-from tinytf.errors import UserError
+from tinytf.errors import RunError, UserError
 from tinytf.export import formats, manifest, pt2, torchscript
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS
 from tinytf.export.subject import Subject, sha256
@@ -109,7 +110,8 @@ def test_nothing_is_made_from_an_fp32_file_that_failed(
     checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
     assert export(checkpoint, "gguf-q8_0") == 1
     content = manifest.read(checkpoint.parent / "export")
-    assert content["failed"][0]["reasons"] == ["gguf-f32, which it is made from, failed"]
+    (reason,) = content["failed"][0]["reasons"]
+    assert reason.startswith("gguf-f32, which it is made from, failed (tensor blk.1.ffn_gate.weight is not")
     assert not list((checkpoint.parent / "export").glob("*.gguf"))
 
 
@@ -198,8 +200,43 @@ def test_json_is_strict_and_the_same_as_the_file(
 
 
 def test_a_manifest_with_nan_is_still_json(tmp_path: Path) -> None:
-    manifest.write(tmp_path, {"format": 1, "numbers": [float("nan"), float("-inf"), 1.5]})
-    assert manifest.read(tmp_path)["numbers"] == ["NaN", "-Infinity", 1.5]
+    manifest.write(tmp_path, {"numbers": [float("nan"), float("-inf"), 1.5]})
+    assert json.loads((tmp_path / "export.json").read_text())["numbers"] == ["NaN", "-Infinity", 1.5]
+
+
+def test_json_on_the_screen_is_strict_where_a_format_fails(
+    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    write = torchscript.write
+
+    def broken(subject: Subject, path: Path, base: Path | None) -> None:
+        other = small_model(subject.model.config.vocab_size)
+        other.norm.weight.data[0] = float("nan")
+        write(Subject(other, subject.tokenizer), path, base)
+
+    monkeypatch.setattr(torchscript, "write", broken)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    assert export(checkpoint, "torchscript", "--json") == 1
+    printed = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))
+    assert printed["failed"][0]["measured"]["kl"] == "NaN"
+
+
+def test_a_full_disk_is_one_line_and_the_earlier_export_stands(
+    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    folder = checkpoint.parent / "export"
+    assert export(checkpoint, "torchscript") == 0
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def full(subject: Subject, path: Path, base: Path | None) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pt2, "write", full)
+    with pytest.raises(RunError, match="pt2: the disk is full"):
+        export(checkpoint, "torchscript,pt2")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_loosened_threshold_is_recorded(exported: Exported) -> None:

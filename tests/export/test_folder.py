@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,77 @@ def test_stopped_while_files_take_their_names_the_folder_is_still_an_export(
     assert [entry["name"] for entry in manifest.read(folder)["artefacts"]] == ["huggingface"]
     assert export(checkpoint, "torchscript") == 0
     assert [entry["name"] for entry in manifest.read(folder)["artefacts"]] == ["huggingface", "torchscript"]
+
+
+def test_an_artefact_whose_new_writing_crashes_keeps_its_proven_file(
+    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    folder = checkpoint.parent / "export"
+    assert export(checkpoint, "pt2") == 0
+    proven = manifest.read(folder)["artefacts"]
+
+    def crash(subject: Subject, path: Path, base: Path | None) -> None:
+        path.write_text("half")
+        raise KeyError("an exporter's bug")
+
+    monkeypatch.setattr(pt2, "write", crash)
+    assert export(checkpoint, "pt2,torchscript") == 1
+    content = manifest.read(folder)
+    assert content["artefacts"][0] == proven[0]
+    assert sha256(folder / "model.pt2") == proven[0]["sha256"]["model.pt2"]
+    assert [entry["name"] for entry in content["failed"]] == ["pt2"]
+
+
+def test_what_was_taken_away_by_hand_is_no_longer_listed(
+    subject: Subject, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    folder = checkpoint.parent / "export"
+    assert export(checkpoint, "huggingface") == 0
+    shutil.rmtree(folder / "huggingface")
+    assert export(checkpoint, "torchscript") == 0
+    assert "huggingface is gone, so it is no longer listed" in capsys.readouterr().err
+    content = manifest.read(folder)
+    assert [entry["name"] for entry in content["artefacts"]] == ["torchscript"]
+    assert content["reference"]["file"] == "reference.safetensors"
+
+
+def test_what_was_changed_by_hand_is_not_passed_on_as_proven(
+    subject: Subject, export: Callable[..., int], tmp_path: Path
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    folder = checkpoint.parent / "export"
+    assert export(checkpoint, "torchscript") == 0
+    (folder / "model.torchscript.pt").write_bytes(b"mine")
+    with pytest.raises(UserError, match="changed since it was exported; add torchscript to --formats, or delete"):
+        export(checkpoint, "huggingface")
+    assert (folder / "model.torchscript.pt").read_bytes() == b"mine"
+    assert export(checkpoint, "huggingface,torchscript") == 0
+
+
+def test_a_second_export_into_a_folder_in_use_is_refused(
+    subject: Subject, export: Callable[..., int], tmp_path: Path
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    place = checkpoint.parent / "export"
+    with folder.partial_folder(place) as partial:
+        (partial / "model.pt2").write_text("half")
+        with pytest.raises(UserError, match="another export is writing into it"):
+            export(checkpoint, "torchscript")
+        assert (partial / "model.pt2").read_text() == "half"
+    assert export(checkpoint, "torchscript") == 0
+
+
+def test_a_manifest_that_could_not_be_written_does_not_lock_the_folder(
+    subject: Subject, export: Callable[..., int], tmp_path: Path
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    place = checkpoint.parent / "export"
+    place.mkdir()
+    (place / ".export.json.tmp").write_text("{")
+    assert export(checkpoint, "torchscript") == 0
+    assert ".export.json.tmp" not in files(place)
 
 
 def stopped_at(name: str) -> Callable[[Path], None]:

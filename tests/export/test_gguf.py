@@ -19,6 +19,7 @@ from tinytf.export.formats import FORMATS
 from tinytf.export.gguf_file import F16, F32, Q8_0, Gguf
 from tinytf.export.gguf_layout import gguf_name, to_llama_cpp
 from tinytf.export.gguf_reading import file_problems, from_llama_cpp
+from tinytf.export.gguf_tokenizer import tokenizer_problems
 from tinytf.export.judge import NOT_VERIFIED, PASSED, Judge
 from tinytf.export.subject import Subject
 from tinytf.export.thresholds import with_overrides
@@ -120,6 +121,18 @@ def test_an_embedding_with_more_rows_than_tokens_is_filled_up(tmp_path: Path) ->
     F32.write(subject, tmp_path / "model.gguf", None)
     fields = gguf.GGUFReader(str(tmp_path / "model.gguf")).fields
     assert len(fields["tokenizer.ggml.tokens"].contents()) == subject.model.config.vocab_size
+
+
+def test_added_tokens_are_whole_for_llama_cpp_too(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("bpe")
+    tokenizer.add_tokens(["<poem>"])
+    subject = Subject(small_model(tokenizer.get_vocab_size()), tokenizer)
+    F32.write(subject, tmp_path / "model.gguf", None)
+    types = gguf.GGUFReader(str(tmp_path / "model.gguf")).get_field("tokenizer.ggml.token_type").contents()
+    assert types[tokenizer.token_to_id("<poem>")] == gguf.TokenType.USER_DEFINED
+    assert types[tokenizer.token_to_id("<|endoftext|>")] == gguf.TokenType.CONTROL
+    text = "Now<poem> is\n<poem><poem>the winter"
+    assert tokenizer_problems(tokenizer, text, tmp_path / "model.gguf") == []
 
 
 def test_tokenizers_that_llama_cpp_has_not_are_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_model import TEXT, small_model, tokenizer_of
 
-from tinytf.data.tokenizer import encode
+from tinytf.data.tokenizer import character_tokenizer, encode
 from tinytf.export import huggingface
 from tinytf.export.subject import Subject
 from tinytf.model.decoding import TransformerEngine, decode
@@ -91,6 +91,13 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
     assert card.startswith("---\n")
     assert f"{subject.model.config.parameter_count:,}" in card
     assert "| Steps | 7 |" in card
+
+
+def test_the_cards_example_can_be_encoded(tmp_path: Path) -> None:
+    tokenizer = character_tokenizer("äöü\n", end_of_text=False)
+    card = huggingface.model_card(Subject(small_model(tokenizer.get_vocab_size()), tokenizer))
+    assert 'tokenizer("ä", return_tensors' in card
+    assert 'tokenizer("Once", return_tensors' in huggingface.model_card(folder_of("bpe", tmp_path)[0])
 
 
 def test_no_default_token_id_stands_in_for_a_missing_one(tmp_path: Path) -> None:

@@ -100,9 +100,46 @@ def test_a_wrong_model_under_a_right_sum_fails_by_its_logits(
 def test_thresholds_are_those_of_the_export_unless_given(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verified(bundle, capsys, "--threshold", "fp32.max_abs=0")[0] == 1
     stated = json.loads((bundle / "export.json").read_text())
-    stated["thresholds"]["fp32"]["max_abs"] = 0.0
+    stated["artefacts"][1]["thresholds"]["max_abs"] = 0.0
     (bundle / "export.json").write_text(json.dumps(stated))
     assert verified(bundle, capsys)[0] == 1
+
+
+def test_each_artefact_is_held_to_the_thresholds_it_was_exported_with(
+    subject: Subject, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    assert export(checkpoint, "huggingface", "--threshold", "fp32.max_abs=0.5") == 0
+    assert export(checkpoint, "pt2", "--threshold", "fp32.max_abs=0.25") == 0
+    content = verified(checkpoint.parent / "export", capsys)[1]
+    assert [entry["thresholds"]["max_abs"] for entry in content["artefacts"]] == [0.5, 0.25]
+
+
+def test_another_tokenizer_beside_the_graphs_is_named(bundle: Path) -> None:
+    path = bundle / "tokenizer.json"
+    path.write_text(path.read_text().replace("[", "[ ", 1))
+    with pytest.raises(UserError, match=r"tokenizer\.json: it is not the file that was exported"):
+        run([str(bundle)])
+
+
+def test_an_artefact_that_does_not_load_fails_alone(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinytf.export import torchscript
+
+    def crash(path: Path, threads: int) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(torchscript, "open_runner", crash)
+    code, content = verified(bundle, capsys)
+    assert code == 1
+    assert [entry["status"] for entry in content["artefacts"]] == ["passed"]
+    assert content["failed"][0]["reasons"] == ["RuntimeError: no such operator"]
+
+
+def test_a_folder_for_a_checkpoint_is_one_line(bundle: Path) -> None:
+    with pytest.raises(UserError, match="Is a directory; give a checkpoint file"):
+        run([str(bundle), "--ckpt_path", str(bundle)])
 
 
 def test_another_checkpoint_is_refused(bundle: Path, subject: Subject, tmp_path: Path) -> None:
@@ -134,7 +171,12 @@ def test_a_changed_evaluation_set_is_refused(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "it holds no export.json"), ("{", "it is not JSON"), ("[]", "not written by tinytf")],
+    [
+        (None, "it holds no export.json"),
+        ("{", "it is not JSON"),
+        ("[]", "not written by tinytf"),
+        ('{"format": 1}', "it has no checkpoint, so it is not whole"),
+    ],
 )
 def test_a_folder_that_is_no_export_is_refused(content: str | None, said: str, tmp_path: Path) -> None:
     if content is not None:

@@ -30,6 +30,8 @@ def test_without_data_settings_it_asks_for_text(exported: Exported) -> None:
         (["--threshold", "int8.kk=1"], "did you mean int8.kl"),
         (["--threshold", "int8.kl=low"], "'low' is not a finite number"),
         (["--text", "no.such.file"], "--text no.such.file: No such file"),
+        (["--text", ""], "--text is empty"),
+        (["--output_dir="], "--output_dir is empty"),
         (["--threads", "0"], "must be at least 1"),
         (["--format", "onnx"], "did you mean --formats"),
     ],
@@ -53,7 +55,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gguf-q8_0", {"d_ff": 100}, "which do not divide d_ff 100"),
         ("onnx-int4", {"d_model": 48, "n_heads": 4}, "which do not divide d_model 48"),
         ("pt2", {"max_seq_len": 2}, "format pt2 .* traced with 3 tokens, and max_seq_len is 2; leave it out"),
-        ("onnx", {"max_seq_len": 1}, "and max_seq_len is 1"),
+        ("onnx", {"max_seq_len": 1}, "max_seq_len is 1: a model that reads one token"),
+        ("onnx-fused", {"d_model": 48, "n_heads": 2, "n_kv_heads": 2}, "takes heads of a multiple of 16 .* has 24"),
     ],
 )
 def test_a_model_that_a_format_cannot_express_is_refused_before_anything_is_written(

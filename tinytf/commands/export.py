@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinytf.commands.parser import CommandParser, add_checkpoint_flags, checkpoint_path, positive
+from tinytf.errors import UserError
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
 
 
@@ -66,6 +67,9 @@ def run(argv: list[str]) -> int:
         UserError: where flags, checkpoint, text or folder cannot be used.
     """
     args = parser().parse_args(argv)
+    for flag, value in (("--output_dir", args.output_dir), ("--text", args.text)):
+        if value == "":
+            raise UserError(f"{flag} is empty: give a path, or leave it out")
     formats = choose([name.strip() for name in args.formats.split(",") if name.strip()])
     from tinytf.export.checkpoint import export_checkpoint
 
@@ -84,9 +88,10 @@ def run(argv: list[str]) -> int:
 
 def print_result(content: dict[str, Any], *, as_json: bool) -> None:
     """The content of ``export.json`` on stdout, as a table or as it is."""
+    from tinytf.export.manifest import strict
     from tinytf.export.report import table
 
-    print(json.dumps(content, indent=2) if as_json else table(content))
+    print(json.dumps(strict(content), indent=2, allow_nan=False) if as_json else table(content))
 
 
 def say(line: str) -> None:

@@ -79,6 +79,8 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if bool(args.ckpt_path) == bool(args.model):
         raise UserError("give one of --ckpt_path and --model; see tinytf generate --help")
+    if not -(2**63) <= args.seed <= 2**64 - args.num_samples:
+        raise UserError(f"--seed {args.seed}: give one from -2^63 to 2^64 - 1, with room for --num_samples")
     if "" in args.stop:
         raise UserError("--stop is empty: give the text to stop before")
     prompt = read_prompt(args)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,7 @@ class CommandLine(LightningCLI):
 
     def _add_run(self, settings: dict[str, Any], given: Any) -> None:
         config, data, folder = self._plain("fit"), {}, Path()
+        at_end = [ExportAtEnd(given["export"].formats)] if given["export"].at_end else []
         if first_process():
             # Here, so that text which cannot be used is found before a folder is made for the run.
             self.datamodule.prepare_data()
@@ -225,12 +227,13 @@ class CommandLine(LightningCLI):
             if self.resume:
                 resuming.refuse_other_text(data, self.resume.entry["data"], self.resume.path)
                 warn_of_another_schedule(self.model, config, self.resume)
+            for export in at_end:
+                shape = replace(self.model.shape, vocab_size=self.datamodule.vocab_size)
+                export.refuse_unfit(shape, self.datamodule.tokenizer)
             folder = prepare_folder(Path(given["checkpoint"].dir), given["name"], config, self.resume)
             announce(folder, config, self.resume)
         self.run_parts = build_run(folder, config, data, given["checkpoint"], given["tracking"], self.resume)
-        settings["callbacks"] += self.run_parts.callbacks
-        if given["export"].at_end:
-            settings["callbacks"].append(ExportAtEnd(given["export"].formats))
+        settings["callbacks"] += [*self.run_parts.callbacks, *at_end]
         if settings["logger"] is not False:
             theirs = [] if settings["logger"] is True else as_list(settings["logger"])
             settings["logger"] = [*self.run_parts.loggers, *theirs]

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from tokenizers import Tokenizer
 
 from tinytf.errors import RunError
 from tinytf.export.formats import DEFAULT, choose
+from tinytf.export.subject import Subject
+from tinytf.model import Transformer, TransformerConfig
 from tinytf.tracking.dashboards import trackers
 
 log = logging.getLogger(__name__)
@@ -30,7 +34,7 @@ class ExportSettings:
 
 
 class ExportAtEnd(Callback):
-    """Does what `tinytf export --ckpt_path best` does, once the run has reached its last step.
+    """Does what `tinytf export --ckpt_path best` does, once the training has ended; one that a signal stops goes on.
 
     Args:
         formats: names of formats.
@@ -42,10 +46,22 @@ class ExportAtEnd(Callback):
     def __init__(self, formats: list[str]) -> None:
         self.formats = choose(formats)
 
+    def refuse_unfit(self, config: TransformerConfig, tokenizer: Tokenizer) -> None:
+        """Raise UserError where a format cannot express the model: not after hours of training it."""
+        from tinytf.export.bundle import refuse_unfit
+
+        with torch.device("meta"):
+            subject = Subject(Transformer(config), tokenizer)
+        refuse_unfit(self.formats, subject)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         best: Any = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if trainer.is_global_zero and trainer.global_step >= trainer.max_steps and best:
+        if best:
             self._export(trainer, Path(best))
+        else:
+            log.warning("export: no checkpoint was kept as the best (checkpoint.save_top_k, val_check_interval)")
 
     def _export(self, trainer: Trainer, best: Path) -> None:
         from tinytf.export.checkpoint import export_checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import traceback
 from collections.abc import Callable, Sequence
@@ -9,24 +10,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinytf.errors import UserError
+from tinytf.errors import RunError, UserError
 from tinytf.export import manifest
 from tinytf.export.evaluation import FILE as EVALUATION
-from tinytf.export.folder import Earlier, partial_folder, publish
+from tinytf.export.folder import Earlier, partial_folder, publish, remove
 from tinytf.export.formats import FORMATS, Format
 from tinytf.export.huggingface import WEIGHTS, write_weights
-from tinytf.export.judge import FAILED, Judge, Outcome
+from tinytf.export.judge import FAILED, Judge, Outcome, crashed
 from tinytf.export.subject import Subject, sha256
 
 HUGGINGFACE = FORMATS["huggingface"].file
 REFERENCE = "reference.safetensors"
 COMPANIONS = ("tokenizer.json", "config.json", EVALUATION, REFERENCE)
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 Say = Callable[[str], None]
 
 
 def refuse_unfit(formats: Sequence[Format], subject: Subject) -> None:
     """Raise UserError where a format, or the one it is made from, cannot express this model; before any is written."""
+    if subject.model.config.max_seq_len < 2:
+        raise UserError("max_seq_len is 1: a model that reads one token writes no text to compare; there is no export")
     for format in formats:
         for needed in (format, FORMATS[format.base]) if format.base else (format,):
             why = needed.refusal(subject)
@@ -55,9 +60,10 @@ def export(judge: Judge, formats: Sequence[Format], folder: Path, *, replace: bo
     with partial_folder(folder) as partial:
         workshop = Workshop(judge, partial, say)
         outcomes = [workshop.make(format) for format in formats]
+        earlier = earlier.without([outcome.format.name for outcome in outcomes if not outcome.path.exists()])
         speed = judge.reference_speed(outcomes)
         weights = _write_companions(partial, judge, folder, _has_weights(outcomes, earlier))
-        content = manifest.describe(judge, outcomes, speed, weights)
+        content = manifest.describe(judge, outcomes, speed, weights, _sums(partial))
         content["artefacts"] = earlier.kept + content["artefacts"]
         publish(partial, folder, [*_passed(outcomes), *COMPANIONS], earlier, content)
     return content
@@ -81,18 +87,20 @@ class Workshop:
         if format.base:
             base = self.make(FORMATS[format.base])
             if base.status == FAILED:
-                return Outcome(format, FAILED, path, reasons=[f"{format.base}, which it is made from, failed"])
+                why = "; ".join(base.reasons)
+                return Outcome(format, FAILED, path, reasons=[f"{format.base}, which it is made from, failed ({why})"])
         try:
             self.say(f"{format.name}: writing")
             format.write(self.judge.subject, path, base.path if base else None)
             self.say(f"{format.name}: comparing with the model")
             return self.judge.verdict(format, path)
         except Exception as error:
+            if getattr(error, "errno", None) in DISK_FULL:
+                raise RunError(f"{format.name}: the disk is full, and {self.folder.parent} is as it was") from error
             # The other formats are worth having; this one's traceback is shown whole, and the command fails.
             self.say(traceback.format_exc())
-            return Outcome(
-                format, FAILED, path, reasons=[f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"]
-            )
+            remove(path)
+            return crashed(format, path, error)
 
 
 def _write_companions(partial: Path, judge: Judge, folder: Path, has_weights: bool) -> dict[str, Any]:
@@ -111,6 +119,11 @@ def _write_companions(partial: Path, judge: Judge, folder: Path, has_weights: bo
         write_weights(subject, partial / REFERENCE)
     path = next(place / name for place in (partial, folder) if (place / name).exists())
     return {"file": name, "sha256": sha256(path)}
+
+
+def _sums(partial: Path) -> dict[str, str]:
+    """What graphs are run with: `tinytf verify` looks whether it is still there."""
+    return {name: sha256(partial / name) for name in ("tokenizer.json", "config.json")}
 
 
 def _has_weights(outcomes: Sequence[Outcome], earlier: Earlier) -> bool:

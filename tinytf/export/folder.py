@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ class Earlier:
 
     Args:
         kept: entries of its manifest that stay.
-        stale: files that go when the new ones come.
+        redone: entries whose files go when the new ones come.
+        same: whether it is of the same checkpoint.
     """
 
     kept: list[dict[str, Any]] = field(default_factory=list)
-    stale: list[str] = field(default_factory=list)
+    redone: list[dict[str, Any]] = field(default_factory=list)
+    same: bool = False
 
     @classmethod
     def found(
@@ -39,8 +43,7 @@ class Earlier:
         if not (folder / manifest.NAME).exists():
             return cls()
         old = manifest.read(folder)
-        made = old["checkpoint"]
-        redone = {format.name for format in formats}
+        made, artefacts = old["checkpoint"], old["artefacts"]
         if made.get("sha256") != subject.source.get("sha256"):
             if not replace:
                 raise UserError(
@@ -48,9 +51,28 @@ class Earlier:
                     "give another folder, or delete it"
                 )
             say(f"replacing the export of {made.get('path')} (step {made.get('step')})")
-            redone = {entry["name"] for entry in old["artefacts"]}
-        kept = [entry for entry in old["artefacts"] if entry["name"] not in redone]
-        return cls(kept, [entry["file"] for entry in old["artefacts"] if entry["name"] in redone])
+            return cls([], artefacts)
+        again = {format.name for format in formats}
+        kept = [entry for entry in artefacts if entry["name"] not in again and _is_whole(folder, entry, say)]
+        return cls(kept, [entry for entry in artefacts if entry["name"] in again], same=True)
+
+    def without(self, unwritten: Container[str]) -> Earlier:
+        """What stays where these formats could not be written: the earlier artefact of the same checkpoint does."""
+        if not self.same:
+            return self
+        spared = [entry for entry in self.redone if entry["name"] in unwritten]
+        return Earlier([*self.kept, *spared], [entry for entry in self.redone if entry not in spared], same=True)
+
+
+def _is_whole(folder: Path, entry: dict[str, Any], say: Callable[[str], None]) -> bool:
+    """Whether an artefact that stays is still what was proven; one that was taken away is no longer listed."""
+    if not (folder / entry["file"]).exists():
+        say(f"{entry['name']}: {entry['file']} is gone, so it is no longer listed")
+        return False
+    changed = manifest.changes(folder, entry)
+    if changed:
+        raise UserError(f"{folder}: {changed[0]}; add {entry['name']} to --formats, or delete {entry['file']}")
+    return True
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -58,7 +80,7 @@ def _refuse_strangers(folder: Path) -> None:
         raise UserError(f"--output_dir {folder}: it is a file; give a folder")
     if not folder.exists() or (folder / manifest.NAME).exists():
         return
-    strangers = [path.name for path in folder.iterdir() if not path.name.startswith(PARTIAL)]
+    strangers = [path.name for path in folder.iterdir() if not path.name.startswith((PARTIAL, manifest.TEMPORARY))]
     if strangers:
         raise UserError(
             f"--output_dir {folder}: it holds {strangers[0]} and no {manifest.NAME}, so it is not an export; "
@@ -68,18 +90,39 @@ def _refuse_strangers(folder: Path) -> None:
 
 @contextmanager
 def partial_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the artefacts, so that publishing is a rename; taken away however the work ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{PARTIAL}*"):
-            remove(leftover)
-        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: it cannot be written to ({error.strerror})") from error
-    try:
+    """A folder beside the artefacts, so that publishing is a rename; taken away however the work ends.
+
+    Raises:
+        UserError: where it cannot be made, or another export is writing into the folder.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(folder))
+            for leftover in folder.glob(f"{PARTIAL}*"):
+                remove(leftover)
+            partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+        except OSError as error:
+            raise UserError(f"--output_dir {folder}: it cannot be written to ({error.strerror})") from error
+        stack.callback(remove, partial)
         yield partial
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two exports into one folder would take each other's files away. The lock goes when the process does."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(
+            f"--output_dir {folder}: another export is writing into it; wait for it, or give another folder"
+        ) from None
+    try:
+        yield
     finally:
-        remove(partial)
+        os.close(lock)
 
 
 def publish(partial: Path, folder: Path, names: Sequence[str], earlier: Earlier, content: dict[str, Any]) -> None:
@@ -88,7 +131,7 @@ def publish(partial: Path, folder: Path, names: Sequence[str], earlier: Earlier,
     The manifest goes first and last: stopped between the two, the folder is still an export, of what was kept.
     """
     manifest.write(folder, content | {"artefacts": earlier.kept})
-    for name in [*earlier.stale, *names]:
+    for name in [*(entry["file"] for entry in earlier.redone), *names]:
         remove(folder / name)
     for name in names:
         if (partial / name).exists():

@@ -19,7 +19,7 @@ from tinytf.export.gguf_running import load
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 """How ``rwkv`` entries are written; other characters stand for themselves."""
 
-NORMAL, CONTROL, UNUSED = 1, 3, 5
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
 def refuse_tokenizer(tokenizer: Tokenizer) -> str | None:
@@ -35,11 +35,12 @@ def refuse_tokenizer(tokenizer: Tokenizer) -> str | None:
 
 def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     """Write tokens in the order of their ids, their types, and what llama.cpp needs to use them the same way."""
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    added = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
     by_id = {id: token for token, id in tokenizer.get_vocab(with_added_tokens=True).items()}
     # The embedding may have more rows than the tokenizer has entries.
     tokens = [by_id.get(id, f"<unused{id}>") for id in range(vocab_size)]
-    types = [CONTROL if token in special else NORMAL if id in by_id else UNUSED for id, token in enumerate(tokens)]
+    kinds = {None: NORMAL, False: USER_DEFINED, True: CONTROL}
+    types = [kinds[added.get(token)] if id in by_id else UNUSED for id, token in enumerate(tokens)]
     if is_by_character(tokenizer):
         writer.add_tokenizer_model("rwkv")
         writer.add_token_list([token.translate(ESCAPES) for token in tokens])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from tinytf import __version__
 from tinytf.checkpoint.reading import MODEL_PREFIX
 from tinytf.data.tokenizer import encode, end_of_text_id
+from tinytf.errors import UserError
 from tinytf.export.quiet import quiet
 from tinytf.export.runner import Feed, Runner
 from tinytf.export.subject import Subject
@@ -85,6 +86,7 @@ def _tokenizer_config(tokenizer: Tokenizer, config: TransformerConfig) -> dict[s
         # Known to every release; what transformers 5 writes itself is not.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": config.max_seq_len,
     }
     end = end_of_text_id(tokenizer)
@@ -130,13 +132,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoModelForCausalLM.from_pretrained(".")
-inputs = tokenizer("Once", return_tensors="pt")
+inputs = tokenizer({json.dumps(_prompt(subject.tokenizer), ensure_ascii=False)}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```
 
 It continues text in the manner of what it was trained on. It was not tuned to follow instructions, nor tested for
 anything beyond the losses that the run recorded.
 """
+
+
+def _prompt(tokenizer: Tokenizer) -> str:
+    """A word that it can encode: one by character knows only the characters of its text."""
+    with suppress(UserError):
+        encode(tokenizer, "Once")
+        return "Once"
+    return next(token for token in sorted(tokenizer.get_vocab()) if token.isprintable() and not token.isspace())
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

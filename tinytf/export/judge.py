@@ -28,7 +28,7 @@ class Outcome:
 
     ``unrounded`` is its distance with the model's own weights in the place of rounded ones, where it holds such.
     ``beside`` is the speed of the model itself, measured by turns with the artefact's. ``reasons`` says why it failed,
-    or what to install to verify it.
+    or what to install to verify it. ``limits`` are the thresholds that it was held to.
     """
 
     format: Format
@@ -40,6 +40,7 @@ class Outcome:
     speed: Speed | None = None
     beside: Speed | None = None
     reasons: list[str] = field(default_factory=list)
+    limits: Limits = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,25 +66,27 @@ class Judge:
         return cls(subject, evaluation, thresholds, threads, Reference(subject.model, evaluation))
 
     def verdict(self, format: Format, path: Path) -> Outcome:
-        """Load an artefact from disk in its own runtime and measure it."""
+        """Load an artefact from disk in its own runtime and measure it; what goes wrong there is raised."""
         problems: list[str] = []
+        limits = self.thresholds[format.precision]
         if not format.missing("writing"):  # Reading a file back takes what writes it.
             with quiet():
                 problems = format.problems(self.subject, plain_text(self.subject.tokenizer, self.evaluation), path)
         missing = format.missing("running")
         if missing:
             install = f"install {', '.join(PACKAGES.get(name, name) for name in missing)} to verify it"
-            return Outcome(format, FAILED if problems else NOT_VERIFIED, path, reasons=[*problems, install])
+            status = FAILED if problems else NOT_VERIFIED
+            return Outcome(format, status, path, reasons=[*problems, install], limits=limits)
         with reference_precision(self.threads), quiet():
             runner = format.open_runner(path, self.threads)
             measured = prove(runner, self.reference)
             unrounded = None if problems else self._unrounded(format, path)
             speed, beside = self._speeds(runner, eager(self.subject.model))
-        reasons = problems + breaches(measured, self.thresholds[format.precision])
+        reasons = problems + breaches(measured, limits)
         if unrounded:
             reasons += [f"unrounded: {reason}" for reason in breaches(unrounded, self.thresholds["fp32"])]
         status = FAILED if reasons else PASSED
-        return Outcome(format, status, path, runner.runtime, measured, unrounded, speed, beside, reasons)
+        return Outcome(format, status, path, runner.runtime, measured, unrounded, speed, beside, reasons, limits)
 
     def _unrounded(self, format: Format, path: Path) -> Measured | None:
         runner = format.open_unrounded(self.subject, path, self.threads)
@@ -105,9 +108,14 @@ PACKAGES = {"llama_cpp": "llama-cpp-python"}
 """What a module's package is called where it is installed from, where that differs."""
 
 
+def crashed(format: Format, path: Path, error: Exception) -> Outcome:
+    """The outcome of a format that could not be written or run."""
+    return Outcome(format, FAILED, path, reasons=[f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"])
+
+
 def plain_text(tokenizer: Tokenizer, evaluation: Evaluation) -> str:
-    """Held-out text for comparing tokenizers, without the token that stands between documents."""
+    """The held-out text for comparing tokenizers, without the token that stands between documents."""
     end = end_of_text_id(tokenizer)
-    ids = [id for id in evaluation.windows[0].tolist() if id != end]
+    ids = [id for id in evaluation.windows[:, :-1].flatten().tolist() if id != end]
     text: str = tokenizer.decode(ids, skip_special_tokens=False)
     return text

@@ -20,8 +20,12 @@ from tinytf.export.speed import Speed
 from tinytf.export.subject import sha256
 
 NAME = "export.json"
+TEMPORARY = f".{NAME}.tmp"
 FORMAT = 1
 """Raise it when a reader of the old one would misread the new."""
+
+READ = ("checkpoint", "model", "evaluation", "reference", "thresholds", "artefacts")
+"""What adding to an export or verifying it looks up."""
 
 VERSIONED = (
     "torch",
@@ -37,12 +41,15 @@ VERSIONED = (
 )
 
 
-def describe(judge: Judge, outcomes: Sequence[Outcome], eager: Speed, weights: dict[str, Any]) -> dict[str, Any]:
+def describe(
+    judge: Judge, outcomes: Sequence[Outcome], eager: Speed, weights: dict[str, Any], beside: dict[str, str]
+) -> dict[str, Any]:
     """The manifest of what was made or verified now.
 
     Args:
         eager: the checkpoint's own speed.
         weights: name and sha256 of the bundle's file with the reference weights.
+        beside: sha256 of the files that graphs are run with, by name.
     """
     config = judge.subject.model.config
     return {
@@ -65,6 +72,7 @@ def describe(judge: Judge, outcomes: Sequence[Outcome], eager: Speed, weights: d
             "prefill_tokens_per_sec": round(eager.prefill, 1),
             "decode_tokens_per_sec": round(eager.decode, 1),
         },
+        "beside": beside,
         "thresholds": judge.thresholds,
         "machine": machine(judge.threads),
         "versions": versions(),
@@ -84,6 +92,7 @@ def entry(outcome: Outcome, judge: Judge) -> dict[str, Any]:
         "reasons": outcome.reasons,
         "runtime": outcome.runtime,
         "evaluation_sha256": judge.evaluation.sha256,
+        "thresholds": outcome.limits,
     }
     if outcome.format.label:
         written["label"] = outcome.format.label
@@ -106,6 +115,17 @@ def file_sums(path: Path) -> dict[str, tuple[str, int]]:
     """sha256 and size of a file, or of each file in a folder, by names that start with the artefact's own."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return {file.relative_to(path.parent).as_posix(): (sha256(file), file.stat().st_size) for file in files}
+
+
+def changes(folder: Path, entry: dict[str, Any]) -> list[str]:
+    """Files of an artefact whose bytes are not those that were exported, each in words."""
+    path = folder / entry["file"]
+    if not path.exists():
+        return [f"{entry['file']} is gone"]
+    now = {name: digest for name, (digest, _) in file_sums(path).items()}
+    return [
+        f"{name} changed since it was exported" for name in entry["sha256"] if now.get(name) != entry["sha256"][name]
+    ]
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -159,26 +179,29 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: it was not written by tinytf")
     if content["format"] > FORMAT:
         raise UserError(f"{path}: its format {content['format']} is newer than this tinytf reads: upgrade tinytf")
+    lost = [key for key in READ if key not in content]
+    if lost:
+        raise UserError(f"{path}: it has no {lost[0]}, so it is not whole: export again into an empty folder")
     return content
 
 
 def write(folder: Path, content: dict[str, Any]) -> None:
     """In one rename, so that a bundle has a whole manifest or none."""
-    temporary = folder / f".{NAME}.tmp"
+    temporary = folder / TEMPORARY
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(_strict(content), file, indent=2, allow_nan=False)
+        json.dump(strict(content), file, indent=2, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / NAME)
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """Non-finite numbers as words: what a failed artefact gives, and JSON has no sign for."""
     if isinstance(value, float) and not abs(value) < float("inf"):
         return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {key: _strict(part) for key, part in value.items()}
+        return {key: strict(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(part) for part in value]
+        return [strict(part) for part in value]
     return value

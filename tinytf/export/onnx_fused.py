@@ -31,6 +31,7 @@ from tinytf.model import Transformer
 MICROSOFT = "com.microsoft"
 LENGTHS, TOTAL = "seqlens_k", "total_sequence_length"
 OPSET = 18
+HEAD_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ class Fused:
         return fused_runner(open_session(onnx_reading.unrounded(subject, path), threads))
 
     def refusal(self, subject: Subject) -> str | None:
-        """Why the model does not fit into one ONNX file, or None."""
+        """Why the fused attention does not take the model, or one ONNX file does not hold it; or None."""
+        size = subject.model.config.head_dim
+        if size % HEAD_MULTIPLE:
+            return f"its rotation takes heads of a multiple of {HEAD_MULTIPLE} values, and a head has {size}"
         return refusal(subject)
 
 

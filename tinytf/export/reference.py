@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,25 @@ def find(folder: Path, manifest: dict[str, Any], ckpt_path: Path | None) -> tupl
     """
     wanted = manifest["checkpoint"].get("sha256")
     if ckpt_path is not None:
-        if sha256(ckpt_path) != wanted:
+        if _sum_of(ckpt_path) != wanted:
             raise UserError(f"--ckpt_path {ckpt_path}: it is not the checkpoint that {folder} was exported from")
         return Subject.from_checkpoint(ckpt_path), f"the checkpoint {ckpt_path}"
     recorded = Path(manifest["checkpoint"].get("path", ""))
-    if recorded.is_file() and sha256(recorded) == wanted:
+    if _is_file(recorded) and sha256(recorded) == wanted:
         return Subject.from_checkpoint(recorded), f"the checkpoint {recorded}"
     return from_weights(folder, manifest), f"the weights in {manifest['reference']['file']}, the checkpoint being gone"
+
+
+def _sum_of(ckpt_path: Path) -> str:
+    try:
+        return sha256(ckpt_path)
+    except OSError as error:
+        raise UserError(f"--ckpt_path {ckpt_path}: {error.strerror}; give a checkpoint file") from error
+
+
+def _is_file(recorded: Path) -> bool:
+    """Whether the checkpoint is there to be read; on a machine that the bundle was copied to, others own its place."""
+    return recorded.is_file() and os.access(recorded, os.R_OK)
 
 
 def from_weights(folder: Path, manifest: dict[str, Any]) -> Subject:

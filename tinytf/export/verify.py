@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from tinytf.errors import UserError
 from tinytf.export import manifest, reference
 from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import FORMATS
-from tinytf.export.judge import FAILED, Judge, Outcome
+from tinytf.export.judge import FAILED, Judge, Outcome, crashed
+from tinytf.export.subject import sha256
 from tinytf.export.thresholds import with_overrides
 
 
@@ -28,35 +31,34 @@ def verify(
     evaluation = Evaluation.load(folder / stated["evaluation"]["file"], stated["evaluation"]["source"])
     if evaluation.sha256 != stated["evaluation"]["sha256"]:
         raise UserError(f"{folder / stated['evaluation']['file']}: it is not the evaluation set that was exported")
+    beside = stated.get("beside", {})
+    for name, digest in beside.items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise UserError(f"{folder / name}: it is not the file that was exported; export again")
     judge = Judge.of(subject, evaluation, with_overrides(thresholds, stated["thresholds"]), threads)
     outcomes = []
     for entry in stated["artefacts"]:
         say(f"{entry['name']}: comparing with the model")
-        outcomes.append(_again(judge, folder, entry))
+        # What an earlier export left was let pass by thresholds of its own.
+        own = {**stated["thresholds"], **({entry["precision"]: entry["thresholds"]} if "thresholds" in entry else {})}
+        outcomes.append(_again(replace(judge, thresholds=with_overrides(thresholds, own)), folder, entry, say))
     weights = {key: stated["reference"][key] for key in ("file", "sha256")}
-    content = manifest.describe(judge, outcomes, judge.reference_speed(outcomes), weights)
+    content = manifest.describe(judge, outcomes, judge.reference_speed(outcomes), weights, beside)
     content["verified_against"] = found
     return content
 
 
-def _again(judge: Judge, folder: Path, entry: dict[str, Any]) -> Outcome:
+def _again(judge: Judge, folder: Path, entry: dict[str, Any], say: Callable[[str], None]) -> Outcome:
     format = FORMATS.get(entry["name"])
     if format is None:
         raise UserError(f"{folder}: {entry['name']} is a format that this tinytf does not know: upgrade tinytf")
     path = folder / entry["file"]
-    changed = _changes(folder, entry)
+    changed = manifest.changes(folder, entry)
     if changed:
         return Outcome(format, FAILED, path, reasons=changed)
-    return judge.verdict(format, path)
-
-
-def _changes(folder: Path, entry: dict[str, Any]) -> list[str]:
-    """Files whose bytes are not those that were exported."""
-    path = folder / entry["file"]
-    if not path.exists():
-        return [f"{entry['file']} is gone"]
-    sums = manifest.file_sums(path)
-    now = {name: digest for name, (digest, _) in sums.items()}
-    return [
-        f"{name} changed since it was exported" for name in entry["sha256"] if now.get(name) != entry["sha256"][name]
-    ]
+    try:
+        return judge.verdict(format, path)
+    except Exception as error:
+        # One artefact that its runtime does not load is no reason to leave the others unmeasured.
+        say(traceback.format_exc())
+        return crashed(format, path, error)
