@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.end_to_end.processes import Fit, events, newest_run
+from tests.end_to_end.processes import Fit, events, newest_run, step_of
 from tests.stress.campaign import End, arguments, end_of, prepare
 from tests.stress.killing import Instants, attempt
 
@@ -53,6 +54,26 @@ def test_a_real_process_group_with_loader_processes(tmp_path: Path) -> None:
     run = Fit(tmp_path, ENDLESS).until_step(20).signal_group(signal.SIGTERM)
     assert run.ended() == 128 + signal.SIGTERM, run.said()
     assert_stopped_and_saved(tmp_path, signal.SIGTERM, run.said())
+
+
+def test_a_second_process_does_not_train_in_the_folder_of_a_running_one(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    settings = {**ENDLESS, "checkpoint.every_n_steps": 5}
+    first = Fit(tmp_path, settings).until_step(20).signal(signal.SIGSTOP)
+    rows = (newest_run(tmp_path) / "metrics.jsonl").read_text()
+    second = Fit(tmp_path, settings)
+    assert second.ended() == 2, second.said()
+    assert "another process is training it; wait for its end, or give --name" in second.said()
+    assert (newest_run(tmp_path) / "metrics.jsonl").read_text() == rows
+    assert newest_run(tmp_path).name == "version_0"
+    assert first.signal(signal.SIGKILL).ended() == -signal.SIGKILL
+    # The kernel lets go for it, though its loader process may still be there.
+    third = Fit(tmp_path, settings)
+    while len(events(tmp_path, "start")) < 2:
+        assert third.process.poll() is None, third.said()
+        time.sleep(0.005)
+    third.until_step(step_of(tmp_path) + 5)
+    assert third.signal_group(signal.SIGTERM).ended() == 128 + signal.SIGTERM, third.said()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -68,6 +68,12 @@ def saved(folder: Path) -> list[Path]:
     return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
+def newest_step(folder: Path) -> int:
+    """The step of a run's newest checkpoint, by its name; -1 where there is none."""
+    names = [SAVED.fullmatch(path.name) for path in saved(folder)[:1]]
+    return int(names[0][1]) if names and names[0] else -1
+
+
 def loss_of(path: Path) -> float:
     """The val/loss in a checkpoint's name; infinite where there is none, or no number."""
     match = SAVED.fullmatch(path.name)

@@ -13,12 +13,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from tinytf.checkpoint.contents import SelfContained
+from tinytf.checkpoint.holding import hold
 from tinytf.checkpoint.mending import mend
 from tinytf.checkpoint.nonfinite import SaveNonFinite
 from tinytf.checkpoint.periodic import BestCheckpoints, PeriodicCheckpoint
 from tinytf.checkpoint.reading import read_checkpoint, refuse_misfit
 from tinytf.checkpoint.resume import ExactResume
-from tinytf.checkpoint.runs import claim, last_intact, saved
+from tinytf.checkpoint.runs import claim, last_intact, newest_step, saved
 from tinytf.checkpoint.settings import CheckpointSettings
 from tinytf.checkpoint.stopping import GracefulStop
 from tinytf.checkpoint.writing import DurableCheckpointIO
@@ -43,18 +44,21 @@ class Resume:
         path: the file.
         step: optimizer steps it has done.
         entry: its ``tinytf`` entry.
+        newest: whether its folder held no later one when it was read.
     """
 
     path: Path
     step: int
     entry: dict[str, Any]
+    newest: bool
 
     @classmethod
     def read(cls, path: Path) -> Resume:
         """Read a checkpoint's entry, not its weights; UserError as `read_checkpoint` and `refuse_misfit`."""
         content = read_checkpoint(path, mmap=True)
         refuse_misfit(content, path)
-        return cls(path, int(content["global_step"]), content["tinytf"])
+        step = int(content["global_step"])
+        return cls(path, step, content["tinytf"], newest_step(path.resolve().parent) <= step)
 
 
 @dataclass
@@ -73,15 +77,22 @@ def run_folder(root: Path, name: str, resume: Resume | None) -> Path:
     A run goes on in place only from its newest checkpoint, wherever its folder has moved to. From an older one, or
     one copied out of its folder, it branches into a folder of its own, because going on in place would overwrite what
     came after; so it does where another name or root is asked for.
+
+    Raises:
+        UserError: where another process trains in the folder that the run would go on in.
     """
     if resume:
         folder = resume.path.resolve().parent
         is_run = (folder / "config.yaml").is_file() and (folder / FILE_NAME).is_file()
         if is_run and not asks_elsewhere(root, name, folder, resume.entry["config"]):
             newest = last_intact(folder)
-            if newest and Resume.read(newest).step <= resume.step:
+            goes_on = newest is not None and Resume.read(newest).step <= resume.step
+            if goes_on or resume.newest:  # Later ones since are of a process that trains in it.
+                hold(folder)
+            if goes_on:
                 return folder
     CLAIMED.append(claim(root, name))
+    hold(CLAIMED[-1])
     return CLAIMED[-1]
 
 
@@ -104,7 +115,7 @@ def discard_claimed() -> None:
 
 
 def prepare_folder(root: Path, name: str, config: dict[str, Any], resume: Resume | None) -> Path:
-    """A folder ready to be written to, with the config in it."""
+    """A folder ready to be written to, with the config in it, and held; UserError where another process holds it."""
     folder = run_folder(root, name, resume)
     if resume and resume.path.resolve().parent == folder.resolve():
         mend(folder, resume.path, resume.step >= config["trainer"]["max_steps"])

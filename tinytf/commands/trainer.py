@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from tinytf.checkpoint.holding import let_go
 from tinytf.checkpoint.runs import LAST, ROOT, last_intact, resolve, versions
 from tinytf.checkpoint.settings import CheckpointSettings
 from tinytf.commands import resuming
@@ -66,6 +67,8 @@ def run(argv: list[str]) -> int:
         if reason := shortage(error) or lost_process(error):
             raise RunError(reason) from error
         raise
+    finally:
+        let_go()
     return 0
 
 
