@@ -86,6 +86,18 @@ def test_validate_prints_the_loss_that_the_run_logged(
         assert name in done.stdout
 
 
+def test_measuring_on_a_text_that_has_changed_since_training_says_so(
+    workplace: Path, run_folder: Path, tinytf: Tinytf
+) -> None:
+    flags = ("validate", "--ckpt_path", str(run_folder / "last.ckpt"))
+    assert "may have been trained on" not in tinytf(workplace, *flags).stderr
+    moved = tinytf(workplace, *flags, "--data.val_fraction", "0.2").stderr
+    assert "its text or its parts are not those of the training of" in moved
+    assert "what is measured now may have been trained on" in moved
+    (workplace / "other.txt").write_text("What's in a name?\n" * 900)
+    assert "may have been trained on" not in tinytf(workplace, *flags, "--data.corpus", "other.txt").stderr
+
+
 def test_validate_is_the_loss_of_every_token_of_the_split_once(run_folder: Path) -> None:
     """Against the model and the text alone: no Lightning, no batches of ours."""
     from tinytf.data.module import TextDataModule

@@ -143,3 +143,14 @@ def refuse_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Pa
             f"data.corpus {now['corpus']}: its text is not the one that {ckpt} was trained on "
             f"(sha256 {now['sha256'][:12]}, then {saved['sha256'][:12]}); put that back, or start a new run"
         )
+
+
+def notice_of_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> str | None:
+    """What to say before measuring on a text of the same name that is not the one of training; None where it is."""
+    same = all(saved.get(key, now[key]) == now[key] for key in ("sha256", "split"))
+    if same or now["corpus"] != saved.get("corpus"):
+        return None
+    return (
+        f"data.corpus {now['corpus']}: its text or its parts are not those of the training of {ckpt}; what is measured "
+        "now may have been trained on"
+    )

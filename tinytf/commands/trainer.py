@@ -207,6 +207,7 @@ class CommandLine(LightningCLI):
         if self.subcommand == "fit":
             self._add_run(settings, given)
         else:
+            self._look_at_text()
             if self.subcommand == "predict":
                 settings["devices"] = one_device(settings["devices"])
             settings["logger"] = False
@@ -218,6 +219,16 @@ class CommandLine(LightningCLI):
         if self.datamodule.global_batch_size is not None and self.subcommand == "fit":
             trainer.keep_global_batch(self.datamodule.global_batch_size, self.datamodule.batch_size)
         return trainer
+
+    def _look_at_text(self) -> None:
+        if not (self.resume and first_process()):
+            return
+        self.datamodule.prepare_data()
+        self.datamodule.setup()
+        if notice := resuming.notice_of_other_text(
+            self.datamodule.fingerprint, self.resume.entry["data"], self.resume.path
+        ):
+            log.warning("%s", notice)
 
     def _add_run(self, settings: dict[str, Any], given: Any) -> None:
         config, data, folder = self._plain("fit"), {}, Path()
