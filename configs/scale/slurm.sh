@@ -1,5 +1,6 @@
 #!/bin/bash
-# A training run that survives preemption and time limits: sbatch configs/scale/slurm.sh configs/gpt2.yaml
+# A training run that survives preemption and time limits: sbatch configs/scale/slurm.sh CONFIG [FLAG…], such as
+#   sbatch configs/scale/slurm.sh configs/gpt2.yaml --data.corpus text/
 # For many GPUs, one task each: --nodes, --ntasks-per-node and --gpus-per-node here, and the same numbers as
 # --trainer.num_nodes and --trainer.devices below, with --config configs/scale/ddp.yaml or fsdp.yaml.
 #SBATCH --job-name=tinytf
@@ -15,7 +16,7 @@
 # 128 + 10; the job then puts itself back into the queue, and goes on from there when it is started again.
 # --kill-on-bad-exit: where one task has died, the others are ended. It may overtake one that has saved and is about to
 # exit with 138, by a SIGTERM (143).
-srun --kill-on-bad-exit=1 tinytf fit --config "${1:-configs/base.yaml}" --config configs/scale/slurm-requeue.yaml
+srun --kill-on-bad-exit=1 tinytf fit --config "${1:-configs/base.yaml}" --config configs/scale/slurm-requeue.yaml "${@:2}"
 code=$?
 if [ "$code" -eq 138 ] || [ "$code" -eq 143 ]; then
     scontrol requeue "$SLURM_JOB_ID"

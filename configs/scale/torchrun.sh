@@ -1,6 +1,6 @@
 #!/bin/bash
 # Several machines without a scheduler. On each of them, at about the same time:
-#   NODES=2 HEAD=10.0.0.1 configs/scale/torchrun.sh configs/gpt2.yaml configs/scale/fsdp.yaml
+#   NODES=2 HEAD=10.0.0.1 configs/scale/torchrun.sh configs/gpt2.yaml configs/scale/fsdp.yaml --data.corpus text/
 # HEAD is the address of one of the machines; GPUS is how many each has. checkpoints/ must be a folder that all share.
 set -eu
 config=${1:-configs/base.yaml}
@@ -13,4 +13,4 @@ gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}
 exec torchrun --nnodes="$nodes" --nproc-per-node="$gpus" --max-restarts=0 \
     --rdzv-backend=c10d --rdzv-endpoint="${HEAD:-localhost}:29400" --rdzv-id=tinytf \
     -m tinytf fit --config "$config" --config "$overlay" \
-    --trainer.num_nodes "$nodes" --trainer.devices "$gpus" --ckpt_path last
+    --trainer.num_nodes "$nodes" --trainer.devices "$gpus" --ckpt_path last "${@:3}"

@@ -73,6 +73,19 @@ def test_a_folder_of_runs_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp
     assert (tmp_path / "taken").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("taken", ["checkpoints/taken", "File exists"]), ("x" * 300, ["File name too long"])]
+)
+def test_a_run_folder_that_cannot_be_made(
+    name: str, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "taken").write_text("mine")
+    flags = ["--name", name, "--trainer.max_steps", "1"]
+    says(refused(["fit", "--config", TINY, *flags], capsys), [*words, "give another checkpoint.dir or name"])
+    assert (tmp_path / "checkpoints" / "taken").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", "."])
 def test_a_name_that_is_no_folder(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     says(refused(["fit", "--config", TINY, f"--name={name}"], capsys), ["name", "folder"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -45,17 +46,24 @@ def version_of(folder: Path) -> int:
 
 
 def claim(root: Path, name: str) -> Path:
-    """Make and return the next version's folder of a run; safe against another process that does the same."""
+    """Make and return the next version's folder of a run; safe against another process that does the same.
+
+    Raises:
+        UserError: where it cannot be made.
+    """
     parent = root / name
-    parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        taken = [version_of(folder) for folder in parent.iterdir()]
-        folder = parent / f"version_{max(taken, default=-1) + 1}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken = [version_of(folder) for folder in parent.iterdir()]
+            folder = parent / f"version_{max(taken, default=-1) + 1}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise UserError(
+            f"run folder {parent}: it cannot be made ({error.strerror}); give another checkpoint.dir or name"
+        ) from error
 
 
 def saved(folder: Path) -> list[Path]:
