@@ -17,6 +17,7 @@ from tests.commands.test_messages import FILES, FLAGS
 from tests.commands.tiny_checkpoint import TEXT, write_checkpoint
 from tests.commands.wrong_input import TINY, refused, says
 from tests.commands.wrong_input import in_an_empty_folder as in_an_empty_folder
+from tinytf.commands import running
 
 # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -84,6 +85,17 @@ def test_a_run_folder_that_cannot_be_made(
     flags = ["--name", name, "--trainer.max_steps", "1"]
     says(refused(["fit", "--config", TINY, *flags], capsys), [*words, "give another checkpoint.dir or name"])
     assert (tmp_path / "checkpoints" / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_of_runs_that_was_there_before_stays(there: bool, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    if there:
+        root.mkdir()
+    assert running.run_folder(root, "mine", None).is_dir()
+    running.discard_claimed()
+    assert root.exists() == there
+    assert not (root / "mine").exists()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "."])

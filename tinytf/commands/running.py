@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,8 @@ from tinytf.tracking.progress import StepProgress
 from tinytf.tracking.provenance import collect
 from tinytf.tracking.settings import TrackingSettings
 
-CLAIMED: list[Path] = []
-"""Folders that this process made."""
+CLAIMED: dict[Path, list[Path]] = {}
+"""Folders that this process made for runs, and those around them that were not there before."""
 
 
 @dataclass
@@ -91,9 +92,11 @@ def run_folder(root: Path, name: str, resume: Resume | None) -> Path:
                 hold(folder)
             if goes_on:
                 return folder
-    CLAIMED.append(claim(root, name))
-    hold(CLAIMED[-1])
-    return CLAIMED[-1]
+    around = [folder for folder in (root / name, root) if not os.path.exists(folder)]  # Path's raises for a long name.
+    folder = claim(root, name)
+    CLAIMED[folder] = around
+    hold(folder)
+    return folder
 
 
 def asks_elsewhere(root: Path, name: str, folder: Path, saved_config: dict[str, Any]) -> bool:
@@ -106,11 +109,11 @@ def asks_elsewhere(root: Path, name: str, folder: Path, saved_config: dict[str, 
 def discard_claimed() -> None:
     """Remove the folder that this process claimed for a run which wrong input kept from its first checkpoint."""
     while CLAIMED:
-        folder = CLAIMED.pop()
+        folder, around = CLAIMED.popitem()
         if folder.is_dir() and not saved(folder):
             shutil.rmtree(folder)
-            for parent in (folder.parent, folder.parent.parent):
-                with contextlib.suppress(OSError):  # It holds other runs.
+            for parent in around:
+                with contextlib.suppress(OSError):  # It holds another run by now.
                     parent.rmdir()
 
 
