@@ -17,7 +17,9 @@ from tests.commands.test_messages import FILES, FLAGS
 from tests.commands.tiny_checkpoint import TEXT, write_checkpoint
 from tests.commands.wrong_input import TINY, refused, says
 from tests.commands.wrong_input import in_an_empty_folder as in_an_empty_folder
+from tinytf.checkpoint.holding import let_go
 from tinytf.commands import running
+from tinytf.errors import UserError
 
 # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -85,6 +87,24 @@ def test_a_run_folder_that_cannot_be_made(
     flags = ["--name", name, "--trainer.max_steps", "1"]
     says(refused(["fit", "--config", TINY, *flags], capsys), [*words, "give another checkpoint.dir or name"])
     assert (tmp_path / "checkpoints" / "taken").read_text() == "mine"
+
+
+def test_a_run_that_went_on_elsewhere_since_it_was_read_is_not_branched_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process saved and ended between the reading of `last` and here."""
+    folder = tmp_path / "tiny" / "version_0"
+    folder.mkdir(parents=True)
+    for name in ("config.yaml", "metrics.jsonl"):
+        (folder / name).touch()
+    entry = {"config": {"name": "tiny", "checkpoint": {"dir": str(tmp_path)}}}
+    resume, later = (running.Resume(folder / f"step={n:07d}.ckpt", n, entry, newest=True) for n in (100, 200))
+    monkeypatch.setattr(running, "last_intact", lambda _: later.path)
+    monkeypatch.setattr(running.Resume, "read", lambda _: later)
+    with pytest.raises(UserError, match="another process has trained it further just now; give the command again"):
+        running.run_folder(tmp_path, "tiny", resume)
+    assert not (tmp_path / "tiny" / "version_1").exists()
+    let_go()
 
 
 @pytest.mark.parametrize("there", [True, False])

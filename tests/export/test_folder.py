@@ -10,7 +10,7 @@ import pytest
 from small_model import Exported, save_checkpoint, small_model
 
 from tinytf.errors import UserError
-from tinytf.export import folder, manifest, pt2
+from tinytf.export import folder, huggingface, manifest, pt2
 from tinytf.export.subject import Subject, sha256
 
 
@@ -128,6 +128,25 @@ def test_an_artefact_whose_new_writing_crashes_keeps_its_proven_file(
     assert content["artefacts"][0] == proven[0]
     assert sha256(folder / "model.pt2") == proven[0]["sha256"]["model.pt2"]
     assert [entry["name"] for entry in content["failed"]] == ["pt2"]
+
+
+@pytest.mark.parametrize("harm", ["gone", "changed"])
+def test_a_crash_spares_no_file_that_is_not_whole(
+    harm: str, subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    folder = checkpoint.parent / "export"
+    assert export(checkpoint, "huggingface") == 0
+    if harm == "gone":
+        shutil.rmtree(folder / "huggingface")
+    else:
+        (folder / "huggingface" / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface, "write", lambda *_: 1 / 0)
+    assert export(checkpoint, "huggingface,torchscript") == 1
+    content = manifest.read(folder)
+    assert [entry["name"] for entry in content["artefacts"]] == ["torchscript"]
+    assert content["reference"]["file"] == "reference.safetensors"
+    assert not (folder / "huggingface").exists()
 
 
 def test_what_was_taken_away_by_hand_is_no_longer_listed(

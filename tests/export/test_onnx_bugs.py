@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_model import LOOSE, Exported
+from small_model import LOOSE, Exported, small_model, tokenizer_of
 
-from tinytf.export import onnx_int4, onnx_int8
+from tinytf.export import onnx_int4, onnx_int8, onnx_kv
 from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import FORMATS
 from tinytf.export.judge import FAILED, PASSED, Judge
 from tinytf.export.onnx_graph import Array, Graph
+from tinytf.export.onnx_reading import _rounded
 from tinytf.export.subject import Subject
 from tinytf.export.thresholds import with_overrides
 from tinytf.model.rotary import rotary_tables
@@ -181,6 +183,86 @@ def test_a_rounded_file_with_the_models_own_weights_is_the_model(name: str, file
     assert entry["unrounded"]["max_abs"] < 5e-5 < 0.01 < entry["measured"]["max_abs"]
     assert entry["unrounded"]["cases"] == entry["measured"]["cases"]
     assert entry["status"] == PASSED
+
+
+def test_four_bits_with_the_scales_of_another_product_are_caught(
+    exported: Exported, subject: Subject, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    model = onnx.load(exported.folder / "model_kv.int4.onnx")
+    for node in model.graph.node:
+        node.input[:] = [name.replace("layers.0.down_scales", "layers.1.down_scales") for name in node.input]
+    onnx.save(model, tmp_path / "model_kv.int4.onnx")
+    status, reasons = verdict("onnx-int4", tmp_path / "model_kv.int4.onnx", subject, evaluation)
+    assert status == FAILED
+    assert reasons[0] == "product with layers.0.down_Q4 takes the scales layers.1.down_scales"
+
+
+def values(rows: int, columns: int) -> Array:
+    return np.random.default_rng(rows).normal(size=(rows, columns)).astype(np.float32)
+
+
+def with_a_small_column(size: float) -> Array:
+    weight = values(64, 4)
+    weight[:, 1] *= size
+    return weight
+
+
+@pytest.mark.parametrize("weight", [values(32, 5), values(96, 3), np.zeros((64, 2), np.float32)], ids=str)
+def test_four_bits_are_near_to_half_a_step_and_no_further(weight: Array, tmp_path: Path) -> None:
+    """Against onnxruntime's own quantizer; a value off by one step more, or cut off, is not rounding."""
+    (rounded,) = four_bits(weight)
+    assert rounded.is_near(weight)
+    inside = np.argwhere(~rounded.clipped & (rounded.step > 0))
+    if len(inside):
+        off = weight.copy()
+        row, column = inside[0]
+        off[row, column] = rounded.values[row, column] + 0.6 * rounded.step[row, column]
+        assert not rounded.is_near(off)
+        cut = np.trunc(weight / np.where(rounded.step == 0, 1, rounded.step)) * rounded.step
+        assert not replace(rounded, values=cut).is_near(weight)
+
+
+def four_bits(weight: Array) -> list[Any]:
+    """A product's weight through the quantizer that `onnx_int4` uses."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    settings = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4, bits=4)
+    quantizer = MatMulNBitsQuantizer(product(weight), algo_config=settings)
+    quantizer.process()
+    return list(_rounded(Graph(quantizer.model.model)))
+
+
+def product(weight: Array) -> Any:
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "product",
+        [helper.make_tensor_value_info("x", floats, ["seq", weight.shape[0]])],
+        [helper.make_tensor_value_info("y", floats, ["seq", weight.shape[1]])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-39, 1e-30, 1e-13])
+def test_eight_bits_keep_a_column_that_is_all_but_zero(size: float) -> None:
+    proto = product(with_a_small_column(size))
+    onnx_int8.round_products(Graph(proto))
+    (rounded,) = _rounded(Graph(proto))
+    assert rounded.is_near(with_a_small_column(size))
+    if size > 1e-38:
+        assert not rounded.is_near(with_a_small_column(2 * size))
+
+
+@pytest.mark.parametrize("changes", [{"d_model": 32, "n_heads": 2}, {"d_ff": 32}, {"qk_norm": False, "n_layers": 1}])
+def test_shapes_at_the_edge_pass(changes: dict[str, Any], evaluation: Evaluation, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("char")
+    small = Subject(small_model(tokenizer.get_vocab_size(), **changes), tokenizer)
+    base = tmp_path / "model_kv.onnx"
+    onnx_kv.write(small, base, None)
+    for name, writer in WRITERS.items():
+        writer.write(small, tmp_path / "rounded.onnx", base)
+        assert verdict(name, tmp_path / "rounded.onnx", small, evaluation) == (PASSED, [])
 
 
 def test_scales_read_from_the_wrong_place_are_caught(

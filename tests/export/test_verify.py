@@ -13,6 +13,8 @@ from small_model import Exported, save_checkpoint, small_model
 
 from tinytf.commands.verify import run
 from tinytf.errors import UserError
+from tinytf.export import formats
+from tinytf.export.formats import FORMATS
 from tinytf.export.subject import Subject
 
 
@@ -100,7 +102,7 @@ def test_a_wrong_model_under_a_right_sum_fails_by_its_logits(
 def test_thresholds_are_those_of_the_export_unless_given(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verified(bundle, capsys, "--threshold", "fp32.max_abs=0")[0] == 1
     stated = json.loads((bundle / "export.json").read_text())
-    stated["artefacts"][1]["thresholds"]["max_abs"] = 0.0
+    stated["artefacts"][1]["thresholds"]["fp32"]["max_abs"] = 0.0
     (bundle / "export.json").write_text(json.dumps(stated))
     assert verified(bundle, capsys)[0] == 1
 
@@ -112,7 +114,32 @@ def test_each_artefact_is_held_to_the_thresholds_it_was_exported_with(
     assert export(checkpoint, "huggingface", "--threshold", "fp32.max_abs=0.5") == 0
     assert export(checkpoint, "pt2", "--threshold", "fp32.max_abs=0.25") == 0
     content = verified(checkpoint.parent / "export", capsys)[1]
-    assert [entry["thresholds"]["max_abs"] for entry in content["artefacts"]] == [0.5, 0.25]
+    assert [entry["thresholds"]["fp32"]["max_abs"] for entry in content["artefacts"]] == [0.5, 0.25]
+
+
+def test_a_rounded_file_keeps_the_float32_limits_it_was_exported_with(
+    subject: Subject, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if FORMATS["onnx-int8"].missing("writing"):
+        pytest.skip("onnx is not installed")
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    assert export(checkpoint, "onnx-int8", "--threshold", "fp32.max_abs=0.5") == 0
+    assert export(checkpoint, "torchscript", "--threshold", "fp32.max_abs=0") == 0
+    assert verified(checkpoint.parent / "export", capsys)[0] == 0
+
+
+def test_a_rounded_file_that_cannot_be_read_back_is_not_verified(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if FORMATS["onnx-int8"].missing("writing"):
+        pytest.skip("onnx is not installed")
+    there = formats.find_spec
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name in ("onnx", "onnxscript") else there(name))
+    code, content = verified(exported.folder, capsys)
+    status = {entry["name"]: entry["status"] for entry in content["artefacts"]}
+    assert code == 0
+    assert status["onnx-kv"] == "passed"
+    assert status["onnx-int8"] == status["onnx-int4"] == "not verified"
 
 
 def test_another_tokenizer_beside_the_graphs_is_named(bundle: Path) -> None:

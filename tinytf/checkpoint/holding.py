@@ -23,11 +23,14 @@ def hold(folder: Path) -> None:
     A record lock, because it ends with the process however that ends, and the workers that it forks do not inherit it.
 
     Raises:
-        UserError: where another process holds it.
+        UserError: where another process holds it, or it cannot be written to.
     """
     path = folder.resolve() / LOCK
     if path not in HELD:
-        HELD[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            HELD[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(f"run {folder}: its folder cannot be written to ({error.strerror})") from error
     try:
         fcntl.lockf(HELD[path], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

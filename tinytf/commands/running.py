@@ -24,7 +24,7 @@ from tinytf.checkpoint.runs import claim, last_intact, newest_step, saved
 from tinytf.checkpoint.settings import CheckpointSettings
 from tinytf.checkpoint.stopping import GracefulStop
 from tinytf.checkpoint.writing import DurableCheckpointIO
-from tinytf.errors import RunError
+from tinytf.errors import RunError, UserError
 from tinytf.tracking.callbacks import build_callbacks
 from tinytf.tracking.jsonl import FILE_NAME
 from tinytf.tracking.loggers import build_loggers, run_id_of
@@ -80,19 +80,24 @@ def run_folder(root: Path, name: str, resume: Resume | None) -> Path:
     came after; so it does where another name or root is asked for.
 
     Raises:
-        UserError: where another process trains in the folder that the run would go on in.
+        UserError: where another process trains in the folder that the run would go on in, or did a moment ago.
     """
     if resume:
         folder = resume.path.resolve().parent
         is_run = (folder / "config.yaml").is_file() and (folder / FILE_NAME).is_file()
         if is_run and not asks_elsewhere(root, name, folder, resume.entry["config"]):
-            newest = last_intact(folder)
-            goes_on = newest is not None and Resume.read(newest).step <= resume.step
-            if goes_on or resume.newest:  # Later ones since are of a process that trains in it.
+            if resume.newest:
                 hold(folder)
-            if goes_on:
+            newest = last_intact(folder)
+            if newest and Resume.read(newest).step <= resume.step:
+                hold(folder)
                 return folder
-    around = [folder for folder in (root / name, root) if not os.path.exists(folder)]  # Path's raises for a long name.
+            if resume.newest and newest:
+                raise UserError(
+                    f"run {folder}: another process has trained it further just now; give the command again"
+                )
+    # Path's exists raises for a name that is too long.
+    around = [folder for folder in (root / name, root) if not os.path.exists(folder)]  # noqa: PTH110
     folder = claim(root, name)
     CLAIMED[folder] = around
     hold(folder)

@@ -13,7 +13,7 @@ from typing import Any
 from tinytf.errors import RunError, UserError
 from tinytf.export import manifest
 from tinytf.export.evaluation import FILE as EVALUATION
-from tinytf.export.folder import Earlier, partial_folder, publish, remove
+from tinytf.export.folder import Earlier, partial_folder, publish, refuse_strangers, remove
 from tinytf.export.formats import FORMATS, Format
 from tinytf.export.huggingface import WEIGHTS, write_weights
 from tinytf.export.judge import FAILED, Judge, Outcome, crashed
@@ -56,11 +56,12 @@ def export(judge: Judge, formats: Sequence[Format], folder: Path, *, replace: bo
         UserError: where the folder holds something else, or a format cannot express the model.
     """
     refuse_unfit(formats, judge.subject)
-    earlier = Earlier.found(folder, judge.subject, formats, replace, say)
+    refuse_strangers(folder)
     with partial_folder(folder) as partial:
+        earlier = Earlier.found(folder, judge.subject, formats, replace, say)
         workshop = Workshop(judge, partial, say)
         outcomes = [workshop.make(format) for format in formats]
-        earlier = earlier.without([outcome.format.name for outcome in outcomes if not outcome.path.exists()])
+        earlier = earlier.without([outcome.format.name for outcome in outcomes if not outcome.path.exists()], folder)
         speed = judge.reference_speed(outcomes)
         weights = _write_companions(partial, judge, folder, _has_weights(outcomes, earlier))
         content = manifest.describe(judge, outcomes, speed, weights, _sums(partial))

@@ -39,7 +39,7 @@ class Earlier:
         cls, folder: Path, subject: Subject, formats: Sequence[Format], replace: bool, say: Callable[[str], None]
     ) -> Earlier:
         """Raises UserError where the folder holds anything but an export that may be added to or replaced."""
-        _refuse_strangers(folder)
+        refuse_strangers(folder)
         if not (folder / manifest.NAME).exists():
             return cls()
         old = manifest.read(folder)
@@ -56,11 +56,11 @@ class Earlier:
         kept = [entry for entry in artefacts if entry["name"] not in again and _is_whole(folder, entry, say)]
         return cls(kept, [entry for entry in artefacts if entry["name"] in again], same=True)
 
-    def without(self, unwritten: Container[str]) -> Earlier:
-        """What stays where these formats could not be written: the earlier artefact of the same checkpoint does."""
+    def without(self, unwritten: Container[str], folder: Path) -> Earlier:
+        """With the earlier artefacts of the same checkpoint, if whole, where these formats could not be written."""
         if not self.same:
             return self
-        spared = [entry for entry in self.redone if entry["name"] in unwritten]
+        spared = [entry for entry in self.redone if entry["name"] in unwritten and not manifest.changes(folder, entry)]
         return Earlier([*self.kept, *spared], [entry for entry in self.redone if entry not in spared], same=True)
 
 
@@ -75,7 +75,8 @@ def _is_whole(folder: Path, entry: dict[str, Any], say: Callable[[str], None]) -
     return True
 
 
-def _refuse_strangers(folder: Path) -> None:
+def refuse_strangers(folder: Path) -> None:
+    """Raise UserError where a folder holds something, and no export."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: it is a file; give a folder")
     if not folder.exists() or (folder / manifest.NAME).exists():

@@ -126,7 +126,7 @@ _TABLE = (
         "onnx-kv in int8, standard operators",
         base="onnx-kv",
         writing=(*_ONNX, "onnxruntime"),
-        running=("onnxruntime",),
+        running=("onnxruntime", "onnx"),
     ),
     Format(
         "onnx-int4",
@@ -136,7 +136,7 @@ _TABLE = (
         "onnx-kv with 4-bit weights (MatMulNBits), for onnxruntime",
         base="onnx-kv",
         writing=(*_ONNX, "onnxruntime"),
-        running=("onnxruntime",),
+        running=("onnxruntime", "onnx"),
     ),
     Format(
         "onnx-fused-f32",
@@ -155,7 +155,7 @@ _TABLE = (
         "the same in int8",
         base="onnx-fused-f32",
         writing=(*_ONNX, "onnxruntime"),
-        running=("onnxruntime",),
+        running=("onnxruntime", "onnx"),
     ),
     Format(
         "torchscript",

@@ -28,7 +28,7 @@ class Outcome:
 
     ``unrounded`` is its distance with the model's own weights in the place of rounded ones, where it holds such.
     ``beside`` is the speed of the model itself, measured by turns with the artefact's. ``reasons`` says why it failed,
-    or what to install to verify it. ``limits`` are the thresholds that it was held to.
+    or what to install to verify it. ``limits`` are the rows of thresholds that it was held to.
     """
 
     format: Format
@@ -40,7 +40,7 @@ class Outcome:
     speed: Speed | None = None
     beside: Speed | None = None
     reasons: list[str] = field(default_factory=list)
-    limits: Limits = field(default_factory=dict)
+    limits: dict[str, Limits] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Judge:
     def verdict(self, format: Format, path: Path) -> Outcome:
         """Load an artefact from disk in its own runtime and measure it; what goes wrong there is raised."""
         problems: list[str] = []
-        limits = self.thresholds[format.precision]
+        limits = {row: self.thresholds[row] for row in (format.precision, "fp32")}
         if not format.missing("writing"):  # Reading a file back takes what writes it.
             with quiet():
                 problems = format.problems(self.subject, plain_text(self.subject.tokenizer, self.evaluation), path)
@@ -82,9 +82,9 @@ class Judge:
             measured = prove(runner, self.reference)
             unrounded = None if problems else self._unrounded(format, path)
             speed, beside = self._speeds(runner, eager(self.subject.model))
-        reasons = problems + breaches(measured, limits)
+        reasons = problems + breaches(measured, limits[format.precision])
         if unrounded:
-            reasons += [f"unrounded: {reason}" for reason in breaches(unrounded, self.thresholds["fp32"])]
+            reasons += [f"unrounded: {reason}" for reason in breaches(unrounded, limits["fp32"])]
         status = FAILED if reasons else PASSED
         return Outcome(format, status, path, runner.runtime, measured, unrounded, speed, beside, reasons, limits)
 

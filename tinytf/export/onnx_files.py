@@ -24,9 +24,9 @@ METADATA = "tinytf"
 PROTOBUF_LIMIT = 2**31
 
 
-def refusal(subject: Subject) -> str | None:
-    """Why the model does not fit into one ONNX file, or None."""
-    size = 4 * subject.model.config.parameter_count
+def refusal(subject: Subject, extra: int = 0) -> str | None:
+    """Why the model, and so many values more, do not fit into one ONNX file, or None."""
+    size = 4 * (subject.model.config.parameter_count + extra)
     if size < 0.95 * PROTOBUF_LIMIT:
         return None
     return f"its {size / 1e9:.1f} GB of float32 weights are past the 2 GB that one ONNX file holds"

@@ -27,7 +27,7 @@ def refusal(subject: Subject) -> str | None:
     for name, size in (("d_model", config.d_model), ("d_ff", config.ff_dim)):
         if size % BLOCK:
             return f"its blocks are of {BLOCK} values, which do not divide {name} {size}"
-    return onnx_files.refusal(subject)
+    return onnx_files.refusal(subject, extra=config.vocab_size * config.d_model)  # The head has a table of its own.
 
 
 def write(subject: Subject, path: Path, base: Path | None) -> None:

@@ -111,5 +111,5 @@ def per_column(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.floa
     """Integers of which two neighbours (rows 0 and 1, 2 and 3, …) keep to `LARGEST`, and each column's scale."""
     pairs = np.add.reduceat(weight, np.arange(0, len(weight), 2), axis=0)
     largest = np.maximum(np.abs(weight).max(axis=0), np.abs(pairs).max(axis=0))
-    scale = np.maximum(largest / LARGEST, 1e-12).astype(np.float32)
+    scale = np.maximum(largest / LARGEST, np.finfo(np.float32).tiny).astype(np.float32)
     return np.clip(np.rint(weight / scale), -LARGEST, LARGEST).astype(np.int8), scale

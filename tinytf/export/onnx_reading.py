@@ -8,6 +8,7 @@ model's own weights in the place of the rounded ones, must be the model to what 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,68 @@ BLOCK = 32
 SLACK = 1.001
 """For the rounding of the scales themselves."""
 
+TINY = float(np.finfo(np.float32).tiny)
+"""No scale is smaller."""
+
 
 def weight_problems(subject: Subject, path: Path) -> list[str]:
-    """Rounded weights of a file that are not the model's, each in words."""
+    """Rounded weights of a file that are not the model's, and products with another's scales, each in words."""
     exact, graph = exact_weights(subject), Graph(load(path))
     found = []
-    for name, back, blocks in _brought_back(graph):
-        if name not in exact or back.shape != exact[name].shape:
-            found.append(f"weight {name} is none of the model's")
-        elif not _is_near(back, exact[name], blocks):
+    for rounded in _rounded(graph):
+        name = rounded.name
+        if name not in exact or rounded.values.shape != exact[name].shape:
+            found.append(f"weight {name} is none that is written here; if an older tinytf wrote the file, export again")
+        elif not rounded.is_near(exact[name]):
             found.append(f"weight {name} is further from the model's than rounding takes it")
+    for node in graph.nodes():
+        if node.op_type == "MatMulNBits" and node.input[2] != node.input[1].removesuffix(BITS4) + SCALES4:
+            found.append(f"product with {node.input[1]} takes the scales {node.input[2]}")
     return found
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A rounded weight as a file holds it, all arrays ``[in, out]``.
+
+    Args:
+        name: without what rounding adds to it.
+        values: brought back by the scales.
+        step: from one value to the next.
+        clipped: the largest that the integers hold: what is rounded to it may be off by a whole step.
+        block: how many rows share a scale.
+        levels: how many of the largest permitted steps reach the block's largest value.
+    """
+
+    name: str
+    values: Array
+    step: Array
+    clipped: Array
+    block: int
+    levels: float
+
+    def is_near(self, exact: Array) -> bool:
+        """Whether each value is the exact one to half a step, and no step longer than it has to be."""
+        largest = np.abs(exact).reshape(-1, self.block, exact.shape[1]).max(axis=1)
+        step = np.minimum(self.step, np.repeat(largest, self.block, axis=0) / self.levels * SLACK)
+        allowed = step * np.where(self.clipped, 1, 0.5) * SLACK + TINY
+        return bool((np.abs(self.values - exact) <= allowed).all())
+
+
+def _rounded(graph: Graph) -> Iterator[Rounded]:
+    for name in graph.names(ROUNDED):
+        integers, scale = graph.weight(name + ROUNDED), graph.weight(name + SCALE)
+        step = np.broadcast_to(scale, integers.shape)
+        # Two neighbours share the range of 127.
+        yield Rounded(name, integers * scale, step, np.zeros(integers.shape, bool), len(integers), 127 / 2)
+    for name in graph.names(BITS4):
+        pairs = graph.weight(name + BITS4)
+        columns, blocks, _ = pairs.shape
+        integers = np.stack((pairs & 15, pairs >> 4), axis=-1).reshape(columns, -1).T
+        # Older releases of onnxruntime write them without the columns.
+        scale = graph.weight(name + SCALES4).reshape(columns, blocks).T
+        step = np.repeat(scale, BLOCK, axis=0)
+        yield Rounded(name, (integers.astype(np.float32) - 8) * step, np.abs(step), integers == 15, BLOCK, 8)
 
 
 def unrounded(subject: Subject, path: Path) -> bytes:
@@ -65,23 +117,3 @@ def exact_weights(subject: Subject) -> dict[str, Array]:
     packed = {name: weight.numpy() for name, weight in PackedTransformer(subject.model).state_dict().items()}
     table = np.ascontiguousarray(packed[EMBEDDING].T)
     return packed | {HEAD: table, TABLE: table}
-
-
-def _brought_back(graph: Graph) -> Iterator[tuple[str, Array, int]]:
-    """Name, values ``[in, out]`` and number of blocks of each column, of every rounded weight."""
-    for name in graph.names(ROUNDED):
-        yield name, graph.weight(name + ROUNDED) * graph.weight(name + SCALE), 1
-    for name in graph.names(BITS4):
-        pairs, scales = graph.weight(name + BITS4), graph.weight(name + SCALES4)
-        whole = np.stack((pairs & 15, pairs >> 4), axis=-1).reshape(*scales.shape, BLOCK).astype(np.float32) - 8
-        yield name, (whole * scales[..., None]).reshape(len(scales), -1).T, scales.shape[1]
-
-
-def _is_near(back: Array, exact: Array, blocks: int) -> bool:
-    """Whether no value is off by more than half a step.
-
-    With 8 bits a step is up to two 127th of a column's largest value, where two neighbours share the range; with 4 it
-    is an eighth of a block's, and a value as large as the largest, of the other sign, is off by the whole of it.
-    """
-    off, size = (np.abs(array).reshape(blocks, -1, array.shape[1]).max(axis=1) for array in (back - exact, exact))
-    return bool((off <= SLACK * size / (127 if blocks == 1 else 8)).all())

@@ -40,7 +40,7 @@ def verify(
     for entry in stated["artefacts"]:
         say(f"{entry['name']}: comparing with the model")
         # What an earlier export left was let pass by thresholds of its own.
-        own = {**stated["thresholds"], **({entry["precision"]: entry["thresholds"]} if "thresholds" in entry else {})}
+        own = stated["thresholds"] | entry.get("thresholds", {})
         outcomes.append(_again(replace(judge, thresholds=with_overrides(thresholds, own)), folder, entry, say))
     weights = {key: stated["reference"][key] for key in ("file", "sha256")}
     content = manifest.describe(judge, outcomes, judge.reference_speed(outcomes), weights, beside)
