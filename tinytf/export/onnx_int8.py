@@ -20,6 +20,9 @@ LARGEST = 127
 """Of a weight, and of the sum of two neighbours on an input: processors without VNNI add the products of two
 neighbours with activations of up to 255 in 16 bits, and saturate there without a word."""
 
+UNEVEN = (".o", ".down")
+"""Products whose inputs no norm has made alike from token to token."""
+
 TINY = 1e-30
 """Stands in for the largest value of a token whose values are all 0."""
 
@@ -67,7 +70,7 @@ def _round_product(graph: Graph, node: Any) -> None:
     if not graph.holds(w):
         return  # Scores and weighted values: both sides are activations, and stay in float32.
     add_rounded(graph, w, graph.take(w))
-    multiply = _multiply_by_token if w.endswith(".down") else _multiply
+    multiply = _multiply_by_token if w.endswith(UNEVEN) else _multiply
     graph.replace(node, *multiply(graph, x, w + ROUNDED, w + SCALE, node.output[0]))
 
 
@@ -85,8 +88,9 @@ def _multiply(graph: Graph, x: str, w: str, scale: str, out: str) -> list[Step]:
 def _multiply_by_token(graph: Graph, x: str, w: str, scale: str, out: str) -> list[Step]:
     """The same with every token brought to the range of -1 to 1 first.
 
-    What goes into the down projection is many times larger for some tokens than for others: in steps that fit the
-    largest, the others keep few of their 8 bits, and that was nine tenths of the file's divergence from the model.
+    What comes out of attention or of the gate is many times larger for some tokens than for others: in steps that fit
+    the largest, the others keep few of their 8 bits. For the down projection that was nine tenths of a small model's
+    divergence, for the output projection a quarter of that of 54 million parameters.
     """
     graph.add_once("last_axis", np.array([-1]))
     graph.add_once("tiny", np.array(TINY, np.float32))
