@@ -146,7 +146,8 @@ def _prompt(tokenizer: Tokenizer) -> str:
     with suppress(UserError):
         encode(tokenizer, "Once")
         return "Once"
-    return next(token for token in sorted(tokenizer.get_vocab()) if token.isprintable() and not token.isspace())
+    visible = (token for token in sorted(tokenizer.get_vocab()) if token.isprintable() and not token.isspace())
+    return next(visible, "")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

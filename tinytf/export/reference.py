@@ -43,7 +43,7 @@ def _sum_of(ckpt_path: Path) -> str:
 
 def _is_file(recorded: Path) -> bool:
     """Whether the checkpoint is there to be read; on a machine that the bundle was copied to, others own its place."""
-    return recorded.is_file() and os.access(recorded, os.R_OK)
+    return os.access(recorded, os.R_OK) and recorded.is_file()
 
 
 def from_weights(folder: Path, manifest: dict[str, Any]) -> Subject:
