@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= configs/base.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test coverage stress export dashboard curve bench lint docs notebooks wheel
+.PHONY: help install train test coverage stress export dashboard bench lint docs notebooks wheel
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -35,10 +35,6 @@ export: .venv/installed  ## export the best checkpoint of the newest run, and pr
 
 dashboard: .venv/installed  ## TensorBoard over all runs
 	$(BIN)/tensorboard --logdir checkpoints
-
-RUN ?= checkpoints/base/version_0
-curve: .venv/installed  ## draw the loss curve of a run (RUN=checkpoints/base/version_0) into notebooks/loss.svg
-	$(BIN)/python -m tinytf.tracking.curve $(RUN) notebooks/loss.svg
 
 bench: .venv/installed  ## measure speed, as ratios
 	$(BIN)/python -m tests.benchmarks

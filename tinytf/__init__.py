@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tinytf.generation.speaker import TrainedModel
+    from tinytf.run.loading import TrainedModel
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
@@ -32,11 +32,11 @@ def load(
         device: ``cpu``, ``cuda``, ``mps``, or ``auto``: the first of CUDA, MPS and CPU that is there.
 
     Returns:
-        A [TrainedModel][tinytf.generation.speaker.TrainedModel]: ``.model``, ``.tokenizer``, ``.generate("text")``.
+        A [TrainedModel][tinytf.run.loading.TrainedModel]: ``.model``, ``.tokenizer``, ``.generate("text")``.
 
     Raises:
         tinytf.errors.UserError: where there is no such checkpoint or device, or the file is damaged or not tinytf's.
     """
-    from tinytf.generation.speaker import load_checkpoint
+    from tinytf.run.loading import load_checkpoint
 
     return load_checkpoint(ckpt_path, name, root, device)

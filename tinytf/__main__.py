@@ -2,6 +2,6 @@
 
 import sys
 
-from tinytf.cli import main
+from tinytf.cli.main import main
 
 sys.exit(main())

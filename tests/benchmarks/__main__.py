@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from tests.benchmarks import decoding, learning, memory, optimizer, starting, throughput
-from tinytf.commands.screen import quiet_libraries
-from tinytf.tracking.provenance import cpu_name
+from tinytf.cli.console import quiet_libraries
+from tinytf.utils.machine import cpu_name
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "throughput": throughput.run,

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinytf.generation.decoding import TransformerEngine, decode
+from tinytf.generation.sampling import Sampling
 from tinytf.model import Transformer, TransformerConfig
-from tinytf.model.decoding import TransformerEngine, decode
-from tinytf.model.sampling import Sampling
 
 CONFIG = TransformerConfig(66, d_model=256, n_heads=4, n_layers=4, max_seq_len=256)
 NEW = 192

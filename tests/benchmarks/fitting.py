@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tinytf.cli import main
+from tinytf.cli.main import main
 
 
 def fit(*flags: str, **settings: Any) -> list[dict[str, Any]]:

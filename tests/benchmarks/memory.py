@@ -15,9 +15,9 @@ import torch
 
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
-from tinytf.training.groups import parameter_groups
 from tinytf.training.loss import token_losses
-from tinytf.training.memory import Job, largest_batch, memory
+from tinytf.training.memory_estimate import Job, largest_batch, memory
+from tinytf.training.optim.groups import parameter_groups
 
 JOBS = {
     "0.9M, char": Job(TransformerConfig(70, 128, 2, 4, max_seq_len=128), 8, 128),

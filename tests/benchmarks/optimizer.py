@@ -15,8 +15,8 @@ from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
 from tinytf.training.attention import choose_attention
 from tinytf.training.automatic import fastest_precision
-from tinytf.training.groups import parameter_groups
 from tinytf.training.loss import token_losses
+from tinytf.training.optim.groups import parameter_groups
 
 SHAPES = {
     "4 layers, 256 wide, 2,048 tokens": (4, 256, 4, 256, 8),

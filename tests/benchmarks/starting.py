@@ -26,7 +26,7 @@ def seconds(*command: str) -> float:
 def imported(command: str) -> list[str]:
     """Which of the heavy modules a command has imported when it ends."""
     code = (
-        "import sys, contextlib, io\nfrom tinytf.cli import main\n"
+        "import sys, contextlib, io\nfrom tinytf.cli.main import main\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(sys.argv[1:])\n"
         f"print(*(name for name in {MODULES!r} if name in sys.modules))"
     )

@@ -22,15 +22,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tests.benchmarks.fitting import fit
-from tinytf.commands.screen import quiet_libraries
+from tinytf.cli.console import quiet_libraries
 from tinytf.data.module import TextDataModule
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
 from tinytf.training.allocation import keep_freed_memory
 from tinytf.training.attention import choose_attention
 from tinytf.training.automatic import fastest_precision
-from tinytf.training.groups import parameter_groups
 from tinytf.training.loss import token_losses
+from tinytf.training.optim.groups import parameter_groups
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ import yaml
 from tokenizers import Tokenizer
 
 from tests.end_to_end.conftest import Tinytf
-from tinytf.checkpoint.reading import load_model
+from tinytf.run.checkpoint import load_model
 
 
 def rows(run: Path, event: str = "metrics") -> list[dict[str, object]]:
@@ -241,6 +241,6 @@ def test_help_and_version_answer_without_torch(workplace: Path, tinytf: Tinytf) 
     import subprocess
     import sys
 
-    code = "import sys; from tinytf.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    code = "import sys; from tinytf.cli.main import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     for flag in ("--help", "--version"):
         assert subprocess.run([sys.executable, "-c", code, flag], capture_output=True).returncode == 0

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from tests.end_to_end.processes import Fit, events, newest_run
 from tests.stress.campaign import end_of, prepare
-from tinytf.checkpoint.reading import load_model
 from tinytf.data.module import TextDataModule
+from tinytf.run.checkpoint import load_model
 
 ONE: dict[str, Any] = {
     "trainer.devices": 1,
@@ -38,7 +38,7 @@ SHARDED = {**ONE, "trainer.devices": 2, "trainer.strategy": "fsdp2"}
 SPLIT = {
     **SHARDED,
     "trainer.strategy": (
-        '{"class_path": "tinytf.training.strategies.FullySharded", "init_args": {"tensor_parallel_size": 2}}'
+        '{"class_path": "tinytf.training.distributed.fsdp.FullySharded", "init_args": {"tensor_parallel_size": 2}}'
     ),
     "trainer.max_steps": 8,
     "data.batch_size": 8,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_model import LOOSE, TEXT, Exported, save_checkpoint, small_model, tokenizer_of
 
-from tinytf.commands import export as export_command
+from tests.export.small_model import LOOSE, TEXT, Exported, save_checkpoint, small_model, tokenizer_of
+from tinytf.cli import export as export_command
 from tinytf.export import speed
 from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import FORMATS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import REPOSITORY
-from tinytf.cli import main
+from tinytf.cli.main import main
 
 pytest.importorskip("safetensors")
 pytest.importorskip("gguf")
@@ -19,7 +19,7 @@ SMALL = ["--config", str(REPOSITORY / "configs/tiny.yaml"), "--config", str(REPO
 def test_the_bundle_is_there_proven_and_given_to_the_trackers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinytf.tracking.csv_file import CsvFile
+    from tinytf.run.loggers.csv_file import CsvFile
 
     given: list[Path] = []
     monkeypatch.setattr(CsvFile, "log_export", lambda self, folder: given.append(folder))

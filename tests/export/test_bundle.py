@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_model import LOOSE, Exported, save_checkpoint, small_model
 
-from tinytf.commands.export import run as run_export
+from tests.export.small_model import LOOSE, Exported, save_checkpoint, small_model
+from tinytf.cli.export import run as run_export
 from tinytf.errors import RunError, UserError
 from tinytf.export import formats, manifest, pt2, torchscript
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_model import Exported
 
+from tests.export.small_model import Exported
 from tinytf.errors import UserError
 from tinytf.export.evaluation import Evaluation, chunked, held_out, shapes, vocabulary
 from tinytf.export.formats import FORMATS
@@ -101,7 +101,7 @@ def test_overrides_leave_the_table_alone() -> None:
 def test_the_screen_shows_the_table_and_nothing_of_the_libraries(exported: Exported, tmp_path: Path) -> None:
     """In a process of its own, where they are imported for the first time; Lightning is not imported at all."""
     code = (
-        "import sys\nfrom tinytf.commands import export, verify\n"
+        "import sys\nfrom tinytf.cli import export, verify\n"
         "export.parser().format_help()\nassert 'torch' not in sys.modules, 'the help waits for torch'\n"
         f"argv = ['--ckpt_path', {str(exported.checkpoint)!r}, '--text', {str(exported.text)!r}]\n"
         f"argv += ['--output_dir', {str(tmp_path / 'out')!r}, '--formats', 'torchscript,huggingface']\n"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_model import Exported, save_checkpoint, small_model
 
+from tests.export.small_model import Exported, save_checkpoint, small_model
 from tinytf.errors import UserError
 from tinytf.export import folder, huggingface, manifest, pt2
 from tinytf.export.subject import Subject, sha256

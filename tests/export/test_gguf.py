@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_model import TEXT, small_model, tokenizer_of
 from tokenizers import Tokenizer, models
 
+from tests.export.small_model import TEXT, small_model, tokenizer_of
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
 from tinytf.export import gguf_file
 from tinytf.export.evaluation import Evaluation

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_model import TEXT, small_model, tokenizer_of
 
+from tests.export.small_model import TEXT, small_model, tokenizer_of
 from tinytf.data.tokenizer import character_tokenizer, encode
 from tinytf.export import huggingface
 from tinytf.export.subject import Subject
-from tinytf.model.decoding import TransformerEngine, decode
-from tinytf.model.sampling import Sampling
+from tinytf.generation.decoding import TransformerEngine, decode
+from tinytf.generation.sampling import Sampling
 
 transformers = pytest.importorskip("transformers")
 

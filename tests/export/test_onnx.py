@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_model import Exported
 
+from tests.export.small_model import Exported
 from tinytf.export import onnx_int8
 from tinytf.export.onnx_files import open_session
 from tinytf.export.onnx_graph import Graph

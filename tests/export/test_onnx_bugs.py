@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_model import LOOSE, Exported, small_model, tokenizer_of
 
+from tests.export.small_model import LOOSE, Exported, small_model, tokenizer_of
 from tinytf.export import onnx_int4, onnx_int8, onnx_kv
 from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import FORMATS

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from small_model import small_model
 from torch import nn
 
+from tests.export.small_model import small_model
 from tinytf.export.evaluation import Evaluation
 from tinytf.export.packed import PackedTransformer
 from tinytf.export.proof import Measured, Reference, prove

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_model import Exported
 
-from tinytf.commands import generate
+from tests.export.small_model import Exported
+from tinytf.cli import generate
 from tinytf.data.tokenizer import encode
 from tinytf.errors import UserError
 from tinytf.export.running import OnnxEngine, tokenizer_beside
 from tinytf.export.subject import Subject
-from tinytf.model.decoding import TransformerEngine, decode
-from tinytf.model.sampling import Sampling
+from tinytf.generation.decoding import TransformerEngine, decode
+from tinytf.generation.sampling import Sampling
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_model import Exported, save_checkpoint, small_model
 
-from tinytf.commands.verify import run
+from tests.export.small_model import Exported, save_checkpoint, small_model
+from tinytf.cli.verify import run
 from tinytf.errors import UserError
 from tinytf.export import formats
 from tinytf.export.formats import FORMATS

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_model import Exported, save_checkpoint, small_model
 
-from tinytf.commands.export import run as run_export
+from tests.export.small_model import Exported, save_checkpoint, small_model
+from tinytf.cli.export import run as run_export
 from tinytf.errors import UserError
 from tinytf.export import formats
 from tinytf.export.formats import FORMATS, GROUPS

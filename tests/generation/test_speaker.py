@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import tinytf
-from tests.commands.tiny_checkpoint import write_checkpoint
-from tinytf.commands import generate
+from tests.cli.tiny_checkpoint import write_checkpoint
+from tinytf.cli import generate
 from tinytf.errors import UserError
-from tinytf.model.sampling import Sampling
+from tinytf.generation.sampling import Sampling
 
 
 @pytest.fixture(scope="module", name="folder")

@@ -5,8 +5,8 @@ import random
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from tests.commands.tiny_checkpoint import ACCENTS, TEXT, tokenizer_of
-from tinytf.commands.printing import Printer
+from tests.cli.tiny_checkpoint import ACCENTS, TEXT, tokenizer_of
+from tinytf.cli.printing import Printer
 from tinytf.data.tokenizer import encode
 from tinytf.generation.streaming import Sample, StopGate, TextStream
 

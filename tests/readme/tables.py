@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from tinytf.cli import COMMANDS
-from tinytf.commands.trainer import SEED, CommandLine, Parser
+from tinytf.cli.fit import SEED, CommandLine, Parser
+from tinytf.cli.main import COMMANDS
 from tinytf.data import TextDataModule
-from tinytf.tracking.settings import MlflowSettings, ProfileSettings, WandbSettings
+from tinytf.run.tracking_settings import MlflowSettings, ProfileSettings, WandbSettings
 from tinytf.training import Linear, MuonAdamW
-from tinytf.training.module import LanguageModel
+from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.trainer import Trainer
 
 CLASSES = {

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.readme.tables import keys, with_tables
-from tinytf.cli import COMMANDS
+from tinytf.cli.main import COMMANDS
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

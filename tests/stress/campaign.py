@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from tests.stress.killing import Instants, attempt
-from tinytf.tracking.metrics_file import MEASURES_MACHINE
+from tinytf.run.callbacks.journal import MEASURES_MACHINE
 
 KILLS = 3
 

@@ -57,15 +57,16 @@ def watch(instants: Instants) -> None:
     """Put instants where a kill could hurt: between the parts of a step, of a validation, of a save, of a log row."""
     import torch
 
-    from tinytf.checkpoint import periodic, writing
-    from tinytf.tracking.jsonl import Journal
-    from tinytf.training.module import LanguageModel
+    from tinytf.run import checkpoint_io as writing
+    from tinytf.run.callbacks import checkpoints as periodic
+    from tinytf.run.journal import Journal
+    from tinytf.training.lightning_module import LanguageModel
 
     for name in ("training_step", "configure_gradient_clipping", "validation_step", "on_validation_epoch_end"):
         instants.around(LanguageModel, name)
     instants.around(LanguageModel, "optimizer_step")
     instants.around(torch, "save")
-    instants.around(writing, "sync_folder")
+    instants.around(writing, "fsync_dir")
     instants.around(periodic, "link")
     instants.around(Journal, "write")
     instants.around(Journal, "durable")
@@ -86,7 +87,7 @@ def attempt(
         The exit code (negative: the signal that ended it), and the instants passed through.
     """
     # Imported here once, not in each child.
-    import_module("tinytf.commands.trainer")
+    import_module("tinytf.cli.fit")
     count_read, count_write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -119,7 +120,7 @@ def _run(arguments: list[str], folder: Path, instants: Instants | None, count: i
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         if instants:
             watch(instants)
-        from tinytf.cli import main
+        from tinytf.cli.main import main
 
         try:
             code = main(arguments)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from tinytf.training.muon import MuonAdamW
-from tinytf.training.sharding import scale_to, spread, total_norm, whole
+from tinytf.training.distributed.dtensor import scale_to, spread, total_norm, whole
+from tinytf.training.optim.muon import MuonAdamW
 
 SHAPES = [(7, 6), (6, 7), (7, 6), (7, 6), (5, 5)]
 """Rows that two processes cannot share evenly, three matrices of one shape and one alone."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.stress.campaign import arguments, prepare
-from tinytf.cli import main
+from tinytf.cli.main import main
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, on: bool) -> tuple[Path, int]:

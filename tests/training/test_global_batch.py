@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.stress.campaign import arguments, end_of, prepare
-from tinytf.cli import main
+from tinytf.cli.main import main
 from tinytf.errors import UserError
 from tinytf.training.global_batch import accumulation
 

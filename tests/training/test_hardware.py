@@ -10,7 +10,8 @@ import torch
 
 from tinytf.training import automatic, hardware
 from tinytf.training.automatic import COMPILE_PAYS_AFTER, compile_pays, fastest_matmul
-from tinytf.training.hardware import onednn_multiplies_faster, usable_cores
+from tinytf.training.hardware import onednn_multiplies_faster
+from tinytf.utils.machine import usable_cores
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from tinytf.training import launching
+from tinytf.training.distributed import launcher as launching
 from tinytf.training.trainer import Trainer
 
 HANGS = """
 import time
-from tinytf.training import launching
+from tinytf.training.distributed import launcher as launching
 from tinytf.training.trainer import Trainer
 launching.LOOK_EVERY, launching.PATIENCE = 0.01, 0.05
 launching.Watch(lambda: "process 1 of 2 was killed").start()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.benchmarks.memory import JOBS, peak
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
-from tinytf.training.memory import Job, activation_bytes, largest_batch, memory, optimizer_needs, weight_casts
+from tinytf.training.memory_estimate import Job, activation_bytes, largest_batch, memory, optimizer_needs, weight_casts
 
 SMALL = JOBS["0.9M, char"]
 SHAPES = {

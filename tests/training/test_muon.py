@@ -8,8 +8,8 @@ from torch import nn
 
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
-from tinytf.training.groups import parameter_groups
-from tinytf.training.muon import orthogonalize
+from tinytf.training.optim.groups import parameter_groups
+from tinytf.training.optim.muon import orthogonalize
 
 SHAPES = [(16, 16), (16, 16), (48, 16), (16, 48)]
 

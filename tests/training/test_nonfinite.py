@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.stress.campaign import End, arguments, end_of, prepare
-from tinytf.cli import main
-from tinytf.training import module
-from tinytf.training.module import LanguageModel
+from tinytf.cli.main import main
+from tinytf.training import lightning_module as module
+from tinytf.training.lightning_module import LanguageModel
 
 STEPS = {"trainer.max_steps": 8, "trainer.accumulate_grad_batches": 2}
 FAULT = 9

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 
 from tests.training.sharded_work import compare
-from tinytf.training.sharding import on_whole_matrices, scale_to, total_norm
+from tinytf.training.distributed.dtensor import on_whole_matrices, scale_to, total_norm
 
 
 def test_two_processes_step_as_one(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from tinytf.data.splits import Shares, shares_of
 from tinytf.data.store import TokenStore, ids_dtype, open_store, separator_of
 from tinytf.data.tokenizer import END_OF_TEXT, character_tokenizer, tokenizer_from_file, tokenizer_sha256
 from tinytf.data.training_bpe import kept, train_on_slices
-from tinytf.data.workers import usable_cpus
 from tinytf.errors import UserError
+from tinytf.utils.machine import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _made(
 ) -> Prepared:
     known, sources = [], []
     for each in listed:
-        processes = settings.prepare_processes or usable_cpus()
+        processes = settings.prepare_processes or usable_cores()
         parts = tokenise(work, each.slices, processes, f"tokenising {each.corpus}")
         known.append(each.learn(parts))
         sources += [

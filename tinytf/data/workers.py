@@ -26,9 +26,3 @@ def _obey(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
-
-
-def usable_cpus() -> int:
-    """The CPUs that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Not on macOS.
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from tinytf import __version__
-from tinytf.checkpoint.reading import MODEL_PREFIX
 from tinytf.data.tokenizer import encode, end_of_text_id
 from tinytf.errors import UserError
 from tinytf.export.quiet import quiet
 from tinytf.export.runner import Feed, Runner
 from tinytf.export.subject import Subject
 from tinytf.model import TransformerConfig
+from tinytf.run.checkpoint import MODEL_PREFIX
 
 WEIGHTS = "model.safetensors"
 

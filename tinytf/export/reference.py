@@ -7,11 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tinytf.checkpoint.reading import MODEL_PREFIX
 from tinytf.data.tokenizer import tokenizer_from_file
 from tinytf.errors import UserError
 from tinytf.export.subject import Subject, sha256
 from tinytf.model import Transformer, TransformerConfig
+from tinytf.run.checkpoint import MODEL_PREFIX
 
 
 def find(folder: Path, manifest: dict[str, Any], ckpt_path: Path | None) -> tuple[Subject, str]:

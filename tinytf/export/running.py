@@ -19,7 +19,7 @@ TOKENIZER = "tokenizer.json"
 
 
 class OnnxEngine:
-    """A [decoding engine][tinytf.model.decoding.Engine] over a graph with key-values.
+    """A [decoding engine][tinytf.generation.decoding.Engine] over a graph with key-values.
 
     Args:
         path: a ``.onnx`` file that tinytf exported: ``model_kv*.onnx`` or ``model_fused*.onnx``.

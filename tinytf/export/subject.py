@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tinytf.checkpoint.reading import load_model
 from tinytf.model import Transformer
+from tinytf.run.checkpoint import load_model
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Subject:
 
     @classmethod
     def from_checkpoint(cls, path: Path) -> Subject:
-        """Raises UserError as [load_model][tinytf.checkpoint.reading.load_model]."""
+        """Raises UserError as [load_model][tinytf.run.checkpoint.load_model]."""
         loaded = load_model(path)
         source = {"path": str(path.resolve()), "sha256": sha256(path), "step": loaded.step}
         name = loaded.entry.get("config", {}).get("name") or path.resolve().parent.name

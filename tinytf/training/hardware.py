@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from functools import cache
-from pathlib import Path
 
 import torch
-
-CGROUP_QUOTAS = (
-    ("/sys/fs/cgroup/cpu.max",),
-    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-)
-"""Where Linux says how many microseconds of CPU time a container may use in a period: version 2, then version 1."""
 
 
 @cache
@@ -24,19 +16,6 @@ def multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
-
-
-def usable_cores() -> int:
-    """Cores that this process may keep busy: those it may run on, and no more than its container's share."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for files in CGROUP_QUOTAS:
-        try:
-            quota, period = " ".join(Path(file).read_text() for file in files).split()
-        except (OSError, ValueError):  # Another version of cgroups, or another system.
-            continue
-        if quota not in ("max", "-1"):
-            return max(1, min(cores, int(quota) // int(period)))
-    return cores
 
 
 @cache

@@ -16,9 +16,9 @@ from tinytf.training.automatic import (
     fastest_precision,
     training_device,
 )
+from tinytf.training.distributed.fsdp import FullySharded
+from tinytf.training.distributed.launcher import watch_processes
 from tinytf.training.global_batch import accumulation
-from tinytf.training.launching import watch_processes
-from tinytf.training.strategies import FullySharded
 
 
 class Trainer(LightningTrainer):

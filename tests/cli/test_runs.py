@@ -1,0 +1,145 @@
+"""`tinytf runs`: it tells running, finished, stopped and crashed apart, from journals alone and at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinytf.cli import runs
+from tinytf.errors import UserError
+from tinytf.run.journal import encode
+from tinytf.utils.machine import this_process
+
+
+def write(folder: Path, *records: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    with (folder / "metrics.jsonl").open("wb") as file:
+        for second, record in enumerate(records):
+            file.write(encode({"time": f"2026-01-01T00:00:{second:02}.000000Z", **record}))
+
+
+def start(step: int = 0, process: dict[str, Any] | None = None) -> dict[str, Any]:
+    git = {"commit": "0123456789abcdef", "dirty": True}
+    return {
+        "event": "start", "step": step, "max_steps": 20, "process": process or this_process(),
+        "provenance": {"git": git},
+    }  # fmt: skip
+
+
+def val(step: int, loss: float) -> dict[str, Any]:
+    return {"event": "metrics", "step": step, "val/loss": loss}
+
+
+def end(step: int, reason: str) -> dict[str, Any]:
+    return {"event": "end", "step": step, "reason": reason}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    dead = this_process() | {"started": 1}
+    write(tmp_path / "a" / "version_0", start(), val(5, 2.5), val(10, 2.0), val(20, 2.25), end(20, "finished"))
+    write(tmp_path / "a" / "version_1", start(), val(5, 1.5))
+    write(tmp_path / "b" / "version_0", start(process=dead), val(5, 3.0), val(10, float("nan")))
+    write(tmp_path / "b" / "version_1", start(), end(7, "stopped"))
+    write(tmp_path / "b" / "version_2", start(), end(7, "error"), start(5), end(20, "finished"))
+    (tmp_path / "b" / "version_3").mkdir()
+    (tmp_path / "mlruns" / "version_x").mkdir(parents=True)
+    return tmp_path
+
+
+def listed(root: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> list[dict[str, Any]]:
+    assert runs.run(["--root", str(root), "--json", *flags]) == 0
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_states(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    states = {(row["name"], row["version"]): row["state"] for row in listed(root, capsys)}
+    assert states == {
+        ("a", 0): "finished",
+        ("a", 1): "running",
+        ("b", 0): "crashed",
+        ("b", 1): "stopped",
+        ("b", 2): "finished",
+        ("b", 3): "empty",
+    }
+
+
+def test_a_runs_numbers(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {(row["name"], row["version"]): row for row in listed(root, capsys)}
+    first = rows["a", 0]
+    assert (first["best_val_loss"], first["best_step"], first["step"], first["max_steps"]) == (2.0, 10, 20, 20)
+    assert (first["seconds"], first["commit"], first["dirty"]) == (4.0, "0123456789abcdef", True)
+    assert rows["b", 0]["best_val_loss"] == 3.0
+    assert rows["b", 2]["seconds"] == 2.0  # Two attempts of a second each; the second between them is not a run's.
+
+
+def test_a_process_on_another_machine_is_judged_by_its_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = this_process() | {"machine": "another"}
+    write(tmp_path / "a" / "version_0", start(process=elsewhere), val(5, 2.5))
+    monkeypatch.setattr(runs, "utc_now", lambda: "2026-01-01T00:05:00.000000Z")
+    assert listed(tmp_path, capsys)[0]["state"] == "running"
+    monkeypatch.setattr(runs, "utc_now", lambda: "2026-01-01T00:11:00.000000Z")
+    assert listed(tmp_path, capsys)[0]["state"] == "crashed"
+
+
+def test_a_process_that_was_killed_is_seen_to_be_dead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "from tinytf.utils.machine import this_process; import json; print(json.dumps(this_process()), flush=True)"
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    process = json.loads(child.stdout.readline())
+    write(tmp_path / "a" / "version_0", start(process=process))
+    assert listed(tmp_path, capsys)[0]["state"] == "running"
+    child.kill()
+    child.wait()
+    assert listed(tmp_path, capsys)[0]["state"] == "crashed"
+
+
+def test_sorted_with_missing_values_last(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = listed(root, capsys, "--sort", "best_val_loss")
+    assert [row["best_val_loss"] for row in rows] == [1.5, 2.0, 3.0, None, None, None]
+
+
+def test_the_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert runs.run(["--root", str(root), "--sort", "name"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["name", "version", "state", "step"]
+    assert lines[1].split() == [
+        "a", "0", "finished", "20/20", "2.0000", "10", "0:00:04", "2026-01-01", "00:00", "012345678+",
+    ]  # fmt: skip
+    assert len(lines) == 7
+
+
+def test_wrong_input_is_one_line(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        runs.run(["--root", str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="--sort"):
+        runs.run(["--sort", "beauty"])
+    with (root / "a" / "version_0" / "metrics.jsonl").open("ab") as file:
+        file.write(b"oops\n" + encode(val(30, 1.0)))
+    with pytest.raises(UserError, match=r"version_0/metrics\.jsonl, line 6"):
+        runs.run(["--root", str(root)])
+
+
+def test_an_empty_folder_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert runs.run(["--root", str(tmp_path), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == []
+    assert "no runs" in shown.err
+
+
+def test_it_starts_without_torch() -> None:
+    heavy = ("torch", "lightning", "numpy")
+    code = f"import sys; import tinytf.cli.runs; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,219 @@
+"""Nothing in a file is ever run, whichever command it is given to, and however; each refusal is one line."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.stress.campaign import arguments, prepare
+from tests.stress.killing import attempt
+from tinytf.cli.main import main
+
+COMMANDS = {
+    "fit": [],
+    "validate": [],
+    "test": [],
+    "predict": [],
+    "generate": ["--prompt", "to be", "--max_new_tokens", "2"],
+    "inspect": [],
+    "export": ["--formats", "torchscript"],
+}
+TRAINER = ("fit", "validate", "test", "predict")
+
+
+class Payload:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("TRACE").absolute(),))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run of two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    prepare(folder)
+    settings = {"trainer.max_steps": 2, "trainer.val_check_interval": 1}
+    code, _ = attempt(arguments(settings), folder)
+    assert code == 0, (folder / "attempts.log").read_text()
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    prepare(tmp_path)
+    return tmp_path
+
+
+def good(trained: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(trained / "checkpoints/killed/version_0/last.ckpt", weights_only=True)
+    return content
+
+
+def write(kind: str, path: Path, trained: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "raw":
+        path.write_bytes(pickle.dumps(Payload()))
+    elif kind == "legacy":
+        torch.save(Payload(), path, _use_new_zipfile_serialization=False)
+    elif kind == "zip":
+        torch.save(Payload(), path)
+    else:
+        torch.save({**good(trained), "hyper_parameters": {"d_model": Payload()}}, path)
+
+
+KINDS = ("raw", "legacy", "zip", "inside a checkpoint")
+
+
+def refused(argv: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """Run a command in this process; it must refuse in one line. Returns that line."""
+    capfd.readouterr()
+    code = main(argv)
+    captured = capfd.readouterr()
+    assert code == 2, captured.err
+    assert captured.out == ""
+    *before, line = captured.err.splitlines()
+    assert all("skipping checkpoint" in other for other in before), captured.err
+    assert line.startswith("tinytf: error: "), captured.err
+    return line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_payload_would_run(kind: str, workplace: Path, trained: Path) -> None:
+    """Else the other tests prove nothing."""
+    write(kind, Path("evil.ckpt"), trained)
+    if kind == "raw":
+        pickle.loads(Path("evil.ckpt").read_bytes())
+    else:
+        torch.load("evil.ckpt", weights_only=False)
+    assert Path("TRACE").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [(command, kind) for command in COMMANDS for kind in KINDS if command in ("fit", "inspect") or kind == KINDS[-1]],
+)
+def test_a_payload_leaves_no_trace(
+    command: str, kind: str, workplace: Path, trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(kind, Path("evil.ckpt"), trained)
+    line = refused([command, "--ckpt_path", "evil.ckpt", *COMMANDS[command]], capfd)
+    assert "evil.ckpt" in line
+    assert "weights_only" not in line
+    assert not Path("TRACE").exists()
+    assert sorted(path.name for path in workplace.iterdir()) == ["evil.ckpt", "text.txt"]
+
+
+@pytest.mark.parametrize("form", ["best", "last", "config"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_however_it_is_named(
+    command: str, form: str, workplace: Path, trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Path("checkpoints/killed/version_0")
+    name = "step=0000002-val_loss=1.0000.ckpt"
+    write("inside a checkpoint", run / name, trained)
+    (run / "config.yaml").touch()
+    for link in ("best", "last"):
+        (run / f"{link}.ckpt").symlink_to(name)
+    given = ["--ckpt_path", form]
+    if form == "config":
+        if command not in TRAINER:
+            pytest.skip("has no --config")
+        Path("config.yaml").write_text(yaml.safe_dump({"ckpt_path": str(run / "best.ckpt")}))
+        given = ["--config", "config.yaml"]
+    line = refused([command, *given, *COMMANDS[command]], capfd)
+    assert "plain types" in line
+    assert not Path("TRACE").exists()
+
+
+FOREIGN = {
+    "an optimizer": {"model": {"optimizer": {"class_path": "evil_module.Evil"}}},
+    "an optimizer by name": {"model": {"optimizer": "evil_module.Evil"}},
+    "an optimizer in a file": {"model": {"optimizer": "evil.yaml"}},
+    "a schedule": {"model": {"schedule": {"class_path": "evil_module.Evil"}}},
+    "a callback": {"trainer": {"callbacks": [{"class_path": "evil_module.Evil"}]}},
+    "a callback by name": {"trainer": {"callbacks": "evil_module.Evil"}},
+    "a strategy": {"trainer": {"strategy": "evil_module.Evil"}},
+    "a logger": {"trainer": {"logger": {"class_path": "evil_module.Evil", "init_args": {}}}},
+    "a section in a file": {"trainer": "evil.yaml"},
+    "the data": {"data": {"class_path": "evil_module.Evil"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "where"), [*(("fit", where) for where in FOREIGN), ("validate", "the data"), ("test", "an optimizer")]
+)
+def test_a_config_imports_nothing(
+    where: str,
+    command: str,
+    workplace: Path,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The file is clean for torch; what it names must not be imported on its word."""
+    Path("evil_module.py").write_text("from pathlib import Path; Path('TRACE').touch(); Evil = object")
+    Path("evil.yaml").write_text("class_path: evil_module.Evil")
+    monkeypatch.syspath_prepend(str(workplace))
+    content = good(trained)
+    config = content["tinytf"]["config"]
+    for section, values in FOREIGN[where].items():
+        config[section] = {**config[section], **values} if isinstance(values, dict) else values
+    torch.save(content, "evil.ckpt")
+    refused([command, "--ckpt_path", "evil.ckpt"], capfd)
+    assert not Path("TRACE").exists()
+    assert "evil_module" not in sys.modules
+
+
+def test_a_short_name_of_the_users_lets_no_other_package_in(
+    workplace: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("evil_module.py").write_text("from pathlib import Path; Path('TRACE').touch(); EarlyStopping = object")
+    monkeypatch.syspath_prepend(str(workplace))
+    content = good(trained)
+    config = content["tinytf"]["config"]
+    config["trainer"] = {**config["trainer"], "callbacks": [{"class_path": "evil_module.EarlyStopping"}]}
+    torch.save(content, "evil.ckpt")
+    flags = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    line = refused(["fit", "--ckpt_path", "evil.ckpt", *flags], capfd)
+    assert "evil_module.EarlyStopping, which is not imported on a file's word" in line
+    assert not Path("TRACE").exists()
+    assert "evil_module" not in sys.modules
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "generate", "inspect"])
+def test_other_files_are_refused_by_name(
+    command: str, workplace: Path, trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    newer, foreign, other_shape, torn = (good(trained) for _ in range(4))
+    newer["tinytf"]["format"] = 2
+    del foreign["tinytf"]
+    del torn["tinytf"]["tokenizer"]
+    for name, content in {"newer": newer, "foreign": foreign, "torn": torn}.items():
+        torch.save(content, f"{name}.ckpt")
+    extra = COMMANDS[command]
+    assert "its format 2 is newer than the 1" in refused([command, "--ckpt_path", "newer.ckpt", *extra], capfd)
+    assert "not written by tinytf" in refused([command, "--ckpt_path", "foreign.ckpt", *extra], capfd)
+    assert "lacks tokenizer" in refused([command, "--ckpt_path", "torn.ckpt", *extra], capfd)
+    assert "only local files" in refused([command, "--ckpt_path", "http://localhost/x.ckpt", *extra], capfd)
+    assert "no such file" in refused([command, "--ckpt_path", "missing.ckpt", *extra], capfd)
+    for key in other_shape["state_dict"]:
+        other_shape["state_dict"][key] = torch.zeros(3)
+    torch.save(other_shape, "shape.ckpt")
+    if command != "inspect":  # Which builds no model.
+        assert "shape.ckpt" in refused([command, "--ckpt_path", "shape.ckpt", *extra], capfd)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_another_shape_in_a_flag_is_refused_by_name(
+    command: str, workplace: Path, trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(good(trained), "good.ckpt")
+    line = refused([command, "--ckpt_path", "good.ckpt", "--model.d_model", "32"], capfd)
+    assert "model.d_model is 32 here but 16 in good.ckpt" in line

@@ -1,1 +1,0 @@
-"""Saving durably, loading safely, resuming exactly, naming (best, last)."""

@@ -1,0 +1,1 @@
+"""From flags and YAML files to a checked config."""

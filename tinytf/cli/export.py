@@ -1,0 +1,99 @@
+"""`tinytf export`: a checkpoint in the formats that production runs, each measured against it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tinytf.cli.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
+from tinytf.errors import UserError
+from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
+
+
+def parser() -> CommandParser:
+    """The command's flags."""
+    flags = CommandParser(
+        prog="tinytf export",
+        description="Export a checkpoint and prove each artefact against it.",
+        epilog=_notes(),
+    )
+    add_checkpoint_flags(flags)
+    flags.add_argument(
+        "--formats", default=",".join(DEFAULT), metavar="A,B", help="comma-separated (default: %(default)s)"
+    )
+    flags.add_argument("--output_dir", metavar="DIR", help="default: export in the checkpoint's folder")
+    add_proof_flags(flags)
+    flags.add_argument("--text", metavar="FILE", help="held-out UTF-8 text (default: the run's validation split)")
+    return flags
+
+
+def add_proof_flags(flags: CommandParser) -> None:
+    """What export and verify share."""
+    flags.add_argument(
+        "--threshold", action="append", default=[], metavar="NAME=VALUE",
+        help="let more or less pass, such as int8.kl=1e-3; may be repeated",
+    )  # fmt: skip
+    flags.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    flags.add_argument("--json", action="store_true", help="print JSON in place of the table")
+
+
+def _notes() -> str:
+    width = max(map(len, [*FORMATS, *GROUPS]))
+    singles = [f"  {format.name:<{width}}  {format.file}: {format.about}" for format in FORMATS.values()]
+    groups = [f"  {name:<{width}}  {', '.join(members)}" for name, members in GROUPS.items()]
+    return "\n".join(
+        [
+            "Formats:",
+            *singles,
+            *groups,
+            "",
+            "Every artefact is loaded from disk in its own runtime and compared with the checkpoint in float32.",
+            "One that is past a threshold is not left in the folder, and the command exits 1. One whose runtime is",
+            'not installed is kept and marked "not verified". export.json records all numbers; tinytf verify',
+            "measures them again.",
+        ]
+    )
+
+
+def run(argv: list[str]) -> int:
+    """Parse the flags, export, print the table.
+
+    Returns:
+        0, or 1 where an artefact failed.
+
+    Raises:
+        UserError: where flags, checkpoint, text or folder cannot be used.
+    """
+    args = parser().parse_args(argv)
+    for flag, value in (("--output_dir", args.output_dir), ("--text", args.text)):
+        if value == "":
+            raise UserError(f"{flag} is empty: give a path, or leave it out")
+    formats = choose([name.strip() for name in args.formats.split(",") if name.strip()])
+    from tinytf.export.checkpoint import export_checkpoint
+
+    content = export_checkpoint(
+        checkpoint_path(args),
+        formats,
+        output_dir=Path(args.output_dir) if args.output_dir else None,
+        text=Path(args.text) if args.text else None,
+        thresholds=args.threshold,
+        threads=args.threads,
+        say=say,
+    )
+    print_result(content, as_json=args.json)
+    return 1 if content["failed"] else 0
+
+
+def print_result(content: dict[str, Any], *, as_json: bool) -> None:
+    """The content of ``export.json`` on stdout, as a table or as it is."""
+    from tinytf.export.manifest import strict
+    from tinytf.export.report import table
+
+    print(json.dumps(strict(content), indent=2, allow_nan=False) if as_json else table(content))
+
+
+def say(line: str) -> None:
+    """Progress, on stderr: stdout is for the table."""
+    print(line, file=sys.stderr, flush=True)

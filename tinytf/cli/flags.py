@@ -1,0 +1,72 @@
+"""What the commands outside Lightning's command line share: a parser that fails in one line, and --ckpt_path."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tinytf.errors import UserError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose errors are UserErrors, and that names the nearest flag to one it does not know."""
+
+    def __init__(self, **settings: Any) -> None:
+        # An abbreviation that works today is an error, or another flag, once a flag is added.
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's; UserError where it would exit."""
+        # Before argparse's own checks, or the mistyped --ckpt_path would be reported as a missing one.
+        for argument in args:
+            flag = argument.partition("=")[0]
+            if re.fullmatch(r"--\w[\w.-]*", flag) and flag not in self._option_string_actions:
+                raise UserError(f"unknown flag {flag}{self._nearest(flag)}")
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        hint = ""
+        if message.endswith("expected one argument"):
+            hint = " (a value that starts with a dash is written --flag=VALUE)"
+        raise UserError(f"{message.removeprefix('argument ')}{hint}; see {self.prog} --help")
+
+    def _nearest(self, flag: str) -> str:
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return f": did you mean {near[0]}?" if near else f"; see {self.prog} --help"
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, as a flag's type."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
+    return value
+
+
+def add_checkpoint_flags(parser: CommandParser, *, required: bool = True) -> None:
+    """--ckpt_path and --name, as every command that reads a checkpoint has them."""
+    parser.add_argument(
+        "--ckpt_path",
+        required=required,
+        metavar="PATH",
+        help="a checkpoint file, or best or last: that of the newest run",
+    )
+    parser.add_argument("--name", help="with best or last: the run's name, where the newest run is not meant")
+
+
+def checkpoint_path(args: argparse.Namespace) -> Path:
+    """The file that --ckpt_path means.
+
+    Raises:
+        UserError: where there is no such run.
+    """
+    from tinytf.run.directory import resolve
+
+    return resolve(args.ckpt_path, name=args.name)

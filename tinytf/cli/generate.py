@@ -1,0 +1,182 @@
+"""`tinytf generate`: a model writes on from a prompt, streamed to stdout as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinytf.cli.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
+from tinytf.cli.printing import Printer
+from tinytf.errors import UserError
+
+# torch takes a second to import: a mistyped flag is told before that.
+if TYPE_CHECKING:
+    from tinytf.generation.generator import Speaker
+    from tinytf.generation.sampling import Sampling
+
+NOTES = """\
+Output is UTF-8 on stdout: the prompt, its continuation, and one line feed at the end. With --num_samples above 1 each
+sample comes after a line "--- sample 2 of 3, seed 43 ---". Sample i is what --num_samples 1 --seed SEED+i gives.
+
+A sample ends after --max_new_tokens tokens, before a --stop string, or at <|endoftext|>, which is not printed.
+An empty prompt starts from <|endoftext|> where the tokenizer has it, else from a line feed, else from token 0.
+A text past the model's max_seq_len goes on from the last half of its context, and says so once on stderr.
+
+The cuts apply in this order: temperature, top_k, top_p, min_p.
+"""
+
+
+def parser() -> CommandParser:
+    """The command's flags."""
+    flags = CommandParser(
+        prog="tinytf generate", description="Write text with a checkpoint or an exported model.", epilog=NOTES
+    )
+    add_checkpoint_flags(flags, required=False)
+    flags.add_argument(
+        "--model", metavar="FILE", help="an exported .onnx file with a key-value cache, in place of --ckpt_path"
+    )
+    prompt = flags.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="", help="text to go on from (default: empty)")
+    prompt.add_argument("--prompt_file", metavar="FILE", help="a UTF-8 file with the prompt, or - for stdin")
+    flags.add_argument("--max_new_tokens", type=positive, default=200, metavar="N", help="default: %(default)s")
+    flags.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0 is greedy decoding (default: %(default)s)"
+    )
+    flags.add_argument("--top_k", type=int, metavar="K", help="draw from the K most probable tokens (default: all)")
+    flags.add_argument(
+        "--top_p", type=float, metavar="P", help="draw from the fewest tokens that hold this probability (default: all)"
+    )
+    flags.add_argument(
+        "--min_p", type=float, metavar="P", help="draw from tokens at least P times as probable as the first one"
+    )
+    flags.add_argument("--seed", type=int, default=0, help="same seed, same text (default: %(default)s)")
+    flags.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; may be repeated")
+    flags.add_argument("--num_samples", type=positive, default=1, metavar="N", help="default: %(default)s")
+    flags.add_argument(
+        "--threads", type=positive, default=1, metavar="N",
+        help="CPU threads (default: %(default)s, the fastest for one token at a time unless the model is large)",
+    )  # fmt: skip
+    flags.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    flags.add_argument("--json", action="store_true", help="one JSON object a sample, printed when all are done")
+    return flags
+
+
+def run(argv: list[str]) -> int:
+    """Parse the flags, load the model, write.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: where the flags, the prompt or the checkpoint cannot be used.
+    """
+    args = parser().parse_args(argv)
+    if bool(args.ckpt_path) == bool(args.model):
+        raise UserError("give one of --ckpt_path and --model; see tinytf generate --help")
+    if not -(2**63) <= args.seed <= 2**64 - args.num_samples:
+        raise UserError(f"--seed {args.seed}: give one from -2^63 to 2^64 - 1, with room for --num_samples")
+    if "" in args.stop:
+        raise UserError("--stop is empty: give the text to stop before")
+    prompt = read_prompt(args)
+    sampling = sampling_of(args)
+    speaker = from_export(args) if args.model else from_checkpoint(args)
+    start = start_of(speaker, prompt, prompt_source(args))
+    samples = [speaker.sample(start, args.seed + index, args.stop) for index in range(args.num_samples)]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        show: Callable[[], None] = (lambda: None) if args.json else Printer(prompt, samples).show
+        show()
+        for _ in speaker.grow(start, sampling, samples, args.max_new_tokens, note):
+            show()
+        for sample in samples if args.json else ():
+            print(json.dumps({"prompt": prompt, **sample.report()}))
+        sys.stdout.flush()
+    except FloatingPointError as error:
+        raise UserError(f"{args.model or args.ckpt_path}: {error}; its training diverged") from error
+    return 0
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """The prompt as given, to the last line feed.
+
+    Raises:
+        UserError: where the file cannot be read or is not UTF-8; names the position.
+    """
+    source = prompt_source(args)
+    try:
+        if args.prompt_file is None:
+            content = os.fsencode(args.prompt)
+        elif args.prompt_file == "-":
+            content = sys.stdin.buffer.read()
+        else:
+            content = Path(args.prompt_file).read_bytes()
+        return content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: byte {error.start} is not UTF-8") from error
+
+
+def prompt_source(args: argparse.Namespace) -> str:
+    """The flag that the prompt came from, for messages."""
+    return "--prompt" if args.prompt_file is None else f"--prompt_file {args.prompt_file}"
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """The sampling that the flags ask for; UserError where one is out of range."""
+    from tinytf.generation.sampling import Sampling
+
+    try:
+        return Sampling(args.temperature, args.top_k, args.top_p, args.min_p)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
+def from_checkpoint(args: argparse.Namespace) -> Speaker:
+    """The model of --ckpt_path, on the device and threads that the flags ask for."""
+    import torch
+
+    import tinytf
+    from tinytf.generation.generator import available_device
+
+    torch.set_num_threads(args.threads)
+    try:
+        device = available_device(args.device)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
+    return tinytf.load(checkpoint_path(args), device=device)
+
+
+def from_export(args: argparse.Namespace) -> Speaker:
+    """The model of --model, in onnxruntime."""
+    from tinytf.export.running import OnnxEngine, tokenizer_beside
+    from tinytf.generation.generator import Speaker
+
+    if args.device not in ("auto", "cpu"):
+        raise UserError(f"--device {args.device}: an exported model runs on the CPU here")
+    path = Path(args.model)
+    return Speaker(OnnxEngine(path, args.threads), tokenizer_beside(path))
+
+
+def start_of(speaker: Speaker, prompt: str, source: str) -> list[int]:
+    """The ids that the samples go on from.
+
+    Raises:
+        UserError: where the tokenizer does not know a character of the prompt; names where that came from.
+    """
+    try:
+        return speaker.start(prompt)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def note(message: str) -> None:
+    """A line on stderr that is not an error."""
+    print(f"tinytf: note: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,181 @@
+"""`tinytf inspect`: what a checkpoint is, or in what two differ, without loading their weights."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tinytf.cli.flags import CommandParser, add_checkpoint_flags, checkpoint_path
+from tinytf.errors import UserError
+
+Sections = dict[str, dict[str, Any]]
+
+MISSING = "(none)"
+LONGEST = 160
+"""Characters of a value that are shown whole."""
+
+
+def parser() -> CommandParser:
+    """The command's flags."""
+    flags = CommandParser(prog="tinytf inspect", description="What a checkpoint is, or in what two differ.")
+    add_checkpoint_flags(flags)
+    flags.add_argument("--diff", metavar="PATH", help="a second checkpoint: print only what differs, old -> new")
+    flags.add_argument("--json", action="store_true", help="one JSON object; with --diff, [old, new] a key")
+    return flags
+
+
+def run(argv: list[str]) -> int:
+    """Parse the flags and print.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: where a checkpoint cannot be read.
+    """
+    args = parser().parse_args(argv)
+    found = describe(checkpoint_path(args))
+    if args.diff is not None:
+        other = describe(checkpoint_path(argparse.Namespace(ckpt_path=args.diff, name=args.name)))
+        changes = differences(found, other)
+        print(json.dumps(changes, indent=2, allow_nan=False) if args.json else difference_text(changes))
+    else:
+        print(json.dumps(found, indent=2, allow_nan=False) if args.json else sections_text(found))
+    return 0
+
+
+def describe(path: Path) -> Sections:
+    """All that a checkpoint says of itself, as plain JSON types in sections.
+
+    Raises:
+        UserError: as [read_checkpoint][tinytf.run.checkpoint.read_checkpoint].
+    """
+    from tinytf.run.checkpoint import read_checkpoint
+
+    content = read_checkpoint(path, mmap=True)
+    entry = content["tinytf"]
+    provenance = dict(entry.get("provenance") or {})
+    code = {"command": provenance.pop("command", None), "git": provenance.pop("git", None)}
+    sections = {
+        "checkpoint": {
+            "file": str(path.resolve()),
+            "bytes": path.stat().st_size,
+            "format": entry["format"],
+            "step": content.get("global_step"),
+            **losses(content),
+            "time": provenance.pop("time", None),
+        },
+        "model": shape(entry.get("model") or {}),
+        "config": entry.get("config") or {},
+        "data": {**(entry.get("data") or {}), "tokenizer": tokenizer(entry, path)},
+        "code": code,
+        "environment": {**provenance, "world_size": entry.get("world_size")},
+    }
+    return {name: plain(section) for name, section in sections.items()}
+
+
+def losses(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The val/loss measured at this checkpoint's step, and the run's best until then; None where it holds none."""
+    from tinytf.run.directory import SAVED
+
+    states = [state for state in (content.get("callbacks") or {}).values() if isinstance(state, Mapping)]
+    watching = next((state for state in states if state.get("monitor") == "val/loss"), {})
+    at_step: dict[Any, Any] = {}
+    for name, score in (watching.get("best_k_models") or {}).items():
+        match = SAVED.fullmatch(Path(name).name)
+        if match:
+            at_step[int(match[1])] = score
+    return {"val/loss": at_step.get(content.get("global_step")), "best val/loss": watching.get("best_model_score")}
+
+
+def shape(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's settings, those left to their default filled in, with its parameters counted."""
+    from tinytf.model import TransformerConfig
+
+    known = {field.name for field in fields(TransformerConfig)}
+    try:
+        config = TransformerConfig(**{name: value for name, value in model.items() if name in known})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the checkpoint's model entry does not describe a model ({error})") from error
+    return {"parameters": config.parameter_count, **model, "n_kv_heads": config.kv_heads, "d_ff": config.ff_dim}
+
+
+def tokenizer(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Kind, size and checksum of the tokenizer in a ``tinytf`` entry."""
+    from tinytf.data.tokenizer import is_by_character, tokenizer_from_text, tokenizer_sha256
+
+    found = tokenizer_from_text(str(entry.get("tokenizer")), f"in checkpoint {path}")
+    kind = "char" if is_by_character(found) else type(found.model).__name__
+    return {"kind": kind, "size": found.get_vocab_size(), "sha256": tokenizer_sha256(found)}
+
+
+def plain(value: Any) -> Any:
+    """The same in JSON's types: tensors as numbers, what is not finite as a string."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dicts with dotted keys; an empty dict is a leaf."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(old: Sections, new: Sections) -> dict[str, dict[str, list[Any]]]:
+    """What differs, as ``{section: {dotted key: [old, new]}}``. Where the files lie and how large they are does not."""
+    changes: dict[str, dict[str, list[Any]]] = {}
+    for section in old:
+        before, after = dict(flat(old[section])), dict(flat(new[section]))
+        keys = [*before, *(key for key in after if key not in before)]
+        changes[section] = {
+            key: [before.get(key), after.get(key)]
+            for key in keys
+            if before.get(key) != after.get(key)
+            and (section, key) not in (("checkpoint", "file"), ("checkpoint", "bytes"))
+        }
+    return {section: found for section, found in changes.items() if found}
+
+
+def sections_text(sections: Sections) -> str:
+    """Sections of nested content as aligned lines."""
+    lines = []
+    for section, content in sections.items():
+        leaves = list(flat(content))
+        width = max((len(key) for key, _ in leaves), default=0)
+        lines += ["", section, *(f"  {key:<{width}}  {shown(value)}" for key, value in leaves)]
+    return "\n".join(lines[1:])
+
+
+def difference_text(changes: Mapping[str, Mapping[str, list[Any]]]) -> str:
+    """What differs, a line a key, old value first."""
+    lines = []
+    for section, found in changes.items():
+        lines += ["", section, *(f"  {key}: {shown(old)} -> {shown(new)}" for key, (old, new) in found.items())]
+    return "\n".join(lines[1:]) or "no difference"
+
+
+def shown(value: Any) -> str:
+    """A value on one line; a long one by its size and the beginning of its sha256."""
+    if value is None:
+        return MISSING
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if "\n" not in text and len(text) <= LONGEST:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"({len(text.splitlines())} lines, {len(text)} characters, sha256 {digest}…)"

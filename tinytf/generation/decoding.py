@@ -1,0 +1,103 @@
+"""Token after token, from anything that gives next-token logits: a checkpoint here, an exported file elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tinytf.generation.sampling import Sampling, sample
+from tinytf.model.cache import KVCache
+from tinytf.model.transformer import Transformer
+
+
+class Engine(Protocol):
+    """What decoding needs of a model. It remembers the tokens it was given since the last `prefill`."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of a row of logits."""
+
+    @property
+    def max_seq_len(self) -> int:
+        """The longest context, in tokens."""
+
+    def prefill(self, tokens: Tensor) -> Tensor:
+        """Forget everything, read ids ``[batch, seq]``, and return the last position's logits ``[batch, vocab]``."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one more id a row, ``[batch]``, and return its position's logits ``[batch, vocab]``."""
+
+
+class TransformerEngine:
+    """A [Transformer][tinytf.model.Transformer] with its cache, on the device where its weights are."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model.eval()
+        self.vocab_size = model.config.vocab_size
+        self.max_seq_len = model.config.max_seq_len
+
+    def prefill(self, tokens: Tensor) -> Tensor:
+        """Forget everything, read ids ``[batch, seq]``, return the last position's logits ``[batch, vocab_size]``."""
+        weight = self.model.embed_tokens.weight
+        self.cache = KVCache.empty(self.model.config, tokens.shape[0], weight.device, weight.dtype)
+        return self._last_logits(tokens)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one more id a row, ``[batch]``, return its position's logits ``[batch, vocab_size]``."""
+        return self._last_logits(tokens[:, None])
+
+    @torch.inference_mode()
+    def _last_logits(self, tokens: Tensor) -> Tensor:
+        hidden = self.model.hidden(tokens.to(self.model.cos.device), self.cache)
+        return self.model.unembed(hidden[:, -1])
+
+
+def decode(
+    engine: Engine,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    on_slide: Callable[[str], None] | None = None,
+) -> Iterator[Tensor]:
+    """New tokens without end, ``[len(seeds)]`` ids at a time, each row a continuation of the prompt of its own.
+
+    Row i draws from a generator seeded with ``seeds[i]`` and nothing else, so it is the row that a run with that
+    one seed gives, as long as the rounding of a batched matrix product does not tip a draw.
+
+    A text past ``engine.max_seq_len`` slides: its last ``max_seq_len // 2`` tokens are read afresh and go on from
+    position 0. That costs one prefill every half context, where dropping one token at a time would cost one each.
+
+    Args:
+        prompt: ids, at least one.
+        on_slide: told once, in a sentence, when tokens are left behind for the first time.
+
+    Raises:
+        ValueError: where there is no prompt.
+        FloatingPointError: where the logits are not finite.
+    """
+    if not prompt:
+        raise ValueError("decoding needs at least one token to start from")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    window = torch.tensor([list(prompt)] * len(seeds))
+    fresh, slid = True, False
+    while True:
+        if window.shape[1] > engine.max_seq_len:
+            if on_slide is not None and not slid:
+                on_slide(_slide_notice(engine.max_seq_len))
+            window = window[:, -max(1, engine.max_seq_len // 2) :]
+            fresh = slid = True
+        logits = engine.prefill(window) if fresh else engine.step(window[:, -1])
+        fresh = False
+        tokens = sample(logits.cpu(), sampling, generators)
+        yield tokens
+        window = torch.cat((window, tokens[:, None]), dim=1)
+
+
+def _slide_notice(max_seq_len: int) -> str:
+    return (
+        f"the text is past max_seq_len {max_seq_len}: it goes on from its last {max(1, max_seq_len // 2)} tokens, "
+        "and again each time the context is full"
+    )

@@ -1,0 +1,35 @@
+"""What makes one checkpoint file enough: the ``tinytf`` entry."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from tinytf.run.checkpoint import FORMAT
+
+
+class SelfContained(Callback):
+    """Adds to every checkpoint all that rebuilds and explains it, in plain types.
+
+    Args:
+        config: the resolved configuration.
+        provenance: where the run comes from, see `tinytf.run.provenance`.
+    """
+
+    def __init__(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
+        self.config = config
+        self.provenance = provenance
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["tinytf"] = {
+            "format": FORMAT,
+            "model": asdict(pl_module.shape),  # type: ignore[call-overload]
+            "tokenizer": data.tokenizer.to_str(),
+            "config": self.config,
+            "data": data.fingerprint,
+            "provenance": self.provenance,
+            "world_size": trainer.world_size,
+        }

@@ -1,0 +1,70 @@
+"""How large each layer's weights, gradients and updates are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tinytf.errors import UserError
+from tinytf.run.callbacks.journal import note
+
+
+class LayerNorms(Callback):
+    """Logs ``layers/<i>/weight_norm``, ``…/grad_norm`` (before clipping) and ``…/update_norm``, and ``embed/…``.
+
+    Every so many steps the weights are copied for the length of one optimizer step; other steps cost nothing.
+
+    Args:
+        every_n_steps: a multiple of ``trainer.log_every_n_steps``, because rows are written then.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
+        self._before: dict[str, list[Tensor]] = {}
+        self._values: dict[str, Tensor] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        row_every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if row_every == 0 or self.every_n_steps % row_every:
+            raise UserError(
+                f"tracking.layer_norms_every_n_steps {self.every_n_steps} is not a multiple of "
+                f"trainer.log_every_n_steps {row_every}, when rows are written"
+            )
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if (trainer.global_step + 1) % self.every_n_steps:
+            return
+        for name, parameters in layers(pl_module.model).items():  # type: ignore[arg-type]
+            self._before[name] = [parameter.detach().clone() for parameter in parameters]
+            self._values[f"{name}/grad_norm"] = norm([p.grad for p in parameters if p.grad is not None])
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not self._before:
+            return
+        for name, parameters in layers(pl_module.model).items():  # type: ignore[arg-type]
+            changes = [now.detach() - before for now, before in zip(parameters, self._before[name], strict=True)]
+            self._values[f"{name}/weight_norm"] = norm(parameters)
+            self._values[f"{name}/update_norm"] = norm(changes)
+        note(trainer, self._values)
+        self._before, self._values = {}, {}
+
+
+def layers(model: nn.Module) -> dict[str, list[Tensor]]:
+    """The parameters of each block, and of the embedding, by the name they are logged under."""
+    blocks: Any = model.layers
+    found = {f"layers/{index}": list(block.parameters()) for index, block in enumerate(blocks)}
+    embedding: Any = model.embed_tokens
+    return found | {"embed": list(embedding.parameters())}
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all entries together; of a sharded model's, over all shards."""
+    total = torch.nn.utils.get_total_norm(tensors)
+    return total.full_tensor() if hasattr(total, "full_tensor") else total

@@ -1,0 +1,200 @@
+"""How far the run is: a bar where stderr is a terminal, else a plain line at each row of metrics."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from tinytf.run.callbacks.journal import MetricsFile
+
+REFRESH_SECONDS = 0.5
+"""A drawing takes about 2 ms of the main thread."""
+
+
+class StepProgress(ProgressBar):
+    """Step of steps, loss, validation loss, tokens a second, time left; on stderr.
+
+    It shows the floats of the last row that was written, so that it never waits for a GPU. The time left counts
+    validations and saves too, and a resumed run's steps before the resume in no way.
+
+    Args:
+        metrics: where the rows come from; None in a command that does not train.
+    """
+
+    def __init__(self, metrics: MetricsFile | None = None) -> None:
+        super().__init__()
+        self.metrics = metrics
+        self.is_enabled = True
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._drawn = 0.0
+        self._printed = -1
+        self._begin(0)
+
+    def _begin(self, step: int) -> None:
+        self._first, self._began = step, time.monotonic()
+        self._compiled = False
+
+    def enable(self) -> None:
+        self.is_enabled = True
+
+    def disable(self) -> None:
+        self.is_enabled = False
+        self._close()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        text = kwargs.get("sep", " ").join(map(str, args))
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr)
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._printed = trainer.global_step
+        self._begin(trainer.global_step)
+        self._open("training", trainer.global_step, trainer.max_steps)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not self._compiled and trainer.global_step > self._first:
+            # The first step may compile for half a minute, which says nothing of the others.
+            self._begin(trainer.global_step)
+            self._compiled = True
+        if self._bar is not None:
+            self._draw(trainer.global_step, self._numbers(trainer, with_step=False))
+        elif self.is_enabled and self._due(trainer):
+            self._say(trainer)
+
+    def _due(self, trainer: Trainer) -> bool:
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(step != self._printed and every and step % every == 0)
+
+    def _say(self, trainer: Trainer) -> None:
+        self._printed = trainer.global_step
+        self.print(self._numbers(trainer, with_step=True))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None:
+            self._draw(trainer.global_step, self._numbers(trainer, with_step=False), force=True)
+        elif self.is_enabled and trainer.global_step != self._printed:
+            self._say(trainer)
+
+    def _numbers(self, trainer: Trainer, with_step: bool) -> str:
+        row = self.metrics.latest if self.metrics is not None else {}
+        total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+        parts = [f"step {trainer.global_step}{total}"] if with_step else []
+        parts += [
+            f"{label} {row[name]:.4f}" for label, name in (("loss", "train/loss"), ("val", "val/loss")) if name in row
+        ]
+        if "train/tokens_per_sec" in row:
+            parts.append(f"{row['train/tokens_per_sec']:,.0f} tok/s")
+        left = self._seconds_left(trainer)
+        if left is not None:
+            parts.append(f"eta {clock(left)}")
+        return "  ".join(parts)
+
+    def _seconds_left(self, trainer: Trainer) -> float | None:
+        done = trainer.global_step - self._first
+        if trainer.max_steps < 0 or done <= 0:
+            return None
+        return (time.monotonic() - self._began) / done * (trainer.max_steps - trainer.global_step)
+
+    # -- evaluating --------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation_began = time.monotonic()
+        if trainer.state.fn != "fit":
+            self._open("validating", 0, batches(trainer.num_val_batches))
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        total = batches(trainer.num_val_batches)
+        if trainer.state.fn == "fit":
+            self._draw(trainer.global_step, f"validating {batch_idx + 1}/{total}")
+        else:
+            self._draw(batch_idx + 1, "")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._close()
+        elif self._bar is None and self.is_enabled and not trainer.sanity_checking:
+            row = self.metrics.latest if self.metrics is not None else {}
+            loss = f"loss {row['val/loss']:.4f}, " if "val/loss" in row else ""
+            took = time.monotonic() - self._evaluation_began
+            total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+            self.print(f"step {trainer.global_step}{total}  validation: {loss}{took:.1f} s")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("testing", 0, batches(trainer.num_test_batches))
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self._draw(batch_idx + 1, "")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("predicting", 0, batches(trainer.num_predict_batches))
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self._draw(batch_idx + 1, "")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    # -- the bar -----------------------------------------------------------------------------------------------
+
+    def _open(self, what: str, done: int, total: int | float) -> None:
+        console = Console(stderr=True)
+        if not self.is_enabled or not console.is_terminal or console.is_dumb_terminal:
+            return
+        self._close()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}" if 0 < total < float("inf") else "{task.completed:.0f}"),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        # Drawn from the training thread at its own pace: a drawing thread of rich's would take its turns by force.
+        self._bar = Progress(*columns, console=console, auto_refresh=False)
+        known = total if 0 < total < float("inf") else None
+        self._task = self._bar.add_task(what, total=known, completed=done, numbers="")
+        self._bar.start()
+
+    def _draw(self, done: int, numbers: str, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._bar is None or (now - self._drawn < REFRESH_SECONDS and not force):
+            return
+        self._drawn = now
+        self._bar.update(self._task, completed=done, numbers=numbers, refresh=True)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.stop()
+            self._bar = None
+
+
+def batches(counts: Any) -> int | float:
+    """Batches of an evaluation in all: Lightning keeps a number for each dataloader."""
+    total: int | float = sum(counts) if isinstance(counts, list) else counts
+    return total
+
+
+def clock(seconds: float) -> str:
+    """``3:12``, or ``1:02:03`` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

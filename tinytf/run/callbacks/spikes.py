@@ -1,0 +1,77 @@
+"""The loss, looked after: smoothed for the eye, and a warning where it jumps."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from statistics import median
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from tinytf.run.callbacks.journal import note
+
+log = logging.getLogger(__name__)
+
+WINDOW = 50
+"""Logged losses that the median is taken of."""
+
+ENOUGH = 10
+"""Logged losses before a median means anything: at the start the loss falls quickly."""
+
+
+class LossHealth(Callback):
+    """Logs ``train/loss_smooth`` and warns once a spike.
+
+    Args:
+        smoothing: share of the old value at each logging step, in [0, 1); 0 logs none.
+        spike_factor: a spike begins where the loss passes this many times its running median, and ends where it
+            comes back below; 0 never warns.
+    """
+
+    def __init__(self, smoothing: float, spike_factor: float) -> None:
+        self.smoothing = smoothing
+        self.spike_factor = spike_factor
+        self._smooth: float | None = None
+        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._spiking = False
+        self._step = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if not stepped or not every or self._step % every or "train/loss" not in trainer.callback_metrics:
+            return
+        loss = trainer.callback_metrics["train/loss"].item()
+        if self.smoothing:
+            note(trainer, {"train/loss_smooth": self._smoothed(loss)})
+        if self.spike_factor and trainer.is_global_zero:
+            self._watch(loss)
+
+    def _smoothed(self, loss: float) -> float:
+        if self._smooth is None or not math.isfinite(self._smooth):
+            self._smooth = loss
+        else:
+            self._smooth = self.smoothing * self._smooth + (1.0 - self.smoothing) * loss
+        return self._smooth
+
+    def _watch(self, loss: float) -> None:
+        usual = median(self._recent) if len(self._recent) >= ENOUGH else math.inf
+        spikes = not loss <= self.spike_factor * usual
+        if spikes and not self._spiking:
+            log.warning("step %d: train/loss %.4f is %.1f times its median %.4f", self._step, loss, loss / usual, usual)
+        self._spiking = spikes
+        if math.isfinite(loss):
+            self._recent.append(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"smooth": self._smooth, "recent": list(self._recent), "spiking": self._spiking}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._smooth = state_dict["smooth"]
+        self._recent = deque(state_dict["recent"], maxlen=WINDOW)
+        self._spiking = state_dict["spiking"]

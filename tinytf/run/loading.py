@@ -1,0 +1,60 @@
+"""A checkpoint as a model to use: what `tinytf.load` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinytf.errors import UserError
+from tinytf.generation.decoding import TransformerEngine
+from tinytf.generation.generator import Speaker, available_device
+from tinytf.model import Transformer
+from tinytf.run.checkpoint import load_model
+from tinytf.run.directory import resolve
+
+
+@dataclass(frozen=True, repr=False)
+class TrainedModel(Speaker):
+    """What `tinytf.load` gives: a checkpoint's model and tokenizer, and what the file says of itself.
+
+    Args:
+        engine: decodes with ``model`` and a key-value cache.
+        tokenizer: a Hugging Face ``tokenizers.Tokenizer``.
+        model: the network, in eval mode and float32; ids ``[batch, seq]`` in, logits ``[batch, seq, vocab_size]`` out.
+        entry: resolved config, data, provenance: the checkpoint's ``tinytf`` entry.
+        step: optimizer steps it was trained for.
+    """
+
+    model: Transformer
+    entry: dict[str, Any]
+    step: int
+
+    def __repr__(self) -> str:
+        shape = self.model.config
+        return (
+            f"<{self.entry['config'].get('name', 'model')} after {self.step:,} steps: "
+            f"{shape.parameter_count:,} parameters, {shape.vocab_size:,} tokens, context {shape.max_seq_len}>"
+        )
+
+
+def load_checkpoint(ckpt_path: str | Path, name: str | None, root: str | Path, device: str) -> TrainedModel:
+    """See `tinytf.load`, which is this with its defaults.
+
+    Raises:
+        UserError: where there is no such checkpoint or device, or the file is damaged or not tinytf's.
+    """
+    loaded = load_model(found(ckpt_path, name, root))
+    model = loaded.model.to(available_device(device))
+    return TrainedModel(TransformerEngine(model), loaded.tokenizer, model, loaded.entry, loaded.step)
+
+
+def found(ckpt_path: str | Path, name: str | None, root: str | Path) -> Path:
+    """The file; a `Path` is always one, a text may be ``best`` or ``last``."""
+    if isinstance(ckpt_path, Path):
+        return ckpt_path
+    try:
+        return resolve(ckpt_path, name, root)
+    except UserError as error:
+        # Python has no flags.
+        raise UserError(str(error).removeprefix("--ckpt_path ")) from None

@@ -1,0 +1,1 @@
+"""Lightning's loggers, resumed without a gap or a duplicate step."""

@@ -1,1 +1,0 @@
-"""What is written down about a run: numbers, text, where it comes from."""

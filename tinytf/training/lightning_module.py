@@ -1,0 +1,293 @@
+"""The LightningModule: what one step does, and nothing about files, flags or trackers."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jsonargparse import lazy_instance  # type: ignore[attr-defined]
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
+from torchmetrics import MetricCollection
+
+from tinytf.data.place import data_place
+from tinytf.errors import RunError, UserError
+from tinytf.model import Transformer, TransformerConfig
+from tinytf.training.attention import choose_attention
+from tinytf.training.distributed.dtensor import scale_to, total_norm
+from tinytf.training.distributed.parallel import parallelize
+from tinytf.training.loss import IGNORE, token_losses
+from tinytf.training.metrics import evaluation_metrics
+from tinytf.training.optim.groups import parameter_groups
+from tinytf.training.optim.muon import MuonAdamW
+from tinytf.training.optim.schedules import Linear, Schedule
+
+Batch = tuple[Tensor, Tensor]
+
+log = logging.getLogger(__name__)
+
+
+class LanguageModel(LightningModule):
+    """Trains a `Transformer` to predict the next token.
+
+    Args:
+        d_model: width of the residual stream, in features.
+        n_heads: query heads; each is d_model / n_heads wide.
+        n_layers: transformer blocks, one above the other.
+        n_kv_heads: key and value heads (grouped-query attention); null means n_heads.
+        d_ff: width inside the SwiGLU feed-forward; null means 8/3 of d_model rounded up to a multiple of 64.
+        dropout: probability on each residual branch and on the embedding, in [0, 1).
+        max_seq_len: the longest context, in tokens; data.seq_len may be shorter.
+        qk_norm: normalise each head's queries and keys (the Qwen3 layout; the Llama layout without).
+        rope_theta: base of the rotary position frequencies.
+        norm_eps: epsilon of every RMSNorm.
+        optimizer: class of the optimizer, with its arguments: any of torch.optim, or tinytf.training.MuonAdamW.
+        schedule: class of the learning-rate schedule, with its arguments: Linear, Cosine or Constant.
+        weight_decay_on: what the optimizer's weight decay applies to: the blocks' matrices, or all parameters.
+        compile: torch.compile the blocks; auto does where the run is long enough to earn the compile time back.
+        activation_checkpointing: keep of each block only what goes into it, and make the rest again in the backward
+            pass: a quarter slower, for a fraction of the memory.
+        on_nonfinite: at a loss or gradient that is not finite, stop the run or skip that optimizer step.
+        seed: of the dropout; the command line sets it from seed_everything.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 256,
+        n_heads: int = 4,
+        n_layers: int = 4,
+        n_kv_heads: int | None = None,
+        d_ff: int | None = None,
+        dropout: float = 0.0,
+        max_seq_len: int = 256,
+        qk_norm: bool = True,
+        rope_theta: float = 10_000.0,
+        norm_eps: float = 1e-5,
+        optimizer: Callable[[Iterable], Optimizer] = MuonAdamW,  # type: ignore[type-arg]
+        schedule: Schedule = lazy_instance(Linear),  # noqa: B008 - how jsonargparse knows a default class
+        weight_decay_on: Literal["matrices", "all"] = "matrices",
+        compile: Literal["auto"] | bool = "auto",
+        activation_checkpointing: bool = False,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        try:
+            # The vocabulary is the data's to say, and is known once they are prepared; the rest is checked now.
+            self.shape = TransformerConfig(
+                1, d_model, n_heads, n_layers, n_kv_heads, d_ff, dropout, max_seq_len, qk_norm, rope_theta, norm_eps
+            )
+        except ValueError as error:
+            raise UserError(f"model: {error}") from None
+        self.build_optimizer = optimizer
+        self.schedule = schedule
+        self.decay_all = weight_decay_on == "all"
+        self.compile_blocks = compile is True
+        self.activation_checkpointing = activation_checkpointing
+        self.skip_nonfinite = on_nonfinite == "skip"
+        self.seed = seed
+        self.model: Transformer | None = None
+        self.metrics: MetricCollection | None = None
+        self.grad_norm = torch.zeros(())
+        self.micro_losses: list[Tensor] = []
+        self.skipped_steps = 0
+
+    # -- building ----------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        self.shape = replace(self.shape, vocab_size=self.trainer.datamodule.vocab_size)  # type: ignore[attr-defined]
+        self.model = Transformer(self.shape)
+        self._choose_how_it_runs(self.model)
+        if self.device_mesh is not None:
+            parallelize(self.model, self.device_mesh)
+
+    def _choose_how_it_runs(self, model: Transformer) -> None:
+        """Swap in what is fast or small here; parameters and their names stay."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        choose_attention(model, self.trainer.strategy.root_device, self.trainer.precision, data.seq_len)
+        for block in model.layers:
+            if self.activation_checkpointing:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            if self.compile_blocks:
+                block.compile()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer(parameter_groups(self.network, self.decay_all))
+        self.settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, self.trainer.max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def network(self) -> Transformer:
+        """The transformer, once `configure_model` has made it."""
+        assert self.model is not None, "configure_model has not run"
+        return self.model
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Let the settings in force now win over those that came back with the optimizer's state."""
+        scheduler = self.lr_schedulers()
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(scheduler, LambdaLR)
+        assert isinstance(optimizer, Optimizer)
+        factor = self.schedule.factor(scheduler.last_epoch, self.trainer.max_steps)
+        scheduler.base_lrs = [settings["lr"] for settings in self.settings]
+        for group, settings in zip(optimizer.param_groups, self.settings, strict=True):
+            group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * factor)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Noise is a function of (seed, batch, rank): a resumed run draws what an unbroken one would have drawn.
+        seed = noise_seed(self.seed, self.trainer.fit_loop.total_batch_idx, data_place(self.trainer)[0])
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = token_losses(self.network, *batch).mean()
+        self.micro_losses.append(loss.detach())
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning would, with the norm measured once: for the clipping, the log and the check."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        self.grad_norm = total_norm(gradients)
+        if not self._finite():
+            self._on_nonfinite(optimizer)
+        elif gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            scale_to(gradients, gradient_clip_val, self.grad_norm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        losses, self.micro_losses = self.micro_losses, []
+        step = self.trainer.global_step + 1
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_step(torch.stack(losses).mean())
+
+    def _log_step(self, loss: Tensor) -> None:
+        if self.trainer.world_size > 1:
+            loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        values = {
+            "train/loss": loss,
+            "train/perplexity": loss.exp(),
+            "train/grad_norm": self.grad_norm,
+            "lr": optimizer.param_groups[0]["lr"],
+        }
+        if self.skipped_steps:
+            values["train/skipped_steps"] = float(self.skipped_steps)
+        # Not through Lightning's loggers: tinytf.run.callbacks.journal writes them, before the step's checkpoint.
+        self.log_dict(values, logger=False)
+
+    # -- what is not finite ------------------------------------------------------------------------------------
+
+    def _finite(self) -> bool:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return True  # float16's gradient scaler meets infinities by design, and skips them itself.
+        # A norm is finite only if every gradient is, and a loss that is not finite has no finite gradient.
+        return bool(torch.isfinite(self.grad_norm))
+
+    def _on_nonfinite(self, optimizer: Optimizer) -> None:
+        step = self.trainer.global_step + 1
+        batch = self.trainer.fit_loop.total_batch_idx
+        losses = ", ".join(f"{loss.item():.4g}" for loss in self.micro_losses)
+        what = f"step {step}, batch {batch}: the loss is {losses} and the gradient norm {self.grad_norm.item():.4g}"
+        if not self.skip_nonfinite:
+            raise NonFiniteError(f"{what}; stopped before the optimizer step", self.micro_losses)
+        self.skipped_steps += 1
+        log.warning("%s; the optimizer step is skipped", what)
+        # Every torch optimizer passes over a parameter without a gradient: the step changes nothing.
+        optimizer.zero_grad(set_to_none=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = self.skipped_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+
+    # -- evaluating --------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation("test")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Each token's loss, for a look at where the model is surprised."""
+        tokens, targets = batch
+        with eager():
+            losses = token_losses(self.network, tokens, targets)
+        return {"losses": losses, "targets": targets}
+
+    def _start_evaluation(self, split: str) -> None:
+        bytes_per_token = self.trainer.datamodule.bytes_per_token(split)  # type: ignore[attr-defined]
+        self.metrics = evaluation_metrics(split, bytes_per_token).to(self.device)
+
+    def _evaluate(self, batch: Batch) -> None:
+        assert self.metrics is not None
+        tokens, targets = batch
+        with eager():
+            losses = token_losses(self.network, tokens, targets)
+        self.metrics.update(losses.sum(), (targets != IGNORE).sum())
+
+    def _finish_evaluation(self) -> None:
+        assert self.metrics is not None
+        # While fitting, they are written as the training rows are; elsewhere Lightning prints them as a table.
+        self.log_dict(self.metrics.compute(), logger=self.trainer.state.fn != "fit")
+        self.metrics = None
+
+
+class NonFiniteError(RunError):
+    """The loss or the gradient is not finite.
+
+    Args:
+        message: which step, which batch.
+        losses: of the step's micro-batches, scalars.
+    """
+
+    def __init__(self, message: str, losses: list[Tensor]) -> None:
+        super().__init__(message)
+        self.losses = losses
+
+
+def noise_seed(seed: int, batch: int, rank: int) -> int:
+    """63 bits that depend on all three and on nothing else, the same on every platform."""
+    digest = hashlib.blake2b(f"{seed}/{batch}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def eager() -> AbstractContextManager[None]:
+    """Run compiled blocks as they are written: an evaluation is the same number in every command that makes it."""
+    return torch.compiler.set_stance("force_eager")

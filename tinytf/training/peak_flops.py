@@ -1,0 +1,110 @@
+"""How many floating-point operations a second a device could do at most: what MFU is a share of."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from tinytf.data.cache import cache_root
+from tinytf.utils.machine import cpu_name
+
+# Dense (without sparsity) matrix products in bfloat16 with float32 accumulation, float16 where the chip has no
+# bfloat16, as NVIDIA's and AMD's data sheets of each product state them. The first name that is part of the
+# device's name counts, so the longer ones stand first.
+GPU_PEAKS = {
+    "GB200": 2.5e15,
+    "B200": 2.25e15,
+    "GH200": 989e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
+    "A10G": 70e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "MI300X": 1307e12,
+}
+
+SIZE = 1024
+"""Rows and columns of the measured product: large enough for full speed, small enough for 0.1 s on one core."""
+
+SMALL = 128
+
+SECONDS = 0.25
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak FLOP/s in the device's fastest matrix type that trains, whatever the run uses; None where unknown."""
+    if device.type == "cuda":
+        return gpu_peak(torch.cuda.get_device_name(device))
+    if device.type == "cpu":
+        return cpu_peak()
+    return None
+
+
+def gpu_peak(name: str) -> float | None:
+    """By the device's name; None for one that is not in the table, because a guess would look like a measurement."""
+    words = name.replace("-", " ").split()
+    for known, peak in GPU_PEAKS.items():
+        wanted = known.split()
+        if any(words[at : at + len(wanted)] == wanted for at in range(len(words))):
+            return peak
+    return None
+
+
+def cpu_peak() -> float:
+    """The fastest of a few matrix products on this process's threads, measured once a machine and then cached."""
+    path = cache_root(None) / "cpu_peak.json"
+    key = f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = measured()
+        _write(path, known)
+    return float(known[key])
+
+
+def measured() -> float:
+    """FLOP/s of the fastest product, in float32 or bfloat16, within SECONDS each."""
+    dtypes = [torch.float32]
+    # Hardware without bfloat16 emulates it a hundred times slower, and one large product would take seconds.
+    if _product_seconds(torch.bfloat16, SMALL) < 4 * _product_seconds(torch.float32, SMALL):
+        dtypes.append(torch.bfloat16)
+    return max(2 * SIZE**3 / _product_seconds(dtype, SIZE) for dtype in dtypes)
+
+
+@torch.inference_mode()
+def _product_seconds(dtype: torch.dtype, size: int) -> float:
+    # A generator of its own: the run's random numbers are not touched.
+    a = torch.rand(size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    torch.mm(a, a)
+    best, deadline = float("inf"), time.perf_counter() + SECONDS * size / SIZE
+    while time.perf_counter() < deadline:
+        start = time.perf_counter()
+        torch.mm(a, a)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _write(path: Path, known: dict[str, float]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(known, indent=1))
+        temporary.replace(path)
+    except OSError:
+        # A home that cannot be written costs a measurement each run, nothing more.
+        return
