@@ -29,7 +29,7 @@ OURS = re.compile(
 FIT = ["fit", "--config", "configs/tiny.yaml", "--trainer.max_steps", "4", "--trainer.val_check_interval", "2"]
 
 COMMANDS = [
-    [*FIT, "--config", "configs/profile.yaml", "--tracking.samples.every_n_validations", "1"],
+    [*FIT, "--tracking.samples.every_n_validations", "1"],
     ["fit", "--ckpt_path", "last", "--trainer.max_steps", "6"],
     ["validate", "--ckpt_path", "best"],
     ["predict", "--ckpt_path", "best", "--trainer.limit_predict_batches", "1"],

@@ -145,8 +145,8 @@ def test_the_start_carries_what_it_is_given_and_where_it_resumed(folder: Path) -
     first, second = records(folder, "start")
     assert (first["step"], first["resumed_from_step"], first["provenance"]) == (0, None, {"python": "3"})
     assert (second["step"], second["resumed_from_step"]) == (5, 5)
-    assert process.alive(second["process"]) is True
-    assert process.alive(second["process"] | {"started": 1}) is False
+    assert process.is_alive(second["process"]) is True
+    assert process.is_alive(second["process"] | {"started": 1}) is False
 
 
 def test_an_error_is_written_with_its_traceback(folder: Path) -> None:

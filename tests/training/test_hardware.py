@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinytf.training import automatic, hardware
+from tinytf.training import automatic
 from tinytf.training.automatic import COMPILE_PAYS_AFTER, compile_pays, fastest_matmul
 from tinytf.training.hardware import onednn_multiplies_faster
+from tinytf.utils import machine
 from tinytf.utils.machine import usable_cores
 
 
@@ -33,7 +34,7 @@ def test_a_container_has_the_cores_of_its_quota(
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     places = ((str(tmp_path / "cpu.max"),), (str(tmp_path / "quota"), str(tmp_path / "period")))
-    monkeypatch.setattr(hardware, "CGROUP_QUOTAS", places)
+    monkeypatch.setattr(machine, "CGROUP_QUOTAS", places)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert usable_cores() == cores
 
