@@ -19,13 +19,13 @@ SMALL = ["--config", str(REPOSITORY / "configs/tiny.yaml"), "--config", str(REPO
 def test_the_bundle_is_there_proven_and_given_to_the_trackers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinytf.run.loggers.csv_file import CsvFile
+    from tinytf.run.loggers.tensorboard import TensorBoard
 
     given: list[Path] = []
-    monkeypatch.setattr(CsvFile, "log_export", lambda self, folder: given.append(folder))
+    monkeypatch.setattr(TensorBoard, "log_export", lambda self, folder: given.append(folder))
     monkeypatch.chdir(tmp_path)
     flags = ["--export.formats=[torchscript]", "--trainer.max_steps=4", "--trainer.val_check_interval=4"]
-    assert main(["fit", *SMALL, *flags, "--trainer.limit_val_batches=2", "--tracking.csv=true"]) == 0
+    assert main(["fit", *SMALL, *flags, "--trainer.limit_val_batches=2"]) == 0
     folder = tmp_path / "checkpoints" / "tiny" / "version_0" / "export"
     content = json.loads((folder / "export.json").read_text())
     assert [artefact["name"] for artefact in content["artefacts"]] == ["torchscript"]

@@ -147,8 +147,8 @@ def test_a_bug_in_the_file_is_caught(
     [
         ("onnx-int8", "model_kv.int8.onnx", "layers.1.attention.qkv.quantized"),
         ("onnx-int4", "model_kv.int4.onnx", "layers.1.attention.qkv_scales"),
-        ("onnx-fused-int8", "model_fused.int8.onnx", "layers.0.down.scale"),
-        ("onnx-fused-int8", "model_fused.int8.onnx", "head.quantized"),
+        ("onnx-int8", "model_kv.int8.onnx", "layers.0.down.scale"),
+        ("onnx-int8", "model_kv.int8.onnx", "head.quantized"),
     ],
 )
 def test_a_channel_that_rounding_lost_is_named(
@@ -174,7 +174,6 @@ def test_a_channel_that_rounding_lost_is_named(
     [
         ("onnx-int8", "model_kv.int8.onnx"),
         ("onnx-int4", "model_kv.int4.onnx"),
-        ("onnx-fused-int8", "model_fused.int8.onnx"),
     ],
 )
 def test_a_rounded_file_with_the_models_own_weights_is_the_model(name: str, file: str, exported: Exported) -> None:
@@ -269,11 +268,11 @@ def test_scales_read_from_the_wrong_place_are_caught(
     exported: Exported, subject: Subject, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     """Every weight is right, and a node takes another's scales."""
-    model = onnx.load(exported.folder / "model_fused.int8.onnx")
+    model = onnx.load(exported.folder / "model_kv.int8.onnx")
     first, second = (f"layers.{layer}.down.scale" for layer in range(2))
     for node in model.graph.node:
         node.input[:] = [second if name == first else name for name in node.input]
-    onnx.save(model, tmp_path / "model_fused.int8.onnx")
-    status, reasons = verdict("onnx-fused-int8", tmp_path / "model_fused.int8.onnx", subject, evaluation)
+    onnx.save(model, tmp_path / "model_kv.int8.onnx")
+    status, reasons = verdict("onnx-int8", tmp_path / "model_kv.int8.onnx", subject, evaluation)
     assert status == FAILED
     assert any(reason.startswith("unrounded: max_abs") for reason in reasons), reasons

@@ -20,7 +20,7 @@ from tinytf.generation.sampling import Sampling
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-GRAPHS = ["model_kv.onnx", "model_fused.onnx"]
+GRAPHS = ["model_kv.onnx"]
 
 
 @pytest.mark.parametrize("file", GRAPHS)
@@ -51,7 +51,7 @@ def test_past_the_context_it_refuses_in_words(file: str, exported: Exported) -> 
 def test_rounded_graphs_run_too(exported: Exported, subject: Subject) -> None:
     prompt = torch.arange(20)[None]
     wanted = TransformerEngine(subject.model).prefill(prompt)
-    for file in ("model_kv.int8.onnx", "model_kv.int4.onnx", "model_fused.int8.onnx"):
+    for file in ("model_kv.int8.onnx", "model_kv.int4.onnx"):
         logits = OnnxEngine(exported.folder / file).prefill(prompt)
         assert logits.shape == wanted.shape
         assert 0 < float((logits - wanted).abs().max()) < float(wanted.std()) * 2

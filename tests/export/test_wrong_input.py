@@ -56,7 +56,6 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("onnx-int4", {"d_model": 48, "n_heads": 4}, "which do not divide d_model 48"),
         ("pt2", {"max_seq_len": 2}, "format pt2 .* traced with 3 tokens, and max_seq_len is 2; leave it out"),
         ("onnx", {"max_seq_len": 1}, "max_seq_len is 1: a model that reads one token"),
-        ("onnx-fused", {"d_model": 48, "n_heads": 2, "n_kv_heads": 2}, "takes heads of a multiple of 16 .* has 24"),
     ],
 )
 def test_a_model_that_a_format_cannot_express_is_refused_before_anything_is_written(

@@ -8,7 +8,8 @@ A format's module (or an object in it, after a colon) has the first two of these
     problems(subject, text, path)  what is wrong with the file besides its logits, such as other token ids
     open_unrounded(subject, path, threads)   the artefact with the model's own weights in the place of rounded ones
 
-This table imports none of them, so that ``tinytf export --help`` costs nothing.
+This table imports none of them, so that ``tinytf export --help`` costs nothing. Graphs with onnxruntime's own fused
+attention come from the Hugging Face folder: ``python -m onnxruntime_genai.models.builder -i huggingface -p int4 -e cpu``.
 """
 
 from __future__ import annotations
@@ -139,25 +140,6 @@ _TABLE = (
         running=("onnxruntime", "onnx"),
     ),
     Format(
-        "onnx-fused-f32",
-        "model_fused.onnx",
-        "tinytf.export.onnx_fused:F32",
-        "fp32",
-        "onnxruntime's fused attention, for onnxruntime alone",
-        writing=_ONNX,
-        running=("onnxruntime",),
-    ),
-    Format(
-        "onnx-fused-int8",
-        "model_fused.int8.onnx",
-        "tinytf.export.onnx_fused:INT8",
-        "int8",
-        "the same in int8",
-        base="onnx-fused-f32",
-        writing=(*_ONNX, "onnxruntime"),
-        running=("onnxruntime", "onnx"),
-    ),
-    Format(
         "torchscript",
         "model.torchscript.pt",
         "tinytf.export.torchscript",
@@ -166,14 +148,6 @@ _TABLE = (
         label="PyTorch is retiring TorchScript: prefer pt2",
     ),
     Format("pt2", "model.pt2", "tinytf.export.pt2", "fp32", "torch.export program; loads with torch alone"),
-    Format(
-        "aoti",
-        "model.aoti.pt2",
-        "tinytf.export.aoti",
-        "fp32",
-        "AOTInductor package, compiled for this machine",
-        label="compiled for this kind of processor",
-    ),
     Format(
         "gguf-f32",
         "model.f32.gguf",
@@ -208,7 +182,6 @@ _TABLE = (
 FORMATS = {format.name: format for format in _TABLE}
 GROUPS = {
     "gguf": ("gguf-f32", "gguf-f16", "gguf-q8_0"),
-    "onnx-fused": ("onnx-fused-f32", "onnx-fused-int8"),
 }
 """Names that stand for several formats."""
 

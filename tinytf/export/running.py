@@ -12,7 +12,6 @@ from torch import Tensor
 from tinytf.data.tokenizer import tokenizer_from_file
 from tinytf.errors import UserError
 from tinytf.export.onnx_files import PAST, cached_runner, open_session, stated_config
-from tinytf.export.onnx_fused import LENGTHS, fused_runner
 from tinytf.export.runner import Feed, Runner
 
 TOKENIZER = "tokenizer.json"
@@ -22,7 +21,7 @@ class OnnxEngine:
     """A [decoding engine][tinytf.generation.decoding.Engine] over a graph with key-values.
 
     Args:
-        path: a ``.onnx`` file that tinytf exported: ``model_kv*.onnx`` or ``model_fused*.onnx``.
+        path: a ``.onnx`` file that tinytf exported: one of ``model_kv*.onnx``.
         threads: of onnxruntime.
 
     Raises:
@@ -70,11 +69,11 @@ def require(path: Path) -> None:
 
 
 def _runner(path: Path, session: Any) -> Runner:
-    """How to run this graph; the two kinds with a cache differ in their inputs."""
+    """How to run this graph."""
     inputs = {node.name for node in session.get_inputs()}
     if f"{PAST}.0.key" not in inputs:
         raise UserError(f"--model {path}: it has no key-value cache; give model_kv.onnx, or export onnx-kv")
-    return fused_runner(session) if LENGTHS in inputs else cached_runner(session)
+    return cached_runner(session)
 
 
 def tokenizer_beside(path: Path) -> Tokenizer:
