@@ -44,8 +44,8 @@ lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/installed  ## write README's tables of commands and keys anew
-	$(BIN)/python -m tests.readme
+docs: .venv/installed  ## write the tables of commands and keys in docs/configuration.md
+	$(BIN)/python -m tests.docs
 
 notebooks: .venv/installed  ## run the notebooks and keep their outputs
 	$(BIN)/python -m tests.notebooks

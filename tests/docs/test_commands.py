@@ -1,0 +1,125 @@
+"""Every command in README and docs/ is run, on a model small enough for a test; so is every block of Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, REPOSITORY, blocks, commands
+from tinytf.cli.main import main
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+
+SMALLER = (
+    (r"configs/(base|medium|gpt2)\.yaml", "configs/tiny.yaml"),
+    (r"--config (base|medium|gpt2)\b", "--config tiny"),
+    (r"checkpoints/base/", "checkpoints/tiny/"),
+    (r"(--data\.tokenizer bpe)", r"\1 --data.vocab_size 300"),
+    (r"(--config configs/export\.yaml)", r"\1 --export.formats [huggingface]"),
+    (r"^(tinytf export (?!.*--formats).*)", r"\1 --formats huggingface,onnx-kv"),
+)
+"""What stands in a command for the test: the tiny model, few formats, a small vocabulary."""
+
+PARSED = (
+    (r"scale/(ddp|fsdp)", "needs several devices: tests/end_to_end/test_ddp.py and test_fsdp.py train with two"),
+    (r"loggers/wandb", "needs an account: tests/run/test_loggers.py logs offline"),
+    (r"loggers/mlflow", "needs the extra mlflow: tests/run/test_loggers.py has it"),
+    (r"hf://|s3://|gs://|https?://", "needs a network: tests/data serves such corpora locally"),
+)
+"""Commands of `tinytf fit` that a test cannot run to the end: their flags and files are parsed."""
+
+NOT_RUN = (
+    (r"^pip install", "installs: tests/packaging/test_wheel.py installs the wheel"),
+    (r"^docker ", "needs Docker"),
+    (r"^sbatch ", "needs a SLURM cluster"),
+    (r"torchrun", "needs several machines"),
+    (r"^\. \.venv/bin/activate$", "sets the shell's path"),
+    (r"^\.venv/bin/pre-commit install$", "changes the git checkout"),
+    (r"^jq ", "not a Python package"),
+    (r"^python -m tests\.benchmarks ", "measures for minutes"),
+    (r"^python -m onnxruntime_genai", "not in an extra, and not made by this project"),
+)
+"""Commands that no test runs, and why."""
+
+
+def reason(command: str, table: tuple[tuple[str, str], ...]) -> str | None:
+    return next((why for pattern, why in table if re.search(pattern, command)), None)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the pages name, in which the tiny model is trained."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    (folder / "books").mkdir()
+    text = "".join(f"The {n}th line of a text is not like line {n * n % 97}.\n" for n in range(2000))
+    (folder / "my.txt").write_text(text)
+    (folder / "books" / "one.txt").write_text(text)
+    (folder / "notes.jsonl").write_text("".join(f'{{"text": "note {n}: {n * n % 97}"}}\n' for n in range(2000)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--config", "configs/tiny.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(workplace: Path) -> Path:
+    """The export of that run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        assert main(["export", "--ckpt_path", "best", "--name", "tiny", "--formats", "huggingface,onnx-kv"]) == 0
+    return workplace / "checkpoints" / "tiny" / "version_0" / "export"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_runs(
+    command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if why := reason(command, NOT_RUN):
+        pytest.skip(why)
+    monkeypatch.chdir(workplace)
+    command = re.sub(r'^eval "\$\((.*)\)"$', r"\1", command)
+    words = shlex.split(command, comments=True)
+    words = words[: next((place for place, word in enumerate(words) if word in ("|", ">")), None)]
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        monkeypatch.setenv(name, value)
+    if words[0] == "make":
+        subprocess.run(["make", "--dry-run", *words[1:]], cwd=REPOSITORY, check=True, capture_output=True)
+    elif words[0] == "python":
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        subprocess.run([sys.executable, *words[1:]], env=environment, check=True)
+    else:
+        assert words[0] == "tinytf", "not a command that the test knows how to run"
+        smaller = shlex.join(words)
+        for pattern, replacement in SMALLER:
+            smaller = re.sub(pattern, replacement, smaller)
+        if "/export" in smaller:
+            request.getfixturevalue("bundle")
+        print_only = words[1] == "fit" and reason(command, PARSED)
+        assert main([*shlex.split(smaller)[1:], *(["--print_config"] if print_only else [])]) == 0
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, _ in (*PARSED, *NOT_RUN)])
+def test_each_exception_is_needed(pattern: str) -> None:
+    assert [command for command in COMMANDS if re.search(pattern, command)]
+
+
+def test_the_python_of_each_page_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    for page in PAGES:
+        code = "\n".join(blocks(page, "python"))
+        exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "yaml")])
+def test_a_yaml_block_is_a_config(block: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    Path("block.yaml").write_text(block)
+    assert main(["fit", "--config", "configs/tiny.yaml", "--config", "block.yaml", "--print_config"]) == 0

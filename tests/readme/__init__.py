@@ -1,1 +1,0 @@
-"""README's tables, made from the code: `make docs` writes them, a test compares them."""
