@@ -18,13 +18,18 @@ def blocks(page: Path, *languages: str) -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Each command of the page's shell blocks on one line, without its prompt.
+    """Each command of the page's shell blocks on one line, without its prompt and its comment.
 
     In a console block the lines after ``$`` are commands and the others are what was printed.
     """
     for content in blocks(page, "console"):
         lines = content.replace("\\\n", " ").splitlines()
-        yield from (" ".join(line[2:].split()) for line in lines if line.startswith("$ "))
+        yield from (tidy(line[2:]) for line in lines if line.startswith("$ "))
     for content in blocks(page, "bash"):
         lines = content.replace("\\\n", " ").splitlines()
-        yield from (" ".join(line.split()) for line in lines if line and not line.startswith("#"))
+        yield from (tidy(line) for line in lines if line)
+
+
+def tidy(command: str) -> str:
+    """The command without a comment at its end and with single blanks."""
+    return " ".join(re.sub(r"\s{2,}# .*", "", command).split())

@@ -21,7 +21,7 @@ def promises() -> list[str]:
     return [line for line in section.splitlines() if line.startswith("| ")][1:]
 
 
-def tests_in(path: Path) -> set[str]:
+def names_in(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -50,7 +50,7 @@ def test_a_promise_names_its_proof(line: str) -> None:
     proofs = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/[\w/]+\.py)\)", line)
     assert proofs, f"no test is linked: {line}"
     for name, file in proofs:
-        assert name in tests_in(REPOSITORY / file), f"{file} has no {name}"
+        assert name in names_in(REPOSITORY / file), f"{file} has no {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
