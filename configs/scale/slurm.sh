@@ -12,10 +12,10 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=USR1@120
 
-# Two minutes before the end SLURM sends SIGUSR1 to the tasks. Each finishes its step, the run is saved, and all exit
-# 128 + 10; the job then puts itself back into the queue, and goes on from there when it is started again.
-# --kill-on-bad-exit: where one task has died, the others are ended. It may overtake one that has saved and is about to
-# exit with 138, by a SIGTERM (143).
+# Two minutes before the time limit SLURM sends SIGUSR1 to the tasks. Each finishes its step, the run is saved, and all
+# exit with 138 (128 + 10). The job then requeues itself, and resumes when it is started again.
+# --kill-on-bad-exit: if one task dies, the others are ended. That may send SIGTERM (143) to a task that has saved and is
+# about to exit with 138.
 srun --kill-on-bad-exit=1 tinytf fit --config "${1:-configs/base.yaml}" --config configs/scale/slurm-requeue.yaml "${@:2}"
 code=$?
 if [ "$code" -eq 138 ] || [ "$code" -eq 143 ]; then

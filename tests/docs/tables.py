@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from tinytf.cli.commands import COMMANDS
 from tinytf.cli.fit import parser_of
+from tinytf.cli.main import COMMANDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
