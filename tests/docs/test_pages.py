@@ -17,7 +17,7 @@ LONGEST_README = 250
 
 
 def promises() -> list[str]:
-    section = PROOFS.read_text(encoding="utf-8").split("## What is promised", 1)[1].split("\n## ", 1)[0]
+    section = PROOFS.read_text(encoding="utf-8").split("## Promises and their tests", 1)[1].split("\n## ", 1)[0]
     return [line for line in section.splitlines() if line.startswith("| ")][1:]
 
 
