@@ -11,6 +11,7 @@ import yaml
 
 from tests.docs.pages import PAGES, REPOSITORY
 from tests.docs.tables import PAGE, keys, with_tables
+from tinytf.cli.main import COMMANDS
 
 PROOFS = REPOSITORY / "docs" / "architecture.md"
 LONGEST_README = 250
@@ -66,6 +67,13 @@ def test_files_that_the_pages_name_are_there() -> None:
     for page in PAGES:
         for name in re.findall(r"`((?:configs|tests|tinytf)/[\w./-]+)`", page.read_text(encoding="utf-8")):
             assert (REPOSITORY / name).exists(), f"{page.name}: {name}"
+
+
+def test_commands_and_targets_that_the_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for program, names in re.findall(r"`(tinytf|make) ([a-z-]+)", page.read_text(encoding="utf-8")):
+            assert names in (COMMANDS if program == "tinytf" else targets), f"{page.name}: {program} {names}"
 
 
 def test_readme_is_short() -> None:
