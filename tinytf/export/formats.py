@@ -9,7 +9,7 @@ A format's module (or an object in it, after a colon) has the first two of these
     open_unrounded(subject, path, threads)   the artefact with the model's own weights in the place of rounded ones
 
 This table imports none of them, so that ``tinytf export --help`` costs nothing. Graphs with onnxruntime's own fused
-attention come from the Hugging Face folder: ``python -m onnxruntime_genai.models.builder -i huggingface -p int4 -e cpu``.
+attention come from the Hugging Face folder: ``python -m onnxruntime_genai.models.builder -i huggingface``.
 """
 
 from __future__ import annotations
