@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
-from tinytf.cli.commands import COMMANDS, TRAINER_COMMANDS
 from tinytf.cli.flags import CommandParser
+from tinytf.cli.main import COMMANDS, TRAINER_COMMANDS
 
 NOTES = """\
 bash: eval "$(tinytf completion bash)"       in ~/.bashrc
@@ -69,14 +69,14 @@ def tree() -> argparse.ArgumentParser:
         if name in TRAINER_COMMANDS:
             add_trainer_flags(command, name)
         else:
-            for action in import_module(module).parser()._actions:
+            for action in import_module(f"tinytf.cli.{module.partition(chr(58))[0]}").parser()._actions:
                 add(command, action)
     return root
 
 
 def add_trainer_flags(command: argparse.ArgumentParser, name: str) -> None:
     """Add the flags of one of LightningCLI's commands, those of our optimizers and schedules too."""
-    from tinytf.cli.fit import parser_of
+    from tinytf.cli.config.parser import parser_of
 
     for action in parser_of(name)._actions:
         add(command, action)

@@ -1,12 +1,21 @@
-"""What reaches the screen: our own log as plain lines on stderr, and nothing that a user can do nothing about."""
+"""What reaches the screen: our own log as plain lines on stderr, and no line that a user can do nothing about.
+
+Nothing heavy is imported at the top: commands that need no torch use this too.
+"""
 
 from __future__ import annotations
 
-import errno
 import logging
+import os
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tinytf.errors import RunError
+from tinytf.utils.files import is_disk_full
+from tinytf.utils.machine import usable_cores
 
 
 def quiet_libraries() -> None:
@@ -43,6 +52,49 @@ def quiet_libraries() -> None:
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
     # TensorBoard's writing thread meets a full disk, and so does its next caller, who says so in one line.
-    error = failure.exc_value
-    if not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    if not is_disk_full(failure.exc_value):
         threading.__excepthook__(failure)
+
+
+@contextmanager
+def heavy_command() -> Iterator[None]:
+    """The process of a command that computes: quiet libraries, threads, memory; known failures as one line."""
+    import torch
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from tinytf.training.allocation import keep_freed_memory
+    from tinytf.training.distributed.launcher import lost_process
+
+    quiet_libraries()
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        logging.getLogger("tinytf").setLevel(logging.ERROR)  # The first process speaks for all.
+    if "OMP_NUM_THREADS" not in os.environ:
+        # torch counts the machine's cores; a container may be given a share of their time.
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    keep_freed_memory()
+    try:
+        yield
+    except Exception as error:
+        reason = explain_shortage(error) or lost_process(error)
+        if reason:
+            raise RunError(reason) from error
+        raise
+
+
+def explain_shortage(error: BaseException) -> str | None:
+    """What ran out, memory or disk, and what to lower; None for any other failure."""
+    import torch
+
+    if is_disk_full(error):
+        filename = getattr(error, "filename", None)
+        return (
+            f"the disk is full{f' ({filename})' if filename else ''}; free some space and resume with --ckpt_path last"
+        )
+    # torch raises a plain RuntimeError when the CPU's memory runs out.
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu:
+        return (
+            "out of memory: lower data.batch_size (trainer.accumulate_grad_batches makes up for it), data.seq_len, "
+            "or model.d_model"
+        )
+    return None

@@ -12,8 +12,26 @@ import sys
 from importlib import import_module
 
 from tinytf import __version__
-from tinytf.cli.commands import COMMANDS, TRAINER_COMMANDS
 from tinytf.errors import RunError, UserError
+
+COMMANDS = {
+    "fit": ("fit:run", "train, or resume with --ckpt_path last"),
+    "validate": ("evaluate:validate", "evaluate a checkpoint on the validation split"),
+    "test": ("evaluate:test", "evaluate a checkpoint on the test split"),
+    "predict": ("evaluate:predict", "the loss of each window of the validation split, as JSON lines"),
+    "prepare": ("prepare:run", "tokenize a corpus ahead of fit"),
+    "generate": ("generate:run", "write text with a checkpoint"),
+    "inspect": ("inspect:run", "what a checkpoint is, or how two differ"),
+    "export": ("export:run", "export a checkpoint and measure each file against it"),
+    "verify": ("verify:run", "measure an export again"),
+    "plan": ("plan:run", "what a config needs of memory and time, before anything is trained"),
+    "runs": ("runs:run", "list the runs"),
+    "config-schema": ("schema:run", "print a JSON Schema of the YAML files, for editors"),
+    "completion": ("completion:run", "print the completions of bash or zsh"),
+}
+"""Of each command: the module in this folder and its function, and what it does in a line."""
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def usage() -> str:
@@ -70,9 +88,9 @@ def dispatch(argv: list[str]) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise UserError(f"{command!r} is no command; {hint}")
-    run = import_module(COMMANDS[command][0]).run
-    return int(run(argv if command in TRAINER_COMMANDS else argv[1:]))
+        raise UserError(f"unknown command {command!r}; {hint}")
+    module, _, function = COMMANDS[command][0].partition(":")
+    return int(getattr(import_module(f"tinytf.cli.{module}"), function)(argv[1:]))
 
 
 if __name__ == "__main__":

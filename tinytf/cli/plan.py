@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import instantiate_class
 from tokenizers import Tokenizer
 
+from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.console import quiet_libraries
-from tinytf.cli.fit import CommandLine, Parser
 from tinytf.cli.flags import CommandParser, positive
 from tinytf.data.module import TextDataModule
 from tinytf.errors import UserError
+from tinytf.model import TransformerConfig
 from tinytf.run.callbacks.throughput import flops_per_token
 from tinytf.training.global_batch import accumulation
-from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.memory_estimate import Job, Strategy, largest_batch, memory, optimizer_needs
 from tinytf.training.peak_flops import GPU_PEAKS, gpu_peak, peak_flops
-from tinytf.training.trainer import Trainer
 
 TOKENS_PER_PARAMETER = 20
 """Of a compute-optimal run, about (Hoffmann et al. 2022, arXiv:2203.15556, table 3)."""
@@ -32,26 +32,20 @@ USUAL_MFU = 0.4
 GIB = 2**30
 
 
-class Planned(CommandLine):
-    """The command line of `tinytf fit`, read and checked as there, with no run made of it."""
+class ConfigOnly(CommandLine):
+    """The config of `tinytf fit`, read and checked as there; nothing is built from it."""
 
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        return None
-
-    def _set_seed(self) -> None:
-        """Nothing is drawn."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is run."""
+    def instantiate_classes(self) -> None:
+        """A plan needs numbers alone."""
 
 
-class PlannedForGpu(Planned):
+class ConfigForGpu(ConfigOnly):
     """The same for a GPU that is named: what `auto` means there, not on this machine."""
 
-    def decide(self, config: Any) -> None:
+    def resolve_auto(self, config: Any) -> None:
         if config.trainer.precision == "auto":
             config.trainer.precision = "bf16-mixed"
-        super().decide(config)
+        super().resolve_auto(config)
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,8 @@ def run(argv: Sequence[str]) -> int:
     args, rest = parser().parse_known_args(argv)
     quiet_libraries()
     machine = machine_of(args)
-    plan = make_plan(read_config(rest, named_gpu=args.gpu is not None), machine, args.vocab_size)
+    cli = (ConfigOnly if args.gpu is None else ConfigForGpu)("fit", rest)
+    plan = make_plan(cli, machine, args.vocab_size)
     print(json.dumps(plan, indent=2) if args.json else report(plan))
     return 0
 
@@ -128,20 +123,6 @@ def share(text: str) -> float:
     return value
 
 
-def read_config(argv: Sequence[str], named_gpu: bool) -> Planned:
-    """The config that the other flags are about, checked as `tinytf fit` checks it."""
-    return (PlannedForGpu if named_gpu else Planned)(
-        LanguageModel,
-        TextDataModule,
-        save_config_callback=None,
-        trainer_class=Trainer,
-        parser_class=Parser,
-        args=["fit", *argv],
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
-
-
 def machine_of(args: argparse.Namespace) -> Machine:
     """The devices asked for; this machine's where none are named."""
     if args.gpu is not None and args.peak is not None:
@@ -167,31 +148,32 @@ def machine_of(args: argparse.Namespace) -> Machine:
     return Machine(name, args.gpus, peak, args.mfu, size)
 
 
-def vocabulary(planned: Planned, given: int | None) -> int:
+def vocabulary(cli: CommandLine, given: int | None) -> int:
     """Entries of the vocabulary; where only the text can tell (char), it is read."""
     if given is not None:
         return given
-    if planned.resume:
-        return int(Tokenizer.from_str(planned.resume.entry["tokenizer"]).get_vocab_size())
-    settings = planned.config["fit"].data
+    if cli.resume:
+        return int(Tokenizer.from_str(cli.resume.entry["tokenizer"]).get_vocab_size())
+    settings = cli.config.data
     if settings.tokenizer == "bpe":
         return int(settings.vocab_size)
-    planned.datamodule.prepare_data()
-    planned.datamodule.setup()
-    return int(planned.datamodule.vocab_size)
+    return TextDataModule(**settings).vocab_size
 
 
-def make_plan(planned: Planned, machine: Machine, vocab_size: int | None) -> dict[str, Any]:
+def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dict[str, Any]:
     """All numbers, in bytes, FLOPs, tokens and seconds."""
-    config, model = planned.config["fit"], planned.model
-    shape = replace(model.shape, vocab_size=vocabulary(planned, vocab_size))
+    config = cli.config
+    settings = {
+        field.name: config.model[field.name] for field in fields(TransformerConfig) if field.name in config.model
+    }
+    shape = TransformerConfig(vocabulary(cli, vocab_size), **settings)
     asked, batch, devices = config.trainer.accumulate_grad_batches, config.data.batch_size, machine.devices
     whole = config.data.global_batch_size
     accumulate = asked or 1 if whole is None else accumulation(whole, batch, devices, asked)
-    state, muon = optimizer_needs(model.build_optimizer)
+    state, muon = optimizer_needs(lambda groups: instantiate_class((groups,), config.model.optimizer))
     job = Job(
         shape, batch, config.data.seq_len, config.trainer.precision, state, muon, accumulate > 1,
-        checkpointing=model.activation_checkpointing,
+        checkpointing=config.model.activation_checkpointing,
     )  # fmt: skip
     flops = flops_per_token(shape, job.seq_len)
     speed = devices * machine.peak_flops * machine.mfu / flops

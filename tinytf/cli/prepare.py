@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 from pathlib import Path
@@ -12,9 +11,8 @@ import jsonargparse
 from docstring_parser import parse as parse_docstring
 
 import tinytf.data
-from tinytf.cli.config.errors import Complaint, explain, place, unknown
-from tinytf.cli.config.preparse import read_yaml
-from tinytf.cli.config.presets import with_paths
+from tinytf.cli.config.errors import ConfigError, explain, unknown_key
+from tinytf.cli.config.files import ConfigFile, read_arguments
 from tinytf.cli.console import quiet_libraries
 from tinytf.data.prepare import prepare
 from tinytf.data.settings import Prepared, TextSettings
@@ -36,16 +34,14 @@ def run(argv: list[str]) -> int:
         UserError: for settings or text that cannot be used.
     """
     quiet_libraries()
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("-c", "--config", action="append", default=[])
-    configs, flags = first.parse_known_args(with_paths(argv))
+    arguments = read_arguments(argv)
     settings = parser()
-    section = from_files(configs.config)
-    refuse_foreign_flags(flags)
+    section = from_files(arguments.files)
+    refuse_foreign_flags(arguments.flags)
     try:
-        given = settings.parse_args(["--config", json.dumps({"data": section}), *flags])
-    except Complaint as wrong:
-        raise UserError(f"{place(wrong.key, configs.config)}{wrong}") from None
+        given = settings.parse_args(["--config", json.dumps({"data": section}), *arguments.flags])
+    except ConfigError as wrong:
+        raise UserError(f"{arguments.location(wrong.key)}{wrong}") from None
     done = prepare(TextSettings(**vars(given.data)))
     print(json.dumps(report(done), indent=2) if given.json else text(report(done)))
     return 0
@@ -59,7 +55,7 @@ class Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         if not self.exit_on_error:  # A parser that tries one of several types.
             return super().error(message, ex)
-        raise explain(message, self.known)
+        raise explain(message, ex)
 
 
 def parser() -> Parser:
@@ -90,24 +86,17 @@ def data_settings() -> dict[str, str]:
     return {name: lines[name] for name in names if name not in ("self", "seed")}
 
 
-def from_files(paths: list[str]) -> dict[str, Any]:
-    """What the config files say of the text, later ones winning.
-
-    Raises:
-        UserError: for a key in their section data that fit does not know either.
-    """
+def from_files(files: list[ConfigFile]) -> dict[str, Any]:
+    """What the config files say of the text, later ones winning; UserError for a key that fit does not know."""
     merged: dict[str, Any] = {}
-    wrong: list[str] = []
-    for path in paths:
-        content, twice = read_yaml(path)
-        section = content.get("data") or {}
+    for file in files:
+        section = file.content.get("data") or {}
         if not isinstance(section, dict):
-            raise UserError(f"{place('data', [path])}data holds a {type(section).__name__}, but it is keys and values")
-        keys = [f"data.{key}" for key in section if f"data.{key}" not in Parser.known]
-        wrong += [*twice, *(f"{place(key, [path])}{unknown(key, Parser.known)}" for key in keys)]
+            raise UserError(f"{file.location('data')}data: expected keys and values, got a {type(section).__name__}")
+        for key in section:
+            if f"data.{key}" not in Parser.known:
+                raise UserError(f"{file.location(f'data.{key}')}{unknown_key(f'data.{key}', Parser.known)}")
         merged.update(section)
-    if wrong:
-        raise UserError(*wrong)
     return {key: value for key, value in merged.items() if key in decisive()}
 
 

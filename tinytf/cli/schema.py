@@ -16,7 +16,7 @@ import torch
 from jsonargparse._completions_jsonschema import ParserJsonschema
 
 from tinytf.cli.config.errors import REFUSED
-from tinytf.cli.fit import parser_of
+from tinytf.cli.config.parser import parser_of
 from tinytf.cli.flags import CommandParser
 from tinytf.export.formats import FORMATS, GROUPS
 from tinytf.training.optim.schedules import Schedule

@@ -132,6 +132,7 @@ class TextDataModule(LightningDataModule):
     @property
     def vocab_size(self) -> int:
         """Entries of the tokenizer that is used, which for char and files is not the setting."""
+        self.setup()
         return int(self.tokenizer.get_vocab_size())
 
     @property
@@ -147,10 +148,12 @@ class TextDataModule(LightningDataModule):
             )
         return self.prepared.store.split(name)
 
-    def bytes_per_token(self, split: str) -> float:
-        """UTF-8 bytes a token of the split stands for in the mean: what turns nats a token into bits a byte."""
+    @property
+    def bytes_per_token(self) -> dict[str, float]:
+        """UTF-8 bytes per token of each split, on average: what turns nats per token into bits per byte."""
+        self.setup()
         store = self.prepared.store
-        return store.bytes[split] / store.tokens[split]
+        return {name: store.bytes[name] / count for name, count in store.tokens.items()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world = self._place()

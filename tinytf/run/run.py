@@ -1,15 +1,18 @@
-"""Putting a run together: its folder, its callbacks in their order, its trackers."""
+"""The door to a run on disk: what `tinytf fit` adds to a Trainer. README.md beside it lists the invariants."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
@@ -27,17 +30,16 @@ from tinytf.run.checkpoint_io import DurableCheckpointIO
 from tinytf.run.checkpoint_settings import CheckpointSettings
 from tinytf.run.directory import claim, last_intact, newest_step, saved
 from tinytf.run.journal import FILE_NAME
-from tinytf.run.lock import hold
+from tinytf.run.lock import hold, let_go
 from tinytf.run.loggers.build import build_loggers, run_id_of
 from tinytf.run.provenance import collect
 from tinytf.run.recovery import mend
 from tinytf.run.tracking_settings import TrackingSettings
 
-CLAIMED: dict[Path, list[Path]] = {}
-"""Folders that this process made for runs, and those around them that were not there before."""
+log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Resume:
     """The checkpoint that a command starts from.
 
@@ -62,25 +64,99 @@ class Resume:
         return cls(path, step, content["tinytf"], newest_step(path.resolve().parent) <= step)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """What `tinytf fit` adds to a Trainer."""
+    """An open run: its directory is locked, recovered from a kill, and holds its config.
 
-    folder: Path
-    callbacks: list[Callback]
-    loggers: list[Logger]
-    io: DurableCheckpointIO
+    Args:
+        directory: where the run is written. In other processes than the first it is unknown until training starts.
+        config: the resolved config, in plain types.
+        data: the data's fingerprint.
+        resume: the checkpoint that the run resumes from; None for a new run.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    data: dict[str, Any]
+    resume: Resume | None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, config: dict[str, Any], data: dict[str, Any], resume: Resume | None = None) -> Iterator[Run]:
+        """Open a new run, or the one that a checkpoint belongs to; nobody else trains in it until the block ends.
+
+        If the block ends in a UserError before the first checkpoint, a new run's directory is removed again.
+
+        Raises:
+            UserError: if another process trains in the directory, it cannot be written, or the data have changed.
+        """
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            yield cls(Path(), config, data, resume)
+            return
+        if resume:
+            refuse_other_text(data, resume.entry["data"], resume.path)
+        root, name = Path(config["checkpoint"]["dir"]), config["name"]
+        # Path's exists raises for a name that is too long.
+        around = [folder for folder in (root / name, root) if not os.path.exists(folder)]  # noqa: PTH110
+        directory, is_new = choose_directory(root, name, resume)
+        try:
+            if resume and not is_new:
+                mend(directory, resume.path, resume.step >= config["trainer"]["max_steps"])
+            write_config(directory, config, resume)
+            yield cls(directory, config, data, resume)
+        except UserError:
+            if is_new and not saved(directory):
+                discard(directory, around)
+            raise
+        finally:
+            let_go()
+
+    def callbacks(self, tracking: TrackingSettings, checkpoint: CheckpointSettings) -> list[Callback]:
+        """What makes a run durable, resumable and tracked, in the order in which it must happen at a step's end."""
+        provenance = collect(hostname=tracking.hostname)
+        start = {"run_id": self.run_id, "provenance": provenance, "data": self.data, "config": self.config}
+        journal = MetricsFile(self.directory, start)
+        best = BestCheckpoints(self.directory, checkpoint.save_top_k)
+        periodic = PeriodicCheckpoint(self.directory, checkpoint.every_n_steps, checkpoint.keep)
+        exact = ExactResume(self.directory)
+        return [
+            BroadcastRunDir(best, periodic, exact),
+            # Before the journal, which writes down where the batch is.
+            SaveNonFinite(periodic),
+            *build_callbacks(tracking, journal, self.directory, self.config, provenance),
+            *([StepProgress(journal)] if self.config["trainer"]["enable_progress_bar"] is not False else []),
+            exact,
+            SelfContained(self.config, provenance),
+            GracefulStop(periodic),
+            # Lightning moves those that save to the end, in this order.
+            best,
+            periodic,
+        ]
+
+    def loggers(self, tracking: TrackingSettings) -> list[Logger]:
+        """The trackers that the config asks for; none in other processes than the first."""
+        return build_loggers(tracking, self.directory, self.run_id, self.resume.step if self.resume else None)
+
+    def checkpoint_io(self, callbacks: list[Callback]) -> DurableCheckpointIO:
+        """How checkpoints are written and read."""
+        journal = next(callback for callback in callbacks if isinstance(callback, MetricsFile))
+        return DurableCheckpointIO(journal.checkpoint_saved)
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run in trackers elsewhere, the same after a resume."""
+        return run_id_of(self.directory)
 
 
-def run_folder(root: Path, name: str, resume: Resume | None) -> Path:
-    """The folder of a new run, or that of the run which goes on.
+def choose_directory(root: Path, name: str, resume: Resume | None) -> tuple[Path, bool]:
+    """The locked directory of a new run (and True), or of the one that is resumed (and False).
 
-    A run goes on in place only from its newest checkpoint, wherever its folder has moved to. From an older one, or
-    one copied out of its folder, it branches into a folder of its own, because going on in place would overwrite what
-    came after; so it does where another name or root is asked for.
+    A run is resumed in place only from its newest checkpoint, wherever its folder has moved to. From an older one, or
+    one copied out of its folder, it branches into a folder of its own, because resuming in place would overwrite what
+    came after; so it does if another name or root is asked for.
 
     Raises:
-        UserError: where another process trains in the folder that the run would go on in, or did a moment ago.
+        UserError: if another process trains in the folder, or did a moment ago.
     """
     if resume:
         folder = resume.path.resolve().parent
@@ -88,20 +164,18 @@ def run_folder(root: Path, name: str, resume: Resume | None) -> Path:
         if is_run and not asks_elsewhere(root, name, folder, resume.entry["config"]):
             if resume.newest:
                 hold(folder)
+            # Read again under the lock: the process that held it may have saved since.
             newest = last_intact(folder)
             if newest and Resume.read(newest).step <= resume.step:
                 hold(folder)
-                return folder
+                return folder, False
             if resume.newest and newest:
                 raise UserError(
                     f"run {folder}: another process has trained it further just now; give the command again"
                 )
-    # Path's exists raises for a name that is too long.
-    around = [folder for folder in (root / name, root) if not os.path.exists(folder)]  # noqa: PTH110
     folder = claim(root, name)
-    CLAIMED[folder] = around
     hold(folder)
-    return folder
+    return folder, True
 
 
 def asks_elsewhere(root: Path, name: str, folder: Path, saved_config: dict[str, Any]) -> bool:
@@ -111,24 +185,12 @@ def asks_elsewhere(root: Path, name: str, folder: Path, saved_config: dict[str, 
     return other_name or other_root
 
 
-def discard_claimed() -> None:
-    """Remove the folder that this process claimed for a run which wrong input kept from its first checkpoint."""
-    while CLAIMED:
-        folder, around = CLAIMED.popitem()
-        if folder.is_dir() and not saved(folder):
-            shutil.rmtree(folder)
-            for parent in around:
-                with contextlib.suppress(OSError):  # It holds another run by now.
-                    parent.rmdir()
-
-
-def prepare_folder(root: Path, name: str, config: dict[str, Any], resume: Resume | None) -> Path:
-    """A folder ready to be written to, with the config in it, and held; UserError where another process holds it."""
-    folder = run_folder(root, name, resume)
-    if resume and resume.path.resolve().parent == folder.resolve():
-        mend(folder, resume.path, resume.step >= config["trainer"]["max_steps"])
-    write_config(folder, config, resume)
-    return folder
+def discard(directory: Path, around: list[Path]) -> None:
+    """Remove the directory of a run that wrong input kept from its first checkpoint, and the folders made for it."""
+    shutil.rmtree(directory)
+    for parent in around:
+        with contextlib.suppress(OSError):  # It holds another run by now.
+            parent.rmdir()
 
 
 def write_config(folder: Path, config: dict[str, Any], resume: Resume | None) -> None:
@@ -141,49 +203,22 @@ def write_config(folder: Path, config: dict[str, Any], resume: Resume | None) ->
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def build_run(
-    folder: Path,
-    config: dict[str, Any],
-    data: dict[str, Any],
-    checkpoint: CheckpointSettings,
-    tracking: TrackingSettings,
-    resume: Resume | None,
-) -> Run:
-    """Callbacks and trackers.
-
-    Args:
-        folder: the run's.
-        config: the resolved config, plain.
-        data: the data's fingerprint.
-        checkpoint: what to save.
-        tracking: what to write down.
-        resume: what the run goes on from.
-    """
-    provenance = collect(hostname=tracking.hostname)
-    run_id = run_id_of(folder)
-    metrics = MetricsFile(folder, {"run_id": run_id, "provenance": provenance, "data": data, "config": config})
-    best = BestCheckpoints(folder, checkpoint.save_top_k)
-    periodic = PeriodicCheckpoint(folder, checkpoint.every_n_steps, checkpoint.keep)
-    exact = ExactResume(folder)
-    callbacks = [
-        SameFolder(best, periodic, exact),
-        # Before the journal, which writes down where the batch is.
-        SaveNonFinite(periodic),
-        *build_callbacks(tracking, metrics, folder, config, provenance),
-        *([StepProgress(metrics)] if config["trainer"]["enable_progress_bar"] is not False else []),
-        exact,
-        SelfContained(config, provenance),
-        GracefulStop(periodic),
-        # Lightning moves those that save to the end, in this order.
-        best,
-        periodic,
-    ]
-    loggers = build_loggers(tracking, folder, run_id, resume.step if resume else None)
-    return Run(folder, callbacks, loggers, DurableCheckpointIO(metrics.checkpoint_saved))
+def refuse_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> None:
+    """Refuse to resume with a text that is not the one the run began with, even if its name is."""
+    if now["sha256"] != saved["sha256"]:
+        raise UserError(
+            f"data.corpus {now['corpus']}: its text is not the one that {ckpt} was trained on "
+            f"(sha256 {now['sha256'][:12]}, then {saved['sha256'][:12]}); restore that text, or start a new run"
+        )
+    if now["split"] != saved["split"]:
+        raise UserError(
+            f"data.corpus {now['corpus']}: its validation or test part is not the one that {ckpt} was measured on; "
+            "restore that, or start a new run"
+        )
 
 
-class SameFolder(Callback):
-    """Gives every process the folder that the first one claimed, and sees that all go on from the same checkpoint."""
+class BroadcastRunDir(Callback):
+    """Gives every process the directory that the first one chose, and checks that all resume one checkpoint."""
 
     def __init__(self, *holders: BestCheckpoints | PeriodicCheckpoint | ExactResume) -> None:
         self.holders = holders
@@ -192,7 +227,7 @@ class SameFolder(Callback):
         chosen = trainer.strategy.broadcast(trainer.ckpt_path)
         if chosen != trainer.ckpt_path:
             raise RunError(
-                f"process {trainer.global_rank} found the checkpoint {trainer.ckpt_path} to go on from, and the first "
+                f"process {trainer.global_rank} found the checkpoint {trainer.ckpt_path} to resume from, and the first "
                 f"one {chosen}: give --ckpt_path the path of one"
             )
         folder = trainer.strategy.broadcast(self.holders[0].folder)

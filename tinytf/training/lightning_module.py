@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
@@ -19,9 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import MetricCollection
 
-from tinytf.data.place import data_place
-from tinytf.errors import RunError, UserError
-from tinytf.model import Transformer, TransformerConfig
+from tinytf.errors import RunError
+from tinytf.model import KVCache, Transformer, TransformerConfig
 from tinytf.training.attention import choose_attention
 from tinytf.training.distributed.dtensor import scale_to, total_norm
 from tinytf.training.distributed.parallel import parallelize
@@ -39,39 +38,26 @@ log = logging.getLogger(__name__)
 class LanguageModel(LightningModule):
     """Trains a `Transformer` to predict the next token.
 
+    It trains with any data module or loader whose batches are (tokens, targets), both ``[batch, seq]`` of int64;
+    targets of -100 are ignored. Its weights are `model`, on the CPU and in float32 until a Trainer moves them.
+    ``LanguageModel.load_from_checkpoint("best.ckpt")`` rebuilds it from a checkpoint alone.
+
     Args:
-        d_model: width of the residual stream, in features.
-        n_heads: query heads; each is d_model / n_heads wide.
-        n_layers: transformer blocks, one above the other.
-        n_kv_heads: key and value heads (grouped-query attention); null means n_heads.
-        d_ff: width inside the SwiGLU feed-forward; null means 8/3 of d_model rounded up to a multiple of 64.
-        dropout: probability on each residual branch and on the embedding, in [0, 1).
-        max_seq_len: the longest context, in tokens; data.seq_len may be shorter.
-        qk_norm: normalise each head's queries and keys (the Qwen3 layout; the Llama layout without).
-        rope_theta: base of the rotary position frequencies.
-        norm_eps: epsilon of every RMSNorm.
         optimizer: class of the optimizer, with its arguments: any of torch.optim, or tinytf.training.MuonAdamW.
         schedule: class of the learning-rate schedule, with its arguments: Linear, Cosine or Constant.
         weight_decay_on: what the optimizer's weight decay applies to: the blocks' matrices, or all parameters.
-        compile: torch.compile the blocks; auto does where the run is long enough to earn the compile time back.
-        activation_checkpointing: keep of each block only what goes into it, and make the rest again in the backward
-            pass: a quarter slower, for a fraction of the memory.
+        compile: torch.compile the blocks; auto does if the run is long enough to earn the compile time back.
+        activation_checkpointing: keep only the input of each block and compute the rest again in the backward pass:
+            a quarter slower, for a fraction of the memory.
         on_nonfinite: at a loss or gradient that is not finite, stop the run or skip that optimizer step.
         seed: of the dropout; the command line sets it from seed_everything.
+        bytes_per_token: UTF-8 bytes that a token of each split stands for on average, such as ``{"val": 4.1}``;
+            with it, ``val/bits_per_byte`` is logged.
+        config: the arguments of `TransformerConfig`.
     """
 
     def __init__(
         self,
-        d_model: int = 256,
-        n_heads: int = 4,
-        n_layers: int = 4,
-        n_kv_heads: int | None = None,
-        d_ff: int | None = None,
-        dropout: float = 0.0,
-        max_seq_len: int = 256,
-        qk_norm: bool = True,
-        rope_theta: float = 10_000.0,
-        norm_eps: float = 1e-5,
         optimizer: Callable[[Iterable], Optimizer] = MuonAdamW,  # type: ignore[type-arg]
         schedule: Schedule = lazy_instance(Linear),  # noqa: B008 - how jsonargparse knows a default class
         weight_decay_on: Literal["matrices", "all"] = "matrices",
@@ -79,15 +65,11 @@ class LanguageModel(LightningModule):
         activation_checkpointing: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         seed: int = 0,
+        bytes_per_token: dict[str, float] | None = None,
+        **config: Any,
     ) -> None:
         super().__init__()
-        try:
-            # The vocabulary is the data's to say, and is known once they are prepared; the rest is checked now.
-            self.shape = TransformerConfig(
-                1, d_model, n_heads, n_layers, n_kv_heads, d_ff, dropout, max_seq_len, qk_norm, rope_theta, norm_eps
-            )
-        except ValueError as error:
-            raise UserError(f"model: {error}") from None
+        self.config = TransformerConfig(**config)
         self.build_optimizer = optimizer
         self.schedule = schedule
         self.decay_all = weight_decay_on == "all"
@@ -95,44 +77,48 @@ class LanguageModel(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.skip_nonfinite = on_nonfinite == "skip"
         self.seed = seed
-        self.model: Transformer | None = None
+        self.bytes_per_token = bytes_per_token or {}
+        self.model = Transformer(self.config)
         self.metrics: MetricCollection | None = None
         self.grad_norm = torch.zeros(())
         self.micro_losses: list[Tensor] = []
         self.skipped_steps = 0
+        self.log_to_loggers = True
+        """The journal callback sets it to False: it writes rows to the loggers itself, before the step's checkpoint."""
+        self._configured = False
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits ``[batch, seq, vocab_size]`` of ids ``[batch, seq]``; see `Transformer.forward`."""
+        logits: Tensor = self.model(tokens, cache)
+        return logits
 
     # -- building ----------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        if self.model is not None:
+        """Swap in what is fast or small on the Trainer's device; parameters and their names stay."""
+        if self._configured:  # Lightning calls it once per fit, validate, …
             return
-        self.shape = replace(self.shape, vocab_size=self.trainer.datamodule.vocab_size)  # type: ignore[attr-defined]
-        self.model = Transformer(self.shape)
-        self._choose_how_it_runs(self.model)
-        if self.device_mesh is not None:
-            parallelize(self.model, self.device_mesh)
-
-    def _choose_how_it_runs(self, model: Transformer) -> None:
-        """Swap in what is fast or small here; parameters and their names stay."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        choose_attention(model, self.trainer.strategy.root_device, self.trainer.precision, data.seq_len)
-        for block in model.layers:
+        self._configured = True
+        choose_attention(self.model, self.trainer.strategy.root_device, self.trainer.precision, self.config.max_seq_len)
+        for block in self.model.layers:
             if self.activation_checkpointing:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
             if self.compile_blocks:
+                # Not torch.compile(block): that wraps the module, and checkpoints would have its prefix in their keys.
                 block.compile()
+        if self.device_mesh is not None:
+            parallelize(self.model, self.device_mesh)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.build_optimizer(parameter_groups(self.network, self.decay_all))
+        optimizer = self.build_optimizer(parameter_groups(self.model, self.decay_all))
         self.settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, self.trainer.max_steps))
+        total_steps = self._total_steps()
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    @property
-    def network(self) -> Transformer:
-        """The transformer, once `configure_model` has made it."""
-        assert self.model is not None, "configure_model has not run"
-        return self.model
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole run; a Trainer that counts epochs has no max_steps."""
+        return self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -142,20 +128,20 @@ class LanguageModel(LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(scheduler, LambdaLR)
         assert isinstance(optimizer, Optimizer)
-        factor = self.schedule.factor(scheduler.last_epoch, self.trainer.max_steps)
+        factor = self.schedule.factor(scheduler.last_epoch, self._total_steps())
         scheduler.base_lrs = [settings["lr"] for settings in self.settings]
         for group, settings in zip(optimizer.param_groups, self.settings, strict=True):
             group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * factor)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Noise is a function of (seed, batch, rank): a resumed run draws what an unbroken one would have drawn.
-        seed = noise_seed(self.seed, self.trainer.fit_loop.total_batch_idx, data_place(self.trainer)[0])
+        seed = noise_seed(self.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = token_losses(self.network, *batch).mean()
+        loss = token_losses(self.model, *batch).mean()
         self.micro_losses.append(loss.detach())
         return loss
 
@@ -166,7 +152,7 @@ class LanguageModel(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as Lightning would, with the norm measured once: for the clipping, the log and the check."""
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.grad_norm = total_norm(gradients)
         if not self._finite():
             self._on_nonfinite(optimizer)
@@ -195,8 +181,7 @@ class LanguageModel(LightningModule):
         }
         if self.skipped_steps:
             values["train/skipped_steps"] = float(self.skipped_steps)
-        # Not through Lightning's loggers: tinytf.run.callbacks.journal writes them, before the step's checkpoint.
-        self.log_dict(values, logger=False)
+        self.log_dict(values, logger=self.log_to_loggers)
 
     # -- what is not finite ------------------------------------------------------------------------------------
 
@@ -220,6 +205,13 @@ class LanguageModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["skipped_steps"] = self.skipped_steps
+        # What load_from_checkpoint passes to __init__. Not by save_hyperparameters: that would store the optimizer and
+        # the schedule as objects, and a checkpoint holds tensors and plain types only.
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
+            **asdict(self.config),
+            "bytes_per_token": self.bytes_per_token,
+            "seed": self.seed,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
@@ -248,24 +240,23 @@ class LanguageModel(LightningModule):
         """Each token's loss, for a look at where the model is surprised."""
         tokens, targets = batch
         with eager():
-            losses = token_losses(self.network, tokens, targets)
+            losses = token_losses(self.model, tokens, targets)
         return {"losses": losses, "targets": targets}
 
     def _start_evaluation(self, split: str) -> None:
-        bytes_per_token = self.trainer.datamodule.bytes_per_token(split)  # type: ignore[attr-defined]
-        self.metrics = evaluation_metrics(split, bytes_per_token).to(self.device)
+        self.metrics = evaluation_metrics(split, self.bytes_per_token.get(split)).to(self.device)
 
     def _evaluate(self, batch: Batch) -> None:
         assert self.metrics is not None
         tokens, targets = batch
         with eager():
-            losses = token_losses(self.network, tokens, targets)
+            losses = token_losses(self.model, tokens, targets)
         self.metrics.update(losses.sum(), (targets != IGNORE).sum())
 
     def _finish_evaluation(self) -> None:
         assert self.metrics is not None
-        # While fitting, they are written as the training rows are; elsewhere Lightning prints them as a table.
-        self.log_dict(self.metrics.compute(), logger=self.trainer.state.fn != "fit")
+        # In validate and test, Lightning prints what is logged to loggers as a table.
+        self.log_dict(self.metrics.compute(), logger=self.log_to_loggers or self.trainer.state.fn != "fit")
         self.metrics = None
 
 

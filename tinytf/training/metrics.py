@@ -53,9 +53,11 @@ class BitsPerByte(TokenLoss):
         return super().compute() / (math.log(2) * self.bytes_per_token)
 
 
-def evaluation_metrics(split: str, bytes_per_token: float) -> MetricCollection:
+def evaluation_metrics(split: str, bytes_per_token: float | None) -> MetricCollection:
     """``<split>/loss``, ``<split>/perplexity`` and ``<split>/bits_per_byte`` over one shared sum."""
-    names = {"loss": TokenLoss(), "perplexity": Perplexity(), "bits_per_byte": BitsPerByte(bytes_per_token)}
+    names = {"loss": TokenLoss(), "perplexity": Perplexity()}
+    if bytes_per_token is not None:
+        names["bits_per_byte"] = BitsPerByte(bytes_per_token)
     return MetricCollection(
         {f"{split}/{name}": metric for name, metric in names.items()},
         compute_groups=[[f"{split}/{name}" for name in names]],

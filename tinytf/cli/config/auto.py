@@ -1,4 +1,4 @@
-"""What `auto` in a config means on this machine, and how that is said."""
+"""What `auto` in a config means on this machine: written into the config, so that it says what ran."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
 from tinytf.run.callbacks.throughput import flops_per_token
 from tinytf.training.automatic import compile_pays, fastest_matmul, fastest_precision, training_device
 
 
-def decide(config: Any) -> None:
-    """Write what `auto` means here into the config: it says what ran, and a resumed run does the same."""
+def resolve_auto(config: Any) -> None:
+    """Replace each `auto`: a resumed run, and one that is fed config.yaml, do the same."""
     trainer, device = config.trainer, training_device(str(config.trainer.accelerator))
     if trainer.precision == "auto":
         trainer.precision = fastest_precision(device)
@@ -22,32 +21,26 @@ def decide(config: Any) -> None:
         trainer.matmul_precision = fastest_matmul(trainer.precision, device)
     if config.model.compile == "auto":
         config.model.compile = compile_pays(run_flops(config), device)
-    if config.data.seq_len > config.model.max_seq_len:
-        raise UserError(
-            f"data.seq_len {config.data.seq_len} is longer than model.max_seq_len {config.model.max_seq_len}"
-        )
 
 
 def run_flops(config: Any) -> float:
-    """FLOPs of all training steps; the embedding, whose size the data will tell, is left out."""
+    """FLOPs of all training steps, without the embedding, whose size only the data knows."""
     model, data, trainer = config.model, config.data, config.trainer
-    shape = {field.name: model[field.name] for field in fields(TransformerConfig) if field.name in model}
-    try:
-        per_token = flops_per_token(TransformerConfig(vocab_size=1, **shape), data.seq_len)
-    except ValueError:  # The model says it better.
-        return 0.0
+    settings = {field.name: model[field.name] for field in fields(TransformerConfig) if field.name != "vocab_size"}
+    per_token = flops_per_token(TransformerConfig(vocab_size=1, **settings), data.seq_len)
     windows = data.global_batch_size or data.batch_size * (trainer.accumulate_grad_batches or 1)
     return per_token * windows * data.seq_len * trainer.max_steps
 
 
-def how_it_runs(config: dict[str, Any]) -> str:
-    """What was chosen for this machine, in a few words."""
+def describe_execution(config: dict[str, Any]) -> str:
+    """How the run is computed, in a few words for its first line."""
     trainer = config["trainer"]
-    said = [trainer["precision"]]
+    words = [trainer["precision"]]
     if trainer["matmul_precision"] != "highest":
-        said.append(f"{trainer['matmul_precision']} matmul precision")
+        words.append(f"{trainer['matmul_precision']} matmul precision")
     if config["model"]["compile"]:
-        said.append("blocks compiled")
+        words.append("blocks compiled")
     if training_device(str(trainer["accelerator"])) == "cpu":
-        said.append(f"{torch.get_num_threads()} thread{'s'[: torch.get_num_threads() > 1]}")
-    return ", ".join(said)
+        threads = torch.get_num_threads()
+        words.append(f"{threads} thread{'s' if threads > 1 else ''}")
+    return ", ".join(words)

@@ -1,4 +1,4 @@
-"""The parser's complaints, each made one line: what is wrong, and what was probably meant."""
+"""Errors of a command line: one line each, with the key, what was expected, and the nearest key that exists."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable
-from pathlib import Path
-
-import yaml
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from tinytf.errors import UserError
 
-STEPS = "steps are the unit of everything here: use trainer.max_steps and trainer.val_check_interval"
-STREAM = "the training text is one endless stream"
+STEPS = "steps are the only unit: use trainer.max_steps and trainer.val_check_interval"
+STREAM = "training data is one endless stream of windows"
 REFUSED = {
     "trainer.max_epochs": STEPS,
     "trainer.min_epochs": STEPS,
@@ -27,157 +25,164 @@ REFUSED = {
     "trainer.default_root_dir": "use checkpoint.dir",
     "trainer.enable_checkpointing": "use checkpoint.save_top_k and checkpoint.every_n_steps",
     "trainer.fast_dev_run": "use configs/tiny.yaml, or trainer.max_steps 2",
-    "trainer.barebones": "switch off what is not wanted by its own key",
-    "trainer.sync_batchnorm": "there is no batch norm in the model",
+    "trainer.barebones": "turn off what you do not want by its own key",
+    "trainer.sync_batchnorm": "the model has no batch norm",
+    "trainer.model_registry": "use tracking.mlflow or tracking.wandb",
     "weights_only": "checkpoints are never unpickled",
     "model.vocab_size": "the tokenizer decides it; data.vocab_size is what a bpe tokenizer is trained to",
+    "model.bytes_per_token": "the data decides it",
     "model.seed": "use seed_everything",
     "data.seed": "use seed_everything",
+    "config": "a file does not include others; give each with --config",
 }
+"""Keys that other programs have, or that are decided elsewhere: what to use."""
 
 
-class Complaint(UserError):  # noqa: N818 - what the parser says, not what it is
-    """The parser's one line about one key.
+class ConfigError(UserError):
+    """One wrong key or value.
 
     Args:
-        key: dotted; empty where it is about none.
-        text: what is wrong, without the place.
-        meant: the key that was probably meant.
+        key: dotted; empty if the error concerns none.
+        text: what is wrong, without the file and line.
     """
 
-    def __init__(self, key: str, text: str, meant: str = "") -> None:
+    def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
-        self.key, self.meant = key, meant
+        self.key = key
 
 
-def explain(message: str, known: Iterable[str]) -> Complaint:
-    """A message of jsonargparse, often many lines, in one.
-
-    Args:
-        message: as it came.
-        known: the dotted names of all keys.
-    """
-    key = re.search(r'[Kk]ey "([^"]+)"', message)
-    inner = re.search(r"Option '([^']+)' is not accepted|does not accept (?:nested )?option '([^']+)'", message)
-    flag = re.search(r"unrecognized arguments: (.*)", message, re.DOTALL)
-    if inner and inner[1] and key:
-        return unknown(f"{key[1]}.{inner[1]}", [f"{key[1]}.{name}" for name in arguments_of(message)])
-    if inner:
-        return unknown(inner[1] or inner[2], known)
-    if flag:
-        return unknown_flag(flag[1].split(), known)
-    if key:
-        return wrong_value(key[1], message)
-    return Complaint("", " ".join(message.split()).removeprefix("argument "))
+# -- keys ----------------------------------------------------------------------------------------------------------
 
 
-def arguments_of(message: str) -> list[str]:
-    """The arguments of the class that a message is about, where the parser has imported it already."""
-    named = re.search(r"class_path[= ]'([\w.]+)\.(\w+)'", message)
-    kind = getattr(sys.modules.get(named[1]), named[2], None) if named else None
-    return [name for name in inspect.signature(kind).parameters if name != "params"] if callable(kind) else []
-
-
-def unknown_flag(words: list[str], known: Iterable[str]) -> Complaint:
-    """The message for words that no flag takes, by the first of them."""
-    if not words[0].startswith("-"):
-        return Complaint("", f"{words[0]}: it belongs to no flag; settings are given as --key value")
-    return unknown(words[0].lstrip("-").partition("=")[0], known)
-
-
-def unknown(key: str, known: Iterable[str]) -> Complaint:
-    """The message for a key that is none, with the nearest one that is."""
+def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    """The error for a key that does not exist, with the nearest one that does."""
     if key in REFUSED:
-        return Complaint(key, f"{key} is not a setting of tinytf: {REFUSED[key]}")
-    choices = [name for name in known if not name.endswith(".help")]
+        return ConfigError(key, f"{key} is not a setting of tinytf: {REFUSED[key]}")
+    choices = list(known)
     near = difflib.get_close_matches(key, choices, n=1, cutoff=0.75)
     if near:
-        return Complaint(key, f"unknown key {key}; did you mean {near[0]}?", near[0])
+        return ConfigError(key, f"unknown key {key}; did you mean {near[0]}?")
     section = key.rpartition(".")[0]
-    inside = [name for name in choices if section and name.rpartition(".")[0] == section]
-    there = f"there are {', '.join(inside)}" if 0 < len(inside) <= 10 else "see tinytf fit --help"
-    return Complaint(key, f"unknown key {key}; {there}")
+    siblings = [name for name in choices if section and name.rpartition(".")[0] == section]
+    hint = f"there are {', '.join(siblings)}" if 0 < len(siblings) <= 10 else "see tinytf fit --help"
+    return ConfigError(key, f"unknown key {key}; {hint}")
 
 
-def wrong_value(key: str, message: str) -> Complaint:
-    """The message for a value of the wrong type, with what was expected."""
-    if no_file := re.search(r"Unable to load config '([^']*)'", message):
-        return Complaint(
-            key, f"{key}: {no_file[1]} is no YAML file of this section; give its keys as --{key}.KEY VALUE"
-        )
-    nested = re.search(r'Parser key "[^"]+":.*Parser key "([^"]+)"', message, re.DOTALL)
-    key = f"{key}.{nested[1]}" if nested else key
-    return Complaint(key, f"{key}: {what_is_wrong(message)}")
+def check_keys(content: Mapping[str, Any], keys: Keys, prefix: str = "") -> None:
+    """Raise `ConfigError` at the first key of a config file that the parser does not have."""
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if key in REFUSED:
+            raise unknown_key(key, ())
+        if key in keys.sections:
+            if isinstance(value, Mapping):
+                check_keys(value, keys, f"{key}.")
+            elif value is not None:
+                raise ConfigError(key, f"{key}: expected keys and values, got {shown(value)}")
+        elif key.removesuffix("+") not in keys.settings and not isinstance(name, str):
+            raise ConfigError(str(key), f"{prefix}{name}: expected a text as key, got {shown(name)}")
+        elif key.removesuffix("+") not in keys.settings:
+            # The nearest key of a misspelled section is that of its first key.
+            inner = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value and not prefix else key
+            raise unknown_key(inner, keys.settings)
 
 
-def what_is_wrong(message: str) -> str:
-    """The parser's reason, without the key."""
-    kind = re.search(r"class_path[= ]'([\w.]+)'", message)
-    given = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value|$)", message, re.DOTALL)
-    value = f", got {as_yaml(given[1])}" if given else ""
-    no_class = re.search(r"Expected a dot import path string: (\S+)", message)
-    no_module = re.search(r"(No module named '[^']+')|(cannot import name '[^']+'|has no attribute '[^']+')", message)
-    lacking = re.search(r"arguments are required: ([\w, .]+)", message)
-    if no_class:
-        return f"{no_class[1]} is no class that can be imported; give its full name"
-    if no_module:
-        name = kind[1] if kind else value.removeprefix(", got ")
-        return f"{name} cannot be imported ({no_module[0]}); give the full name of an installed class"
-    if lacking and kind:
-        return f"{kind[1].rpartition('.')[2]} needs {lacking[1].rstrip('.')}: give it under init_args"
-    wanted = [plain(each) for each in re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message)]
-    wanted = [*(of_class(each) for each in re.findall(r"Not a valid subclass of (\w+)", message)), *wanted]
+def check_flags(flags: Iterable[str], keys: Keys) -> None:
+    """Raise `ConfigError` at the first flag that the parser does not have."""
+    for flag in flags:
+        name = flag.partition("=")[0].removeprefix("--").removesuffix("+")
+        if not flag.startswith("--") or name in ("help", "print_config") or name.endswith(".help"):
+            continue
+        if name in REFUSED and name != "config":
+            raise unknown_key(name, ())
+        inside_class = any(name.startswith(f"{key}.") for key in keys.settings)
+        if name not in keys.settings and name not in keys.sections and not inside_class:
+            raise unknown_key(name, keys.settings)
+
+
+class Keys:
+    """The keys of a parser: ``settings`` take a value (which may be a class with arguments), ``sections`` hold keys."""
+
+    def __init__(self, dotted: Iterable[str]) -> None:
+        dotted = list(dotted)
+        classes = {key.removesuffix(".class_path") for key in dotted if key.endswith(".class_path")}
+        inside = tuple(f"{key}." for key in classes)
+        self.settings = [key for key in dotted if not key.startswith(inside)] + sorted(classes)
+        parents = {key.rsplit(".", depth)[0] for key in self.settings for depth in range(1, key.count(".") + 1)}
+        self.sections = parents - set(self.settings)
+
+
+# -- values --------------------------------------------------------------------------------------------------------
+
+
+def explain(message: str, error: BaseException | None) -> ConfigError:
+    """jsonargparse's refusal of a value as one line.
+
+    Its exceptions carry no fields, so the key, the type and the value are cut out of its text; what went wrong with a
+    class is decided by the type of the exception at the root of the refusal.
+    """
+    key = _cut(r'Parser key "([^"]+)"', message)
+    nested = _cut(r'Parser key "[^"]+":.*Parser key "([^"]+)"', message)
+    if not key:
+        text = " ".join(message.split()).removeprefix("argument ")
+        stray = _cut(r"unrecognized arguments: (\S+)", message)
+        return ConfigError("", f"{stray}: not a flag; settings are given as --key value" if stray else text)
+    key = f"{key}.{nested}" if nested and nested != key else key
+    kind = _cut(r"class_path[= ]'([\w.]+)'", message)
+    value = shown(_cut(r"(?:Got value|Given value): (.*?)(?:\. Got value|$)", message))
+    option = _cut(r"Option '([^']+)' is not accepted", message)
+    required = _cut(r"arguments are required: ([\w, .]+)", message)
+    if option:
+        return unknown_key(f"{key}.{option}", [f"{key}.{name}" for name in _arguments_of(kind)])
+    if required and kind:
+        return ConfigError(key, f"{key}: {kind.rpartition('.')[2]} needs {required.rstrip('.')}; give it in init_args")
+    missing = next((e for e in _causes(error) if isinstance(e, (ImportError, AttributeError))), None)
+    if isinstance(missing, (ModuleNotFoundError, AttributeError)):
+        return ConfigError(key, f"{key}: cannot import {kind or value} ({missing}); give the full path of a class")
+    if "Unable to load config" in message:
+        return ConfigError(key, f"{key}: expected keys and values; give them as --{key}.KEY VALUE")
+    if short := _cut(r"Expected a dot import path string: (\S+)", message):
+        return ConfigError(key, f"{key}: cannot import {short}; give the full path of a class")
+    wanted = [_type_name(each) for each in re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message)]
+    wanted += [f"the class_path of a {name}" for name in re.findall(r"[Nn]ot a valid subclass of (\w+)", message)]
+    wanted += [
+        f"a subclass of {name}" for name in re.findall(r"to be a subclass of <class '(?:\w+\.)*(\w+)'>", message)
+    ]
     if wanted:
-        return f"expected {' or '.join(dict.fromkeys(wanted))}{value}"
-    return " ".join(message.split("\n", 1)[-1].split())[:300]
+        return ConfigError(key, f"{key}: expected {' or '.join(dict.fromkeys(wanted))}, got {value or kind}")
+    return ConfigError(key, f"{key}: {' '.join(message.partition(':')[2].split())[:300]}")
 
 
-def as_yaml(value: str) -> str:
-    """What Python printed, as the file said it, and no longer than a look needs."""
-    plain_value = " ".join(value.split())
-    return {"None": "null", "True": "true", "False": "false"}.get(plain_value, plain_value[:80])
+def _cut(pattern: str, text: str) -> str:
+    match = re.search(pattern, text, re.DOTALL)
+    return match[1] if match else ""
 
 
-def of_class(name: str) -> str:
-    """What is expected where a class of this name may stand."""
-    return "keys and values" if name.endswith("Settings") else f"the class_path of a {name}"
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def plain(kind: str) -> str:
-    """A type as a person says it."""
+def _arguments_of(kind: str) -> list[str]:
+    """The arguments of a class that the parser has already imported."""
+    module, _, name = kind.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return [name for name in inspect.signature(found).parameters if name != "params"] if callable(found) else []
+
+
+def _type_name(kind: str) -> str:
     literal = re.search(r"Literal\[(.+)\]", kind)
     if literal:
         return literal[1].replace("'", "").replace(", ", " or ")
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null", "str": "a text"}
+    words = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "str": "a text"}
     name = re.search(r"<class '(?:.*\.)?(\w+)'>", kind)
-    return words.get(name[1], name[1]) if name else kind
+    if name and name[1].endswith("Config"):
+        return "keys and values"
+    return words.get(name[1], f"a {name[1]}") if name else kind
 
 
-def place(key: str, configs: Iterable[str]) -> str:
-    """``file:line: `` of a dotted key in the last YAML file that has it, or nothing."""
-    found = ""
-    for path in configs:
-        try:
-            node = yaml.compose(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            continue
-        line = line_of(node, key.split("."))
-        if line is not None:
-            found = f"{path}:{line}: "
-    return found
-
-
-def line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
-    """The line, counted from 1, at which a key stands in a YAML mapping; None where it does not."""
-    if isinstance(node, yaml.SequenceNode):
-        return next((line for item in node.value if (line := line_of(item, parts))), None)
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    for name, value in reversed(node.value):  # Of two that are the same, YAML takes the last.
-        if name.value == parts[0]:
-            return name.start_mark.line + 1 if len(parts) == 1 else line_of(value, parts[1:])
-        if name.value == "init_args":  # Which a dotted name leaves out.
-            inside = line_of(value, parts)
-            if inside is not None:
-                return inside
-    return None
+def shown(value: Any) -> str:
+    """A value as a config file writes it, short enough for a line."""
+    text = " ".join(str(value).split())
+    return {"None": "null", "True": "true", "False": "false"}.get(text, text[:80])

@@ -1,19 +1,16 @@
-"""What is wrong with the values of a config that was parsed: found together, before anything is built from them."""
+"""Values that the parser accepts and that nothing can be built from, refused before anything is built."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import instantiate_class
 
-from tinytf.cli.config.errors import place, plain
 from tinytf.data.module import TextDataModule
 from tinytf.errors import UserError
 from tinytf.export.formats import choose
@@ -27,81 +24,42 @@ from tinytf.training.trainer import require_steps
 STEPS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 
 
-def problems_of(command: str, config: Any, actions: Iterable[Any], decide: Callable[[Any], None]) -> list[str]:
-    """One line each.
+def validate(command: str, config: Any) -> None:
+    """Raise UserError at the first value of a parsed config that is out of range or contradicts another.
 
     Args:
-        command: fit trains, and needs an optimizer; the others do not.
-        config: of that command; `decide` writes into it.
-        actions: the parser's.
-        decide: raises UserError where values contradict each other.
+        command: fit trains, and needs an optimizer, a run directory and trackers; the others do not.
+        config: after `auto` was resolved or before; it is not changed.
     """
-    if nulls := list(empty(config, actions)):
-        return nulls
-    checks: list[Callable[[], object]] = [
-        lambda: shape(config.model),
-        lambda: TextDataModule(**config.data),
-        lambda: CheckpointSettings(**config.checkpoint),
-        lambda: instantiate_class((), config.model.schedule) if "schedule" in config.model else None,
-        lambda: require_steps(**{key: config.trainer[key] for key in STEPS}),
-        lambda: ranges(config),
-        lambda: device(config.trainer.accelerator),
-        lambda: check(config.tracking),
-        lambda: decide(config),
-    ]
+    check_model(config.model)
+    if config.data.seq_len > config.model.max_seq_len:
+        raise UserError(
+            f"data.seq_len {config.data.seq_len} is longer than model.max_seq_len {config.model.max_seq_len}"
+        )
+    TextDataModule(**config.data)
+    CheckpointSettings(**config.checkpoint)
+    require_steps(**{key: config.trainer[key] for key in STEPS})
+    check_ranges(config)
+    check_device(config.trainer.accelerator)
+    check(config.tracking)
     if command == "fit":
-        checks += [
-            lambda: optimizer(config.model.optimizer),
-            lambda: folder(config.name, Path(config.checkpoint.dir)),
-            lambda: require_packages(config.tracking),
-            lambda: formats(config.export),
-        ]
-    return [problem for check in checks for problem in told_by(check)]
+        instantiate_class((), config.model.schedule)
+        check_optimizer(config.model.optimizer)
+        check_run_dir(config.name, Path(config.checkpoint.dir))
+        require_packages(config.tracking)
+        check_formats(config.export)
 
 
-def told_by(check: Callable[[], object]) -> tuple[str, ...]:
-    """The problems that a check raises; none where it passes."""
-    try:
-        check()
-    except UserError as error:
-        return error.problems
-    return ()
-
-
-def empty(config: Any, actions: Iterable[Any]) -> Iterator[str]:
-    """Each null where there must be a value: the parser was seen to let it pass."""
-    for action in actions:
-        kind = getattr(action, "_typehint", None)
-        if kind is None or action.dest not in config or config[action.dest] is not None or takes_null(kind):
-            continue
-        if action.default is not None:
-            yield f"{action.dest}: expected {named(kind)}, got null; leave it out for its default"
-
-
-def takes_null(kind: Any) -> bool:
-    """Whether null is a value of a type."""
-    if get_origin(kind) in (Union, type(int | None)):
-        return any(map(takes_null, get_args(kind)))
-    return kind in (type(None), Any)
-
-
-def named(kind: Any) -> str:
-    """A type as a message calls it."""
-    if get_origin(kind) is Literal:
-        return plain(f"Literal[{', '.join(map(str, get_args(kind)))}]")
-    return plain(str(kind)) if isinstance(kind, type) else "a value"
-
-
-def shape(model: Any) -> None:
+def check_model(model: Any) -> None:
     """Refuse a model's numbers that do not fit together."""
     try:
         TransformerConfig(1, **{f.name: model[f.name] for f in fields(TransformerConfig) if f.name != "vocab_size"})
     except ShapeError as error:
-        raise UserError(*(f"model.{problem}" for problem in error.problems)) from None
+        raise UserError(f"model.{error.problems[0]}") from None
 
 
-def optimizer(given: Any) -> None:
-    """Make one for a matrix and a vector, in groups like the model's."""
+def check_optimizer(given: Any) -> None:
+    """Refuse an optimizer that cannot be built for a matrix and a vector, in groups like the model's."""
     groups = [
         {"name": name, "params": [torch.nn.Parameter(torch.zeros(size))]}
         for name, size in (("hidden", (2, 2)), ("norm", (2,)))
@@ -110,45 +68,42 @@ def optimizer(given: Any) -> None:
         instantiate_class((groups,), given)
     except (ValueError, TypeError, RuntimeError) as error:
         kind = given.class_path.rpartition(".")[2]
-        raise UserError(f"model.optimizer: {kind} cannot be made: {' '.join(str(error).split())}") from None
+        raise UserError(f"model.optimizer: {kind} cannot be built: {' '.join(str(error).split())}") from None
 
 
-def ranges(config: Any) -> None:
-    """Numbers that Lightning was seen to take as they come, or to end in a traceback for."""
+def check_ranges(config: Any) -> None:
+    """Numbers that Lightning takes as they come, or ends in a traceback for."""
     least = {"trainer.min_steps": 0, "trainer.gradient_clip_val": 0, "trainer.num_sanity_val_steps": -1}
-    values = {key: config[key] for key in least if config[key] is not None}
-    wrong = [
-        f"{key} is {value}, but must be at least {least[key]}" for key, value in values.items() if value < least[key]
-    ]
+    for key, minimum in least.items():
+        if config[key] is not None and config[key] < minimum:
+            raise UserError(f"{key} is {config[key]}, but must be at least {minimum}")
     if not 0 <= config.seed_everything < 2**32:
-        wrong.append(f"seed_everything is {config.seed_everything}, but must be at least 0 and below 2**32")
-    if wrong:
-        raise UserError(*wrong)
+        raise UserError(f"seed_everything is {config.seed_everything}, but must be at least 0 and below 2**32")
 
 
-def folder(name: str, root: Path) -> None:
-    """Refuse a place that no run can be written to."""
+def check_run_dir(name: str, root: Path) -> None:
+    """Refuse a place where no run directory can be made."""
     if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise UserError(f"name {name!r}: the run's folder is called so, and it is no name of a folder; give another")
-    there = next(path for path in (root, *root.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"checkpoint.dir {root}: {there} is a file, and runs need a folder; give another folder")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"checkpoint.dir {root}: {there} cannot be written to; give another folder")
+        raise UserError(f"name {name!r}: the run directory is called so, and it is not a folder's name; give another")
+    existing = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"checkpoint.dir {root}: {existing} is a file, and runs need a folder; give another folder")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"checkpoint.dir {root}: {existing} cannot be written to; give another folder")
 
 
-def formats(export: Any) -> None:
-    """Refuse formats to export at the end that there are none of."""
+def check_formats(export: Any) -> None:
+    """Refuse formats to export at the end that do not exist or whose packages are missing."""
     if not export.at_end:
         return
     try:
         choose(export.formats)
     except UserError as error:
-        raise UserError(*(f"export.formats: {problem}" for problem in error.problems)) from None
+        raise UserError(f"export.formats: {error}") from None
 
 
-def device(name: Any) -> None:
-    """Refuse hardware that is not here, by the name that asks for it."""
+def check_device(name: Any) -> None:
+    """Refuse hardware that this machine lacks, by the name that asks for it."""
     if not isinstance(name, str) or name == "auto":
         return
     known = AcceleratorRegistry.available_accelerators()
@@ -160,22 +115,3 @@ def device(name: Any) -> None:
             f"trainer.accelerator {name}: this machine has none that PyTorch {torch.__version__} can use; "
             "leave it at auto, or give cpu"
         )
-
-
-def placed(lines: Iterable[str], configs: list[str], flags: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Each line with the file and line that gave, last of all, a key it speaks of; with none where a flag did."""
-    by_flag = {flag.lstrip("-").partition("=")[0] for flag in flags if flag.startswith("--")}
-    found = []
-    for line in lines:
-        keys = keys_in(line, set(known))
-        places = [at for path in configs for key in keys if (at := place(key, [path]))]
-        found.append(f"{places[-1]}{line}" if places and not by_flag & set(keys) else line)
-    return found
-
-
-def keys_in(line: str, known: set[str]) -> list[str]:
-    """The keys that a message names; after the first, it leaves out the section where that is the same."""
-    dotted = re.findall(r"\b[a-z_]+(?:\.\w+)+", line)
-    section = dotted[0].rpartition(".")[0] if dotted else ""
-    bare = [f"{section}.{word}" for word in re.findall(r"\w+", line)]
-    return dotted + [key for key in bare if key in known and key not in dotted]

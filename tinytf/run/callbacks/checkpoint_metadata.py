@@ -26,7 +26,7 @@ class SelfContained(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["tinytf"] = {
             "format": FORMAT,
-            "model": asdict(pl_module.shape),  # type: ignore[call-overload]
+            "model": asdict(pl_module.config),  # type: ignore[call-overload]
             "tokenizer": data.tokenizer.to_str(),
             "config": self.config,
             "data": data.fingerprint,

@@ -1,0 +1,209 @@
+"""The config files of a command line: presets by name, YAML read strictly, and the line at which a key stands."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tinytf
+from tinytf.errors import UserError
+
+PRESET = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+"""What may be a preset's name. A path has a suffix, and `./base` is always a path."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """One YAML file of ``--config``.
+
+    Args:
+        path: as the user would find it again.
+        content: its keys and values.
+        root: the YAML nodes, which know their lines.
+    """
+
+    path: str
+    content: dict[str, Any]
+    root: yaml.Node | None
+
+    def location(self, key: str) -> str:
+        """``path:line: `` of a dotted key, or an empty string if the file does not set it."""
+        line = _line_of(self.root, key.split("."))
+        return f"{self.path}:{line}: " if line is not None else ""
+
+    def as_argument(self) -> list[str]:
+        """The file as an argument of the parser, which reads JSON as it reads YAML."""
+        # YAML has dates and sets, JSON has not: as text, they are the parser's to refuse by their key.
+        return ["--config", json.dumps(self.content, default=str)]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A command line before it is parsed: its config files, the flags beside them, and what decides the defaults.
+
+    Args:
+        files: in their order; later ones win.
+        flags: everything but ``--config``; flags win over files, wherever they stand.
+        ckpt_path, name, root: of the checkpoint whose config the parser's defaults come from; None if not given.
+    """
+
+    files: list[ConfigFile]
+    flags: list[str]
+    ckpt_path: str | None
+    name: str | None
+    root: str | None
+
+    def location(self, key: str) -> str:
+        """``path:line: `` of a key, or of its section, in the last file that has it; empty if a flag gives the key."""
+        if not key or any(flag.partition("=")[0] == f"--{key}" for flag in self.flags):
+            return ""
+        places = (file.location(name) for name in (key, key.rpartition(".")[0]) for file in reversed(self.files))
+        return next((place for place in places if place), "")
+
+
+def read_arguments(argv: list[str]) -> Arguments:
+    """Separate config files from flags, read the files, and look up what names a checkpoint.
+
+    Raises:
+        UserError: if a file is missing, is not YAML, sets a key twice, or a preset does not exist.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("--ckpt_path", "--name", "--checkpoint.dir"):
+        peek.add_argument(flag)
+    try:
+        configs, flags = parser.parse_known_args(argv)
+        given = vars(peek.parse_known_args(flags)[0])
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}") from None
+    files = [read_config(find_config(name)) for name in configs.config]
+    for file in files:
+        section = file.content.get("checkpoint")
+        keys = {**file.content, "checkpoint.dir": section.get("dir") if isinstance(section, dict) else None}
+        # What has the wrong type is the parser's to refuse.
+        given.update({key: keys[key] for key in given if given[key] is None and isinstance(keys.get(key), str)})
+    return Arguments(files, flags, given["ckpt_path"], given["name"], given["checkpoint.dir"])
+
+
+# -- presets -------------------------------------------------------------------------------------------------------
+
+
+def preset_dir() -> Path:
+    """Where the configs that come with tinytf lie: in an installed package, else beside it in a checkout."""
+    package = Path(tinytf.__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    """The presets, such as ``base`` and ``loggers/wandb``."""
+    root = preset_dir()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def find_config(given: str) -> str:
+    """The path of what follows ``--config``. A file of that name wins over a preset, which is logged."""
+    if not PRESET.fullmatch(given):
+        return given
+    preset = preset_dir() / f"{given}.yaml"
+    if Path(given).is_file():
+        if preset.is_file():
+            log.info("--config %s: reading the file here, not the preset of that name", given)
+        return given
+    if preset.is_file():
+        return str(preset)
+    if Path(given).is_dir():  # Opening it says so.
+        return given
+    near = difflib.get_close_matches(given, preset_names(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the presets are {', '.join(preset_names())}"
+    raise UserError(f"--config {given}: no such file and no such preset; {hint}")
+
+
+# -- YAML ----------------------------------------------------------------------------------------------------------
+
+
+def read_config(path: str) -> ConfigFile:
+    """A config file's content.
+
+    Raises:
+        UserError: if it cannot be read, with the line; if it sets a key twice, of which YAML would take the last.
+    """
+    try:
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        content = loader.construct_document(root) if root else {}
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path}: byte {error.start} is not UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:  # A ValueError is a date such as 2020-13-45.
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, got a {type(content).__name__}")
+    for line, problem in _repeated(root, ""):
+        raise UserError(f"{path}:{line}: {problem}")
+    return ConfigFile(path, content, root)
+
+
+def _repeated(node: yaml.Node | None, prefix: str) -> Iterator[tuple[int, str]]:
+    """Line and message of each key that is set twice in one mapping."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated(item, prefix)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    first: dict[str, int] = {}
+    for name, value in node.value:
+        key, line = f"{prefix}{name.value}", name.start_mark.line + 1
+        if key in first and name.value != "<<":
+            yield line, f"{key} is set twice, here and in line {first[key]}: keep one"
+        first.setdefault(key, line)
+        yield from _repeated(value, f"{key}.")
+
+
+def _line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
+    """The line, counted from 1, at which a key stands in a YAML mapping; None if it does not."""
+    if isinstance(node, yaml.SequenceNode):
+        return next((line for item in node.value if (line := _line_of(item, parts))), None)
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    for name, value in node.value:
+        if name.value == parts[0]:
+            line = name.start_mark.line + 1
+            return line if len(parts) == 1 else _line_of(value, parts[1:])
+        if name.value == "init_args":  # A dotted key leaves it out: model.optimizer.lr.
+            inside = _line_of(value, parts)
+            if inside is not None:
+                return inside
+    return None
+
+
+def drop_empty_sections(content: dict[str, Any], sections: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """The content without sections that hold nothing (``model:`` and a comment below): they change nothing."""
+    sections = set(sections)
+    kept = {}
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            kept[name] = drop_empty_sections(value, sections, f"{key}.")
+        elif value is not None or key not in sections:
+            kept[name] = value
+    return kept

@@ -1,0 +1,231 @@
+"""LightningCLI for a model whose checkpoints carry their config."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from tinytf.cli.config import resume as resuming
+from tinytf.cli.config.auto import resolve_auto
+from tinytf.cli.config.errors import ConfigError, Keys, check_flags, check_keys, explain
+from tinytf.cli.config.files import Arguments, drop_empty_sections, read_arguments
+from tinytf.cli.config.help import describe
+from tinytf.cli.config.validate import validate
+from tinytf.data.module import TextDataModule
+from tinytf.errors import UserError
+from tinytf.export.at_end import ExportSettings
+from tinytf.run.checkpoint_settings import CheckpointSettings
+from tinytf.run.directory import LAST, ROOT, last_intact, resolve, versions
+from tinytf.run.run import Resume
+from tinytf.run.tracking_settings import TrackingSettings
+from tinytf.training.lightning_module import LanguageModel
+from tinytf.training.trainer import Trainer
+
+SEED = 1337
+NOT_SETTINGS = ("config", "ckpt_path")
+"""What a command line says of where settings come from; config.yaml leaves it out."""
+
+log = logging.getLogger(__name__)
+
+
+class Parser(LightningArgumentParser):
+    """Refuses in one line, and takes no abbreviation: one would turn a typo into another key."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        if not self.exit_on_error:  # A parser that tries one of several types.
+            return super().error(message, ex)
+        raise explain(message, ex) from None
+
+
+class CommandLine(LightningCLI):
+    """The config of one command, checked, and the objects that it describes.
+
+    If a checkpoint is given, its config is read as if it were the first ``--config`` file: checkpoint < files in
+    their order < flags. (LightningCLI would take the model's part alone, and let it win over flags.)
+
+    Attributes:
+        config: every key, `auto` resolved.
+        resume: the checkpoint that the command starts from.
+        data, model, callbacks: what the config describes; the Trainer is the command's to build.
+    """
+
+    resume: Resume | None = None
+    data: TextDataModule
+    model: LanguageModel
+    callbacks: list[Callback]
+
+    def __init__(self, command: str, argv: list[str]) -> None:
+        self.command = command
+        super().__init__(
+            LanguageModel,
+            TextDataModule,
+            save_config_callback=None,
+            trainer_class=Trainer,
+            seed_everything_default=SEED,
+            parser_class=Parser,
+            args=argv,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # -- the parser ------------------------------------------------------------------------------------------------
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything", type=int, default=SEED, help="Seed of initialization, data order and dropout."
+        )
+        parser.add_argument("--name", type=str, default="default", help="Name of the run, and of its folder.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(CheckpointSettings, "checkpoint")
+        parser.add_class_arguments(TrackingSettings, "tracking")
+        parser.add_class_arguments(ExportSettings, "export")
+        # weights_only=False would let a checkpoint run code.
+        skip = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
+        parser.add_method_arguments(Trainer, self.command, skip=skip)
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+        # Asking the data for their vocabulary prepares them: here, before any process group exists, so that no rank
+        # waits in a group's timeout (30 minutes) for a tokenizer.
+        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.bytes_per_token", "model.bytes_per_token", apply_on="instantiate")
+        describe(parser._actions)
+
+    # -- parsing ---------------------------------------------------------------------------------------------------
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        given = read_arguments(args)
+        try:
+            self.config = self._parse(given)
+        except ConfigError as error:
+            raise UserError(f"{given.location(error.key)}{error}") from None
+
+    def _parse(self, given: Arguments) -> Namespace:
+        keys = Keys(self.parser.get_defaults().keys())
+        for file in given.files:
+            check_keys(file.content, keys)
+            file.content.update(drop_empty_sections(file.content, keys.sections))
+        check_flags(given.flags, keys)
+        asks_help = {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in given.flags}
+        ckpt = find_checkpoint(self.command, given, required=not asks_help)
+        base: list[str] = []
+        if ckpt:
+            self.resume = Resume.read(ckpt)
+            named = frozenset(resuming.words([given.flags, [file.content for file in given.files]]))
+            taken = resuming.defaults(self.command, self.resume.entry["config"], ckpt, named)
+            base = ["--config", json.dumps(taken)]
+        files = [argument for file in given.files for argument in file.as_argument()]
+        config: Namespace = self.parser.parse_args([*base, *files, *given.flags])
+        config.ckpt_path = str(ckpt) if ckpt else None
+        self._refuse_nulls(config)
+        try:
+            validate(self.command, config)
+            self.resolve_auto(config)
+        except UserError as error:
+            raise ConfigError(_key_in(str(error), keys), str(error)) from error
+        if self.resume:
+            saved = self.resume.entry["config"]
+            resuming.refuse_changes(self.command, self.plain(config), saved, self.resume.path)
+        return config
+
+    def resolve_auto(self, config: Any) -> None:
+        """Write what `auto` means into the config."""
+        resolve_auto(config)
+
+    def _refuse_nulls(self, config: Namespace) -> None:
+        """Raise at a null that a file gives for a setting with no such value: jsonargparse takes it for "not given"."""
+        defaults = self.parser.get_defaults()
+        for key in defaults.keys():  # noqa: SIM118 - a Namespace's keys are dotted, what iterating gives is not
+            if defaults[key] is not None and key in config and config[key] is None:
+                try:
+                    self.parser.parse_args([f"--{key}=null"])
+                except ConfigError as error:
+                    raise ConfigError(key, f"{error}; leave it out for its default") from None
+
+    def plain(self, config: Namespace | None = None) -> dict[str, Any]:
+        """The resolved config in plain types, as config.yaml and every checkpoint hold it."""
+        text = self.parser.dump(self.config if config is None else config, skip_unset=False, format="yaml")
+        content: dict[str, Any] = yaml.safe_load(text)
+        return {key: value for key, value in content.items() if key not in NOT_SETTINGS}
+
+    # -- building --------------------------------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        """Build the data, then the model, whose vocabulary is the data's, then the callbacks."""
+        if self.resume:
+            self.parser.add_instantiator(self._data_of_checkpoint, TextDataModule, subclasses=False)
+        self.objects = self.parser.instantiate_classes(self.config)
+        self.data, self.model = self.objects.data, self.objects.model
+        self.callbacks = [
+            *as_list(self.objects.trainer.callbacks),
+            *(self.objects[key] for key in self.parser.callback_keys),
+        ]
+
+    def _data_of_checkpoint(self, kind: type[TextDataModule], *args: Any, **kwargs: Any) -> TextDataModule:
+        """Data that encode with the checkpoint's own tokenizer, whatever the settings say."""
+        data = kind(*args, **kwargs)
+        if self.resume:
+            data.use_tokenizer(self.resume.entry["tokenizer"])
+        return data
+
+
+class Description(CommandLine):
+    """A command line that stops once its parser stands, for what describes it."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = Namespace(seed_everything=False)  # type: ignore[no-untyped-call]
+
+    def instantiate_classes(self) -> None:
+        """There is nothing to build from."""
+
+
+def parser_of(command: str) -> LightningArgumentParser:
+    """The parser of fit, validate, test or predict; nothing is parsed or built."""
+    return Description(command, []).parser
+
+
+def find_checkpoint(command: str, given: Arguments, required: bool) -> Path | None:
+    """The checkpoint that a command starts from; None for a training run that starts fresh."""
+    root = Path(given.root or ROOT)
+    if given.ckpt_path is None:
+        if command != "fit" and required:
+            raise UserError(f"tinytf {command} needs --ckpt_path: a file, best or last")
+        return None
+    if command == "fit" and given.ckpt_path == LAST:
+        # Strictly the newest run: one that was killed before its first save starts again, not an older one.
+        runs = versions(root, given.name)
+        newest = last_intact(runs[-1]) if runs else None
+        if newest is None:
+            log.info("--ckpt_path last: no intact checkpoint yet in %s, starting fresh", runs[-1] if runs else root)
+        return newest
+    return resolve(given.ckpt_path, given.name, root)
+
+
+def first_process() -> bool:
+    """Whether this process is rank 0; known from the environment, before any process group exists."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def as_list(value: Any) -> list[Any]:
+    """A value that may stand alone, be missing, or be several, as several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _key_in(message: str, keys: Keys) -> str:
+    """The first setting that a message names."""
+    words = (word.strip(".,:;=()") for word in message.split())
+    return next((word for word in words if word in keys.settings), "")

@@ -1,0 +1,93 @@
+"""`tinytf validate`, `test` and `predict`: a checkpoint's numbers, from the checkpoint alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from tinytf.cli.config.parser import CommandLine, first_process
+from tinytf.cli.config.resume import notice_of_other_text
+from tinytf.cli.console import heavy_command
+from tinytf.cli.fit import build_trainer
+from tinytf.data.module import TextDataModule
+from tinytf.errors import UserError
+from tinytf.run.callbacks.progress import StepProgress
+from tinytf.training.loss import IGNORE
+from tinytf.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def validate(argv: list[str]) -> int:
+    """Evaluate a checkpoint on the validation split; the exit code."""
+    with heavy_command():
+        cli = CommandLine("validate", argv)
+        trainer = evaluation_trainer(cli)
+        trainer.validate(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path, verbose=cli.config.verbose)
+    return 0
+
+
+def test(argv: list[str]) -> int:
+    """Evaluate a checkpoint on the test split; the exit code."""
+    with heavy_command():
+        cli = CommandLine("test", argv)
+        trainer = evaluation_trainer(cli)
+        trainer.test(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path, verbose=cli.config.verbose)
+    return 0
+
+
+def predict(argv: list[str]) -> int:
+    """Print one JSON object per window of the validation split; the exit code."""
+    with heavy_command():
+        cli = CommandLine("predict", argv)
+        trainer = evaluation_trainer(cli, devices=one_device(cli.config.trainer.devices))
+        keep = cli.config.return_predictions
+        batches = trainer.predict(
+            cli.model, datamodule=cli.data, return_predictions=keep, ckpt_path=cli.config.ckpt_path
+        )
+        print_predictions(batches or [], cli.data)
+    return 0
+
+
+def evaluation_trainer(cli: CommandLine, **settings: Any) -> Trainer:
+    """A Trainer without loggers, after a look at whether the text is still that of training."""
+    if cli.resume and first_process():
+        notice = notice_of_other_text(cli.data.fingerprint, cli.resume.entry["data"], cli.resume.path)
+        if notice:
+            log.warning("%s", notice)
+    bar = [StepProgress()] if cli.config.trainer.enable_progress_bar is not False else []
+    return build_trainer(cli.objects.trainer, callbacks=[*cli.callbacks, *bar], logger=False, **settings)
+
+
+def print_predictions(batches: Iterable[Any], data: TextDataModule) -> None:
+    """Print one JSON object per window: its position, length in tokens, loss, perplexity and text."""
+    start = 0
+    for batch in batches:
+        for losses, targets in zip(batch["losses"], batch["targets"], strict=True):
+            real = targets != IGNORE
+            if real.any():
+                print(json.dumps(window(start, losses[real], targets[real], data), ensure_ascii=False))
+                start += int(real.sum())
+
+
+def window(start: int, losses: Tensor, targets: Tensor, data: TextDataModule) -> dict[str, Any]:
+    """One window's line; the loss is in nats per token."""
+    loss = losses.mean().item()
+    text = data.tokenizer.decode(targets.tolist(), skip_special_tokens=False)
+    return {"start": start, "tokens": len(losses), "loss": loss, "perplexity": math.exp(loss), "text": text}
+
+
+def one_device(devices: Any) -> Any:
+    """The only device of a command whose lines are in the order of the split."""
+    if devices == "auto":
+        return 1
+    if devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1):
+        return devices
+    raise UserError(
+        f"trainer.devices {devices}: predict writes the windows in their order, on one device; leave it out"
+    )
