@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tinytf.cli.config.help import HELP
-from tinytf.cli.fit import parser_of
+from tinytf.cli.config.parser import parser_of
 
 UNITS = re.split(
     r"\s+",

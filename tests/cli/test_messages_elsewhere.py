@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-import json
 import os
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.test_messages import FILES, FLAGS
 from tests.cli.tiny_checkpoint import TEXT, write_checkpoint
 from tests.cli.wrong_input import TINY, refused, says
 from tests.cli.wrong_input import in_an_empty_folder as in_an_empty_folder
@@ -102,7 +100,7 @@ def test_a_run_that_went_on_elsewhere_since_it_was_read_is_not_branched_in_silen
     monkeypatch.setattr(running, "last_intact", lambda _: later.path)
     monkeypatch.setattr(running.Resume, "read", lambda _: later)
     with pytest.raises(UserError, match="another process has trained it further just now; give the command again"):
-        running.run_folder(tmp_path, "tiny", resume)
+        running.choose_directory(tmp_path, "tiny", resume)
     assert not (tmp_path / "tiny" / "version_1").exists()
     let_go()
 
@@ -112,8 +110,15 @@ def test_a_folder_of_runs_that_was_there_before_stays(there: bool, tmp_path: Pat
     root = tmp_path / "runs"
     if there:
         root.mkdir()
-    assert running.run_folder(root, "mine", None).is_dir()
-    running.discard_claimed()
+    config = {"name": "mine", "checkpoint": {"dir": str(root)}}
+
+    def refused_later() -> None:
+        with running.Run.open(config, {}) as run:
+            assert run.directory.is_dir()
+            raise UserError("what a logger finds wrong when training starts")
+
+    with pytest.raises(UserError):
+        refused_later()
     assert root.exists() == there
     assert not (root / "mine").exists()
 
@@ -301,10 +306,3 @@ def test_a_wrong_command_line(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "export.json").write_text("{")
     says(refused(arguments, capsys), words)
-
-
-def test_there_are_sixty_and_each_names_what_to_look_at() -> None:
-    tables: list[Any] = [*FLAGS, *FILES, *DATA, *COMMANDS]
-    rows = {json.dumps(getattr(row, "values", row)[0]) for row in tables}
-    assert len(rows) + len(WRONG) * len(READERS) >= 60
-    assert len(rows) == len(tables)

@@ -24,13 +24,13 @@ class TransformerConfig:
 
     Args:
         vocab_size: number of token ids.
-        d_model: width of the residual stream.
-        n_heads: query heads; each is ``d_model / n_heads`` wide.
-        n_layers: transformer blocks.
-        n_kv_heads: key and value heads (grouped-query attention); None means ``n_heads``.
-        d_ff: width inside the SwiGLU; None means 8/3 of d_model, rounded up to a multiple of 64.
+        d_model: width of the residual stream, in features.
+        n_heads: query heads; each is d_model / n_heads wide.
+        n_layers: transformer blocks, one after the other.
+        n_kv_heads: key and value heads (grouped-query attention); null means n_heads.
+        d_ff: width inside the SwiGLU; null means 8/3 of d_model, rounded up to a multiple of 64.
         dropout: probability on each residual branch and on the embedding. Attention weights are not dropped.
-        max_seq_len: longest sequence in tokens; the rotary tables end there.
+        max_seq_len: the longest context, in tokens; data.seq_len may be shorter.
         qk_norm: RMSNorm over each head of queries and keys before the rotation (the Qwen3 layout; Llama's without).
         rope_theta: base of the rotary frequencies.
         norm_eps: epsilon of every RMSNorm.

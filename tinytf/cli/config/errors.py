@@ -38,6 +38,10 @@ REFUSED = {
 """Keys that other programs have, or that are decided elsewhere: what to use."""
 
 
+SETTINGS = ("Settings", "Config")
+"""How the names of our classes end that a file writes as keys and values, without a class_path."""
+
+
 class ConfigError(UserError):
     """One wrong key or value.
 
@@ -111,6 +115,13 @@ class Keys:
         parents = {key.rsplit(".", depth)[0] for key in self.settings for depth in range(1, key.count(".") + 1)}
         self.sections = parents - set(self.settings)
 
+    def named_in(self, message: str) -> list[str]:
+        """The settings that a message names; after the first, it leaves out the section if that is the same."""
+        dotted = [word.rstrip(".") for word in re.findall(r"\b[a-z_]+(?:\.\w+)+", message)]
+        section = dotted[0].rpartition(".")[0] if dotted else ""
+        bare = [f"{section}.{word}" for word in re.findall(r"\w+", message)]
+        return list(dict.fromkeys(key for key in [*dotted, *bare] if key in self.settings))
+
 
 # -- values --------------------------------------------------------------------------------------------------------
 
@@ -144,7 +155,8 @@ def explain(message: str, error: BaseException | None) -> ConfigError:
     if short := _cut(r"Expected a dot import path string: (\S+)", message):
         return ConfigError(key, f"{key}: cannot import {short}; give the full path of a class")
     wanted = [_type_name(each) for each in re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message)]
-    wanted += [f"the class_path of a {name}" for name in re.findall(r"[Nn]ot a valid subclass of (\w+)", message)]
+    subclass = re.findall(r"[Nn]ot a valid subclass of (\w+)", message)
+    wanted += ["keys and values" if name.endswith(SETTINGS) else f"the class_path of a {name}" for name in subclass]
     wanted += [
         f"a subclass of {name}" for name in re.findall(r"to be a subclass of <class '(?:\w+\.)*(\w+)'>", message)
     ]
@@ -177,8 +189,6 @@ def _type_name(kind: str) -> str:
         return literal[1].replace("'", "").replace(", ", " or ")
     words = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null", "str": "a text"}
     name = re.search(r"<class '(?:.*\.)?(\w+)'>", kind)
-    if name and name[1].endswith("Config"):
-        return "keys and values"
     return words.get(name[1], f"a {name[1]}") if name else kind
 
 

@@ -42,10 +42,14 @@ class ConfigFile:
         line = _line_of(self.root, key.split("."))
         return f"{self.path}:{line}: " if line is not None else ""
 
-    def as_argument(self) -> list[str]:
-        """The file as an argument of the parser, which reads JSON as it reads YAML."""
+    def as_argument(self, sections: Iterable[str]) -> list[str]:
+        """The file as an argument of the parser, which reads JSON as it reads YAML.
+
+        Sections that hold nothing (``model:`` with only a comment below) are left out: they change nothing, where the
+        parser would take them for null.
+        """
         # YAML has dates and sets, JSON has not: as text, they are the parser's to refuse by their key.
-        return ["--config", json.dumps(self.content, default=str)]
+        return ["--config", json.dumps(drop_empty(self.content, set(sections)), default=str)]
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,15 @@ class Arguments:
     name: str | None
     root: str | None
 
-    def location(self, key: str) -> str:
-        """``path:line: `` of a key, or of its section, in the last file that has it; empty if a flag gives the key."""
-        if not key or any(flag.partition("=")[0] == f"--{key}" for flag in self.flags):
+    def location(self, *keys: str) -> str:
+        """``path:line: `` of the first of these keys, or of its section, in the last file that has one.
+
+        Empty if a flag gives one of them: the files are not to blame then.
+        """
+        if any(flag.partition("=")[0] == f"--{key}" for flag in self.flags for key in keys):
             return ""
-        places = (file.location(name) for name in (key, key.rpartition(".")[0]) for file in reversed(self.files))
+        names = [*keys, *(key.rpartition(".")[0] for key in keys)]
+        places = (file.location(name) for file in reversed(self.files) for name in names if name)
         return next((place for place in places if place), "")
 
 
@@ -196,14 +204,10 @@ def _line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
     return None
 
 
-def drop_empty_sections(content: dict[str, Any], sections: Iterable[str], prefix: str = "") -> dict[str, Any]:
-    """The content without sections that hold nothing (``model:`` and a comment below): they change nothing."""
-    sections = set(sections)
-    kept = {}
-    for name, value in content.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict):
-            kept[name] = drop_empty_sections(value, sections, f"{key}.")
-        elif value is not None or key not in sections:
-            kept[name] = value
-    return kept
+def drop_empty(content: dict[str, Any], sections: set[str], prefix: str = "") -> dict[str, Any]:
+    """The content without the ``sections`` that are null."""
+    return {
+        name: drop_empty(value, sections, f"{prefix}{name}.") if isinstance(value, dict) else value
+        for name, value in content.items()
+        if value is not None or f"{prefix}{name}" not in sections
+    }

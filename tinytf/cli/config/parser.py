@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from tinytf.cli.config import resume as resuming
 from tinytf.cli.config.auto import resolve_auto
 from tinytf.cli.config.errors import ConfigError, Keys, check_flags, check_keys, explain
-from tinytf.cli.config.files import Arguments, drop_empty_sections, read_arguments
+from tinytf.cli.config.files import Arguments, read_arguments
 from tinytf.cli.config.help import describe
 from tinytf.cli.config.validate import validate
 from tinytf.data.module import TextDataModule
@@ -110,13 +110,12 @@ class CommandLine(LightningCLI):
         try:
             self.config = self._parse(given)
         except ConfigError as error:
-            raise UserError(f"{given.location(error.key)}{error}") from None
+            raise UserError(f"{given.location(error.key) if error.key else ''}{error}") from None
 
     def _parse(self, given: Arguments) -> Namespace:
         keys = Keys(self.parser.get_defaults().keys())
         for file in given.files:
             check_keys(file.content, keys)
-            file.content.update(drop_empty_sections(file.content, keys.sections))
         check_flags(given.flags, keys)
         asks_help = {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in given.flags}
         ckpt = find_checkpoint(self.command, given, required=not asks_help)
@@ -126,7 +125,7 @@ class CommandLine(LightningCLI):
             named = frozenset(resuming.words([given.flags, [file.content for file in given.files]]))
             taken = resuming.defaults(self.command, self.resume.entry["config"], ckpt, named)
             base = ["--config", json.dumps(taken)]
-        files = [argument for file in given.files for argument in file.as_argument()]
+        files = [argument for file in given.files for argument in file.as_argument(keys.sections)]
         config: Namespace = self.parser.parse_args([*base, *files, *given.flags])
         config.ckpt_path = str(ckpt) if ckpt else None
         self._refuse_nulls(config)
@@ -134,7 +133,7 @@ class CommandLine(LightningCLI):
             validate(self.command, config)
             self.resolve_auto(config)
         except UserError as error:
-            raise ConfigError(_key_in(str(error), keys), str(error)) from error
+            raise UserError(f"{given.location(*keys.named_in(str(error)))}{error}") from None
         if self.resume:
             saved = self.resume.entry["config"]
             resuming.refuse_changes(self.command, self.plain(config), saved, self.resume.path)
@@ -164,17 +163,15 @@ class CommandLine(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the data, then the model, whose vocabulary is the data's, then the callbacks."""
-        if self.resume:
-            self.parser.add_instantiator(self._data_of_checkpoint, TextDataModule, subclasses=False)
-        self.objects = self.parser.instantiate_classes(self.config)
+        self.objects = self.parser.instantiate(self.config, instantiators=[(self._build_data, TextDataModule, False)])
         self.data, self.model = self.objects.data, self.objects.model
         self.callbacks = [
             *as_list(self.objects.trainer.callbacks),
             *(self.objects[key] for key in self.parser.callback_keys),
         ]
 
-    def _data_of_checkpoint(self, kind: type[TextDataModule], *args: Any, **kwargs: Any) -> TextDataModule:
-        """Data that encode with the checkpoint's own tokenizer, whatever the settings say."""
+    def _build_data(self, kind: type[TextDataModule], *args: Any, **kwargs: Any) -> TextDataModule:
+        """Data that encode with the checkpoint's own tokenizer, if there is one, whatever the settings say."""
         data = kind(*args, **kwargs)
         if self.resume:
             data.use_tokenizer(self.resume.entry["tokenizer"])
@@ -223,9 +220,3 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _key_in(message: str, keys: Keys) -> str:
-    """The first setting that a message names."""
-    words = (word.strip(".,:;=()") for word in message.split())
-    return next((word for word in words if word in keys.settings), "")
