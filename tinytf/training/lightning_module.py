@@ -85,7 +85,7 @@ class LanguageModel(LightningModule):
         self.skipped_steps = 0
         self.log_to_loggers = True
         """The journal callback sets it to False: it writes rows to the loggers itself, before the step's checkpoint."""
-        self._configured = False
+        self._prepared = self._sharded = False
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits ``[batch, seq, vocab_size]`` of ids ``[batch, seq]``; see `Transformer.forward`."""
@@ -94,11 +94,11 @@ class LanguageModel(LightningModule):
 
     # -- building ----------------------------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
+    def setup(self, stage: str) -> None:
         """Swap in what is fast or small on the Trainer's device; parameters and their names stay."""
-        if self._configured:  # Lightning calls it once per fit, validate, …
+        if self._prepared:  # A second fit, or the validation after one.
             return
-        self._configured = True
+        self._prepared = True
         choose_attention(self.model, self.trainer.strategy.root_device, self.trainer.precision, self.config.max_seq_len)
         for block in self.model.layers:
             if self.activation_checkpointing:
@@ -106,7 +106,11 @@ class LanguageModel(LightningModule):
             if self.compile_blocks:
                 # Not torch.compile(block): that wraps the module, and checkpoints would have its prefix in their keys.
                 block.compile()
-        if self.device_mesh is not None:
+
+    def configure_model(self) -> None:
+        """Shard the weights if the strategy has a mesh; Lightning calls it after `setup`, every time."""
+        if self.device_mesh is not None and not self._sharded:
+            self._sharded = True
             parallelize(self.model, self.device_mesh)
 
     def configure_optimizers(self) -> Any:
