@@ -14,7 +14,7 @@ from torch import nn
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
 from tinytf.training.attention import choose_attention
-from tinytf.training.automatic import fastest_precision
+from tinytf.training.hardware import fastest_precision
 from tinytf.training.loss import token_losses
 from tinytf.training.optim.groups import parameter_groups
 

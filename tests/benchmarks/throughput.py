@@ -26,9 +26,8 @@ from tinytf.cli.console import quiet_libraries
 from tinytf.data.module import TextDataModule
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
-from tinytf.training.allocation import keep_freed_memory
 from tinytf.training.attention import choose_attention
-from tinytf.training.automatic import fastest_precision
+from tinytf.training.hardware import fastest_precision, tune_glibc_malloc
 from tinytf.training.loss import token_losses
 from tinytf.training.optim.groups import parameter_groups
 
@@ -106,7 +105,7 @@ def bare(shape: Shape, words: str) -> float:
 
 def bare_kept(shape: Shape, words: str) -> float:
     """The same, with freed memory kept."""
-    keep_freed_memory()
+    tune_glibc_malloc()
     return bare(shape, words)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from tinytf.training.distributed.dtensor import scale_to, spread, total_norm, whole
+from tinytf.training.distributed.dtensor import clip_by_norm, distribute_like, full_tensor, total_norm
 from tinytf.training.optim.muon import MuonAdamW
 
 SHAPES = [(7, 6), (6, 7), (7, 6), (7, 6), (5, 5)]
@@ -42,14 +42,14 @@ def compare(rank: int, world: int, store: str) -> None:
     for _ in range(3):
         gradients = [torch.randn_like(p) for p in reference.parameters()]
         for mine, theirs, gradient in zip(model.parameters(), reference.parameters(), gradients, strict=True):
-            mine.grad, theirs.grad = spread(gradient.clone(), mine), gradient.clone()
+            mine.grad, theirs.grad = distribute_like(gradient.clone(), mine), gradient.clone()
         norm = total_norm([p.grad for p in model.parameters() if p.grad is not None])
         torch.testing.assert_close(norm, torch.cat([g.flatten() for g in gradients]).norm())
-        scale_to([p.grad for p in model.parameters() if p.grad is not None], 1.0, norm)
+        clip_by_norm([p.grad for p in model.parameters() if p.grad is not None], 1.0, norm)
         nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
     for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         assert mine.to_local().shape != theirs.shape, "it is not sharded"
-        torch.testing.assert_close(whole(mine.detach()), theirs.detach(), atol=0.01, rtol=0.01)
+        torch.testing.assert_close(full_tensor(mine.detach()), theirs.detach(), atol=0.01, rtol=0.01)
     dist.destroy_process_group()

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from tinytf.training.allocation import USERS
+from tinytf.training.hardware import TUNING_ENV_VARS
 
 STEPS = """
 import resource, sys, torch
-from tinytf.training.allocation import keep_freed_memory
+from tinytf.training.hardware import tune_glibc_malloc
 if sys.argv[1] == "kept":
-    print(keep_freed_memory())
+    print(tune_glibc_malloc())
 for step in range(12):
     if step == 8:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -28,7 +28,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another sy
 
 
 def run(how: str, **environment: str) -> list[str]:
-    clean = {key: value for key, value in os.environ.items() if key not in USERS}
+    clean = {key: value for key, value in os.environ.items() if key not in TUNING_ENV_VARS}
     command = [sys.executable, "-c", STEPS, how]
     return subprocess.run(
         command, env={**clean, **environment}, capture_output=True, text=True, check=True

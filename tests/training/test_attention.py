@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend
 
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import attention
-from tinytf.training.attention import WHOLE_SCORES_UP_TO, choose_attention, whole_scores
+from tinytf.training.attention import MATH_UP_TO, choose_attention, math_sdpa
 
 CPU = torch.device("cpu")
 
@@ -18,34 +21,42 @@ def test_whole_scores_are_the_same_attention(kv_heads: int) -> None:
     torch.manual_seed(0)
     found = []
     tensors = [torch.randn(2, heads, 24, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads)]
-    for attend in (F.scaled_dot_product_attention, whole_scores):
+    for attend in (F.scaled_dot_product_attention, math_sdpa):
         y = attend(*tensors, is_causal=True, enable_gqa=kv_heads != 4)
         found.append((y, *torch.autograd.grad(y.square().sum(), tensors)))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def test_long_windows_keep_the_flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda backend: used.append(backend) or nullcontext())
+    for length in (MATH_UP_TO, MATH_UP_TO + 1):
+        q = torch.randn(1, 1, length, 2)
+        math_sdpa(q, q, q, is_causal=True)
+    assert used == [SDPBackend.MATH]
+
+
 @pytest.mark.parametrize(
-    ("device", "precision", "seq_len", "swapped"),
+    ("device", "precision", "swapped"),
     [
-        ("cpu", "bf16-mixed", WHOLE_SCORES_UP_TO, True),
-        ("cpu", "bf16-true", 16, True),
-        ("cpu", "bf16-mixed", WHOLE_SCORES_UP_TO + 1, False),
-        ("cpu", "32-true", 16, False),
-        ("cuda", "bf16-mixed", 16, False),
+        ("cpu", "bf16-mixed", True),
+        ("cpu", "bf16-true", True),
+        ("cpu", "32-true", False),
+        ("cuda", "bf16-mixed", False),
     ],
 )
 def test_it_is_swapped_where_it_is_faster(
-    device: str, precision: str, seq_len: int, swapped: bool, monkeypatch: pytest.MonkeyPatch
+    device: str, precision: str, swapped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(attention, "has_native_bf16", lambda device: True)
     model = Transformer(TransformerConfig(11, 16, 2, 2))
-    choose_attention(model, torch.device(device), precision, seq_len)
-    assert all((block.self_attn.attend is whole_scores) == swapped for block in model.layers)
+    choose_attention(model, torch.device(device), precision)
+    assert all((block.self_attn.attend is math_sdpa) == swapped for block in model.layers)
 
 
 def test_a_cpu_that_only_emulates_bf16_keeps_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(attention, "has_native_bf16", lambda device: False)
     model = Transformer(TransformerConfig(11, 16, 2, 2))
-    choose_attention(model, CPU, "bf16-mixed", 16)
+    choose_attention(model, CPU, "bf16-mixed")
     assert all(block.self_attn.attend is F.scaled_dot_product_attention for block in model.layers)

@@ -10,7 +10,7 @@ import torch
 from tests.stress.campaign import arguments, end_of, prepare
 from tinytf.cli.main import main
 from tinytf.errors import UserError
-from tinytf.training.global_batch import accumulation
+from tinytf.training.trainer import accumulation
 
 
 @pytest.mark.parametrize(("devices", "steps"), [(1, 12), (2, 6), (3, 4), (4, 3), (12, 1)])

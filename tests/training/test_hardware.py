@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinytf.training import automatic
-from tinytf.training.automatic import COMPILE_PAYS_AFTER, compile_pays, fastest_matmul
-from tinytf.training.hardware import onednn_multiplies_faster
+from tinytf.training import hardware
+from tinytf.training.hardware import COMPILE_PAYS_AFTER, compile_pays, fastest_matmul, onednn_matmul_is_faster
 from tinytf.utils import machine
 from tinytf.utils.machine import usable_cores
 
@@ -40,22 +39,22 @@ def test_a_container_has_the_cores_of_its_quota(
 
 
 def test_compiling_is_for_long_runs_where_a_compiler_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automatic.shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: "/usr/bin/" + name)
     assert compile_pays(COMPILE_PAYS_AFTER["cpu"], "cpu")
     assert not compile_pays(COMPILE_PAYS_AFTER["cpu"] / 2, "cpu")
     assert not compile_pays(1e30, "mps")
-    monkeypatch.setattr(automatic.shutil, "which", lambda name: None)
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
     assert not compile_pays(1e30, "cpu")
 
 
 def test_a_measurement_leaves_the_matmul_precision_as_it_was() -> None:
     before = torch.get_float32_matmul_precision()
-    onednn_multiplies_faster()
+    onednn_matmul_is_faster()
     assert torch.get_float32_matmul_precision() == before
 
 
 def test_matmul_precision_is_touched_only_where_a_cpu_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automatic, "onednn_multiplies_faster", lambda: True)
+    monkeypatch.setattr(hardware, "onednn_matmul_is_faster", lambda: True)
     assert fastest_matmul("32-true", "cpu") == "medium"
     assert fastest_matmul("bf16-mixed", "cpu") == "highest"
     assert fastest_matmul("32-true", "cuda") == "highest"

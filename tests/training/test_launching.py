@@ -52,4 +52,3 @@ def test_only_a_lost_connection_is_a_lost_process() -> None:
 def test_it_stands_in_for_lightnings_launcher() -> None:
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
     assert type(trainer.strategy.launcher) is launching.Launcher
-    assert trainer.data_devices == 2

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 
 from tests.training.sharded_work import compare
-from tinytf.training.distributed.dtensor import on_whole_matrices, scale_to, total_norm
+from tinytf.training.distributed.dtensor import clip_by_norm, map_full_matrices, total_norm
 
 
 def test_two_processes_step_as_one(tmp_path: Path) -> None:
@@ -21,11 +21,11 @@ def test_plain_tensors_are_clipped_as_torch_clips_them() -> None:
         for p in parameters:
             p.grad = torch.randn(p.shape)
         mine = [p.grad.clone() for p in parameters if p.grad is not None]
-        scale_to(mine, largest, total_norm(mine))
+        clip_by_norm(mine, largest, total_norm(mine))
         torch.nn.utils.clip_grad_norm_(parameters, largest)
         assert all(torch.equal(a, p.grad) for a, p in zip(mine, parameters, strict=True) if p.grad is not None)
 
 
 def test_plain_matrices_are_handed_on_as_they_are() -> None:
     stack = torch.randn(3, 4, 5)
-    assert torch.equal(on_whole_matrices(stack, torch.zeros(4, 5), lambda m: 2 * m), 2 * stack)
+    assert torch.equal(map_full_matrices(stack, torch.zeros(4, 5), lambda m: 2 * m), 2 * stack)

@@ -62,8 +62,8 @@ def heavy_command() -> Iterator[None]:
     import torch
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from tinytf.training.allocation import keep_freed_memory
     from tinytf.training.distributed.launcher import lost_process
+    from tinytf.training.hardware import tune_glibc_malloc
 
     quiet_libraries()
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
@@ -71,7 +71,7 @@ def heavy_command() -> Iterator[None]:
     if "OMP_NUM_THREADS" not in os.environ:
         # torch counts the machine's cores; a container may be given a share of their time.
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    keep_freed_memory()
+    tune_glibc_malloc()
     try:
         yield
     except Exception as error:

@@ -19,9 +19,9 @@ from tinytf.data.module import TextDataModule
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
 from tinytf.run.callbacks.throughput import flops_per_token
-from tinytf.training.global_batch import accumulation
 from tinytf.training.memory_estimate import Job, Strategy, largest_batch, memory, optimizer_needs
 from tinytf.training.peak_flops import GPU_PEAKS, gpu_peak, peak_flops
+from tinytf.training.trainer import accumulation
 
 TOKENS_PER_PARAMETER = 20
 """Of a compute-optimal run, about (Hoffmann et al. 2022, arXiv:2203.15556, table 3)."""

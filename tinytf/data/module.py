@@ -10,7 +10,6 @@ from lightning.pytorch import LightningDataModule
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
-from tinytf.data.place import data_place
 from tinytf.data.prepare import prepare
 from tinytf.data.settings import BPE_SAMPLE_BYTES, Prepared, TextSettings
 from tinytf.data.store import TokenIds
@@ -187,7 +186,7 @@ class TextDataModule(LightningDataModule):
         )
 
     def _place(self) -> tuple[int, int]:
-        return data_place(self.trainer)
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and torch.device(self.trainer.strategy.root_device).type == "cuda"

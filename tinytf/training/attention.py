@@ -1,4 +1,4 @@
-"""How attention is computed where a CPU trains in bfloat16."""
+"""How attention is computed when a CPU trains in bfloat16."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinytf.model import Transformer
 from tinytf.model.transformer import Attention
-from tinytf.training.hardware import multiplies_bf16
+from tinytf.training.hardware import has_native_bf16
 
-WHOLE_SCORES_UP_TO = 512
+MATH_UP_TO = 512
 """Tokens. Beyond, a batch's scores, ``[batch, n_heads, seq, seq]``, leave the caches, and memory with them."""
 
 
-def whole_scores(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
-    """`scaled_dot_product_attention` as two matrix products with a softmax between, the scores kept whole.
+def math_sdpa(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
+    """`scaled_dot_product_attention` by torch's math backend up to `MATH_UP_TO` tokens, by its flash kernel beyond.
 
     The backward pass of torch's flash kernel for CPUs reaches a tenth of the speed of a matrix product in bfloat16:
-    21 ms, forward and backward, where this takes 6 (64 heads of 128 tokens by 64, one core of a Zen 5). In float32
-    the kernel is the faster one.
+    21 ms, forward and backward, where two products with a softmax between take 6 (64 heads of 128 tokens by 64, one
+    core of a Zen 5). In float32 the flash kernel is the faster one.
     """
+    if q.shape[-2] > MATH_UP_TO:
+        return F.scaled_dot_product_attention(q, k, v, **kwargs)
     with sdpa_kernel(SDPBackend.MATH):
         return F.scaled_dot_product_attention(q, k, v, **kwargs)
 
 
-def choose_attention(model: Transformer, device: torch.device, precision: str, seq_len: int) -> None:
-    """Swap in the form of attention that trains fastest here; the weights, and what the model is, stay.
+def choose_attention(model: Transformer, device: torch.device, precision: str) -> None:
+    """Swap in the form of attention that trains fastest here; weights and function stay.
 
     Args:
         precision: Lightning's name of it.
-        seq_len: tokens in a training window.
     """
-    bf16_on_cpu = device.type == "cpu" and precision.startswith("bf16") and multiplies_bf16(device)
-    if not bf16_on_cpu or seq_len > WHOLE_SCORES_UP_TO:
+    if device.type != "cpu" or not precision.startswith("bf16") or not has_native_bf16(device):
         return
     # In spite of its name it is the CPU's switch too; without it the products would be taken in float32.
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     for module in model.modules():
         if isinstance(module, Attention):
-            module.attend = whole_scores
+            module.attend = math_sdpa

@@ -22,8 +22,8 @@ from torchmetrics import MetricCollection
 from tinytf.errors import RunError
 from tinytf.model import KVCache, Transformer, TransformerConfig
 from tinytf.training.attention import choose_attention
-from tinytf.training.distributed.dtensor import scale_to, total_norm
-from tinytf.training.distributed.parallel import parallelize
+from tinytf.training.distributed.dtensor import clip_by_norm, total_norm
+from tinytf.training.distributed.fsdp import shard_model
 from tinytf.training.loss import IGNORE, token_losses
 from tinytf.training.metrics import evaluation_metrics
 from tinytf.training.optim.groups import parameter_groups
@@ -99,7 +99,7 @@ class LanguageModel(LightningModule):
         if self._prepared:  # A second fit, or the validation after one.
             return
         self._prepared = True
-        choose_attention(self.model, self.trainer.strategy.root_device, self.trainer.precision, self.config.max_seq_len)
+        choose_attention(self.model, self.trainer.strategy.root_device, self.trainer.precision)
         for block in self.model.layers:
             if self.activation_checkpointing:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -111,7 +111,7 @@ class LanguageModel(LightningModule):
         """Shard the weights if the strategy has a mesh; Lightning calls it after `setup`, every time."""
         if self.device_mesh is not None and not self._sharded:
             self._sharded = True
-            parallelize(self.model, self.device_mesh)
+            shard_model(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(parameter_groups(self.model, self.decay_all))
@@ -163,7 +163,7 @@ class LanguageModel(LightningModule):
         elif gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            scale_to(gradients, gradient_clip_val, self.grad_norm)
+            clip_by_norm(gradients, gradient_clip_val, self.grad_norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

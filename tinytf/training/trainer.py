@@ -9,16 +9,15 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from tinytf.errors import UserError
-from tinytf.training.automatic import (
+from tinytf.training.distributed import fsdp as fsdp  # registers trainer.strategy fsdp2
+from tinytf.training.distributed.launcher import watch_processes
+from tinytf.training.hardware import (
     MatmulPrecision,
     Precision,
     fastest_matmul,
     fastest_precision,
     training_device,
 )
-from tinytf.training.distributed.fsdp import FullySharded
-from tinytf.training.distributed.launcher import watch_processes
-from tinytf.training.global_batch import accumulation
 
 
 class Trainer(LightningTrainer):
@@ -102,12 +101,6 @@ class Trainer(LightningTrainer):
         )
         watch_processes(self.strategy)
 
-    @property
-    def data_devices(self) -> int:
-        """Devices that read different batches: all, but those of one tensor-parallel group are one."""
-        group = self.strategy.tensor_parallel_size if isinstance(self.strategy, FullySharded) else 1
-        return self.num_devices * self.num_nodes // group
-
     def keep_global_batch(self, global_batch: int, batch: int) -> None:
         """Accumulate as many micro-batches of ``batch`` windows a device as make steps of ``global_batch`` windows.
 
@@ -116,7 +109,7 @@ class Trainer(LightningTrainer):
         Raises:
             UserError: where it does not divide, or contradicts accumulate_grad_batches.
         """
-        accumulate = accumulation(global_batch, batch, self.data_devices, self._asked)
+        accumulate = accumulation(global_batch, batch, self.num_devices * self.num_nodes, self._asked)
         self.val_check_interval = self.val_check_interval // self.accumulate_grad_batches * accumulate
         self.accumulate_grad_batches = accumulate
 
@@ -130,3 +123,30 @@ def require_steps(**values: int | None) -> None:
     ]
     if wrong:
         raise UserError(*wrong)
+
+
+def accumulation(global_batch: int, batch: int, devices: int, asked: int | None) -> int:
+    """Micro-batches per optimizer step on each device, so that a step stays what it is when the devices change.
+
+    Args:
+        global_batch: windows per step over all devices, ``data.global_batch_size``.
+        batch: windows per micro-batch on one device.
+        devices: how many.
+        asked: ``trainer.accumulate_grad_batches``; None leaves it to this.
+
+    Raises:
+        UserError: if it does not divide, or ``asked`` contradicts it.
+    """
+    at_once = f"data.batch_size {batch} on {devices} device{'s' if devices > 1 else ''}"
+    if global_batch % (batch * devices):
+        raise UserError(
+            f"data.global_batch_size {global_batch} is no multiple of the {batch * devices} windows that are read at "
+            f"once ({at_once})"
+        )
+    needed = global_batch // (batch * devices)
+    if asked is not None and asked != needed:
+        raise UserError(
+            f"trainer.accumulate_grad_batches {asked} contradicts data.global_batch_size {global_batch}, which takes "
+            f"{needed} with {at_once}: set one of the two to null"
+        )
+    return needed

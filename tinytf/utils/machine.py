@@ -46,6 +46,15 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
+def cpu_vendor() -> str | None:
+    """The maker of an x86 processor by its CPUID, such as ``GenuineIntel``; None if it cannot be known."""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("vendor_id")), None)
+    return next((name for name in ("GenuineIntel", "AuthenticAMD") if name in platform.processor()), None)
+
+
 def package_versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of those packages that are installed."""
     versions = {}

@@ -9,7 +9,7 @@ import torch
 
 from tinytf.model import TransformerConfig
 from tinytf.run.callbacks.throughput import flops_per_token
-from tinytf.training.automatic import compile_pays, fastest_matmul, fastest_precision, training_device
+from tinytf.training.hardware import compile_pays, fastest_matmul, fastest_precision, training_device
 
 
 def resolve_auto(config: Any) -> None:

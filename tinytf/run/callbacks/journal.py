@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from tinytf.data.place import data_place
 from tinytf.run.journal import FILE_NAME, Journal, Record
 from tinytf.run.log_capture import LogCapture
 from tinytf.run.loggers.tracker import Tracker
@@ -135,7 +134,7 @@ class MetricsFile(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        self.tokens += batch[0].numel() * data_place(trainer)[1]
+        self.tokens += batch[0].numel() * trainer.world_size
         if trainer.global_step == self._step:
             return  # Gradients are still accumulating.
         self._step = trainer.global_step

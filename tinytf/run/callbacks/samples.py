@@ -41,12 +41,6 @@ class Samples(Callback):
         self._validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if getattr(trainer.strategy, "tensor_parallel_size", 1) > 1:
-            # Each process has a part of the heads, and the cache of decoding is made for all.
-            raise UserError(
-                "tracking.samples.every_n_validations: no samples are written where tensor_parallel_size is above 1; "
-                "set it to 0"
-            )
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         try:
             self._prompts = [encode(data.tokenizer, prompt) for prompt in self.settings.prompts]

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tinytf.data.place import data_place
 from tinytf.model import TransformerConfig
 from tinytf.run.callbacks.journal import note
 from tinytf.training.peak_flops import peak_flops
@@ -71,7 +70,7 @@ class Throughput(Callback):
         now = time.perf_counter()
         if self._ended is not None:
             self._seconds += now - self._started
-            self._tokens += batch[0].numel() * data_place(trainer)[1]
+            self._tokens += batch[0].numel() * trainer.world_size
         self._ended = now
         if logging:
             self._log(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""Strategies of Lightning with what training, saving and resuming here ask of them."""
+"""FSDP2: weights, gradients and optimizer state sharded over all devices."""
 
 from __future__ import annotations
 
@@ -9,47 +9,55 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from tinytf.errors import UserError
-from tinytf.training.distributed.dtensor import spread, whole
+from tinytf.model import Transformer
+from tinytf.training.distributed.dtensor import distribute_like, full_tensor
 
 
-class FullySharded(ModelParallelStrategy):
-    """FSDP2, and tensor parallelism where asked for: weights, gradients and optimizer state shared out.
+def shard_model(model: Transformer, mesh: DeviceMesh) -> None:
+    """Shard a model in place over a mesh of one dimension; module names, and so checkpoint keys, stay.
 
-    Its checkpoints are one file each, the same file that a run on one device writes: torch's own layout of the
-    optimizer's state, whole tensors. So they resume under every strategy, export, and load anywhere. Lightning's own
-    number the optimizer's parameters in the model's order, where torch goes by the optimizer's groups: with more
-    than one group, state would return to the wrong parameters; and it reads past the checkpoint plugin, unverified.
+    Each block is sharded by itself (Zhao et al. 2023, arXiv:2304.11277): its weights are gathered when it is about to
+    run and freed when it has. The embedding and the last norm belong to the root, and stay gathered from the start of
+    `hidden` to the end of the backward pass, because the loss uses the embedding's weights again.
 
     Args:
-        tensor_parallel_size: processes that share each block's matrices; they should be on one machine. The others
-            share the data.
+        model: on any device; every process has the same weights.
+    """
+    for block in model.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    # The loss calls `hidden` and then `unembed`; nothing calls the root's forward.
+    register_fsdp_forward_method(model, "hidden")
+
+
+class FSDP2(ModelParallelStrategy):
+    """Lightning's ModelParallelStrategy for FSDP2 alone, with checkpoints of one file.
+
+    A checkpoint is the same file that a run on one device writes: torch's own layout of the optimizer's state, full
+    tensors. So it resumes under every strategy, exports, and loads anywhere. Lightning's own numbers the optimizer's
+    parameters in the model's order, where torch goes by the optimizer's groups: with more than one group, state would
+    return to the wrong parameters; and it reads past the checkpoint plugin, unverified.
+
+    Args:
         timeout_minutes: the longest that a process waits for the others in one exchange.
     """
 
-    def __init__(self, tensor_parallel_size: int = 1, timeout_minutes: float = 30.0) -> None:
-        if tensor_parallel_size < 1:
-            raise UserError(f"trainer.strategy.tensor_parallel_size is {tensor_parallel_size}, but must be at least 1")
+    def __init__(self, timeout_minutes: float = 30.0) -> None:
         if timeout_minutes <= 0:
             raise UserError(f"trainer.strategy.timeout_minutes is {timeout_minutes}, but must be above 0")
-        self.tensor_parallel_size = tensor_parallel_size
         super().__init__(
-            tensor_parallel_size=tensor_parallel_size,
-            save_distributed_checkpoint=False,
-            timeout=timedelta(minutes=timeout_minutes),
+            tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timedelta(minutes=timeout_minutes)
         )
 
     def setup_environment(self) -> None:
-        devices, size = self.num_nodes * self.num_processes, self.tensor_parallel_size
-        if devices % size:
-            raise UserError(
-                f"trainer.strategy.tensor_parallel_size {size} does not divide trainer.devices x trainer.num_nodes, "
-                f"which is {devices}"
-            )
-        self._data_parallel_size = devices // size
+        # Lightning's "auto" is one data-parallel process per machine, the others tensor-parallel.
+        self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
@@ -69,13 +77,13 @@ class FullySharded(ModelParallelStrategy):
         return True
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's ``state_dict`` with whole tensors on the CPU; empty on other processes than the first."""
-        # Tensor by tensor, so that no process ever holds more than one whole one of them on its device.
+        """The optimizer's ``state_dict`` with full tensors on the CPU; empty on other processes than the first."""
+        # Tensor by tensor, so that no process ever holds more than one full one of them on its device.
         state = tree_map_only(Tensor, self._gathered, optimizer.state_dict())
         return state if self.is_global_zero else {}
 
     def _gathered(self, tensor: Tensor) -> Tensor:
-        full = whole(tensor)
+        full = full_tensor(tensor)
         return full.cpu() if self.is_global_zero else full[:0] if full.ndim else full
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -83,25 +91,27 @@ class FullySharded(ModelParallelStrategy):
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Give every process its part of whole weights."""
+        """Give every process its shard of full weights."""
         assert self.lightning_module is not None
         targets = self.lightning_module.state_dict()
-        shared = {key: spread(value, targets.get(key, value)) for key, value in checkpoint["state_dict"].items()}
-        self.lightning_module.load_state_dict(shared, strict=strict)
+        shards = {
+            key: distribute_like(value, targets.get(key, value)) for key, value in checkpoint["state_dict"].items()
+        }
+        self.lightning_module.load_state_dict(shards, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Give every process its part of whole state."""
+        """Give every process its shard of full state."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            shared = {
+            shards = {
                 number: {
-                    key: spread(value, parameters[number]) if isinstance(value, Tensor) else value
+                    key: distribute_like(value, parameters[number]) if isinstance(value, Tensor) else value
                     for key, value in buffers.items()
                 }
                 for number, buffers in state["state"].items()
             }
-            optimizer.load_state_dict({**state, "state": shared})
+            optimizer.load_state_dict({**state, "state": shards})
 
 
 # --trainer.strategy fsdp2, as Lightning's own are named; its `fsdp` is the older FSDP.
-StrategyRegistry.register("fsdp2", FullySharded, description="FSDP2, see configs/scale/fsdp.yaml")
+StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2, see configs/scale/fsdp.yaml")

@@ -1,7 +1,7 @@
 """Muon for the hidden matrices and AdamW for the rest, as one torch optimizer.
 
 Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. The same update as `torch.optim.Muon`,
-which takes matrices only and orthogonalises them one by one; here all matrices of a shape go through the
+which takes matrices only and orthogonalizes them one by one; here all matrices of a shape go through the
 Newton-Schulz iteration as one batch, and one `Optimizer` means one learning-rate schedule, one state dict, and
 Lightning's automatic optimization. NorMuon (Li et al. 2025, arXiv:2510.05491) adds Adam's idea to it: each neuron,
 a row of its matrix, is divided by the running root mean square of its own updates.
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from tinytf.training.distributed.dtensor import Layout, layout, local, on_whole_matrices, spread, sum_over_parts
-from tinytf.training.hardware import multiplies_bf16
+from tinytf.training.distributed.dtensor import distribute_like, local_shards, map_full_matrices, sum_over_shards
+from tinytf.training.hardware import has_native_bf16
 
 # Quintic that lifts every singular value in (0, 1] to about 1 in five steps, fastest slope at 0 (Jordan 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -29,7 +29,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 class MuonAdamW(Optimizer):
     """One optimizer for a transformer.
 
-    Parameter groups named ``hidden`` (see `parameter_groups`) take Muon's orthogonalised momentum, all others
+    Parameter groups named ``hidden`` (see `parameter_groups`) take Muon's orthogonalized momentum, all others
     AdamW.
 
     Args:
@@ -97,36 +97,36 @@ class MuonAdamW(Optimizer):
         return loss
 
     def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        by_shape: dict[tuple[torch.Size, Layout], list[Tensor]] = defaultdict(list)
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for p in params:
-            by_shape[p.shape, layout(p)].append(p)
-        for (shape, _), same in by_shape.items():
-            parts, nesterov = local(same), torch.stack(self._nesterov(same, group["momentum"]))
-            updates = on_whole_matrices(nesterov, same[0], partial(orthogonalize, steps=group["ns_steps"]))
+            by_shape[p.shape].append(p)
+        for shape, same in by_shape.items():
+            shards, nesterov = local_shards(same), torch.stack(self._nesterov(same, group["momentum"]))
+            updates = map_full_matrices(nesterov, same[0], partial(orthogonalize, steps=group["ns_steps"]))
             if group["per_neuron"]:
                 updates = self._per_neuron(same, updates, group["betas"][1])
             # A tall matrix gets a larger step, so that its effect on activations is that of a square one.
             lr = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parts, list(updates.unbind()), alpha=-lr)
+            torch._foreach_mul_(shards, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(shards, list(updates.unbind()), alpha=-lr)
 
     def _nesterov(self, params: list[Tensor], momentum: float) -> list[Tensor]:
-        grads = local(gradients(params))
-        momenta = local(self._state(p, "momentum_buffer")["momentum_buffer"] for p in params)
+        grads = local_shards(gradients(params))
+        momenta = local_shards(self._state(p, "momentum_buffer")["momentum_buffer"] for p in params)
         torch._foreach_lerp_(momenta, grads, 1 - momentum)
         return list(torch._foreach_lerp(grads, momenta, momentum))
 
     def _per_neuron(self, params: list[Tensor], updates: Tensor, beta2: float) -> Tensor:
         """Updates ``[n, rows, columns]``, each row over its running root mean square, each matrix's norm as it was."""
         like, columns = params[0], params[0].shape[1]
-        squares = sum_over_parts(updates.square().sum(dim=2, keepdim=True), like, dims=(1,)) / columns
-        running = local(self._neuron_squares(p, updates) for p in params)
+        # FSDP shards by rows: a row's sum is local, a matrix's is not.
+        squares = updates.square().sum(dim=2, keepdim=True) / columns
+        running = local_shards(self._neuron_squares(p, updates) for p in params)
         # Without Adam's correction for the start at zero: the matrix's norm, which is put back, cancels it.
         torch._foreach_lerp_(running, list(squares.unbind()), 1 - beta2)
         normed = updates * (torch.stack(running) + 1e-10).rsqrt()
         norm, new_norm = (
-            sum_over_parts(u.square().sum(dim=(1, 2), keepdim=True), like, dims=(0, 1)).sqrt()
-            for u in (updates, normed)
+            sum_over_shards(u.square().sum(dim=(1, 2), keepdim=True), like).sqrt() for u in (updates, normed)
         )
         # The q, k and v of a fresh model have no gradient yet: what they write passes through zeros.
         return normed * (norm / new_norm.clamp(min=1e-7))
@@ -134,7 +134,7 @@ class MuonAdamW(Optimizer):
     def _neuron_squares(self, p: Tensor, updates: Tensor) -> Tensor:
         state: dict[str, Tensor] = self.state[p]
         if "neuron_sq" not in state:
-            state["neuron_sq"] = spread(updates.new_zeros(p.shape[0], 1), p)
+            state["neuron_sq"] = distribute_like(updates.new_zeros(p.shape[0], 1), p)
         return state["neuron_sq"]
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
@@ -143,10 +143,10 @@ class MuonAdamW(Optimizer):
             # A loaded one lies on the CPU still: what torch and Lightning move to the device leaves it out.
             state["step"] = state["step"].to(p.device)
         adamw(
-            local(params),
-            local(gradients(params)),
-            local(state["exp_avg"] for state in states),
-            local(state["exp_avg_sq"] for state in states),
+            local_shards(params),
+            local_shards(gradients(params)),
+            local_shards(state["exp_avg"] for state in states),
+            local_shards(state["exp_avg_sq"] for state in states),
             [],
             [state["step"] for state in states],
             fused=bool(params),
@@ -184,7 +184,7 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    x = x.to(torch.bfloat16 if multiplies_bf16(x.device) else torch.float32)
+    x = x.to(torch.bfloat16 if has_native_bf16(x.device) else torch.float32)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
