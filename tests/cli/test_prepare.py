@@ -57,8 +57,8 @@ def test_it_needs_no_lightning_and_no_torch(tmp_path: Path) -> None:
     [
         ("data:\n  corpos: a", [], r"config\.yaml:2: unknown key data\.corpos; did you mean data\.corpus\?"),
         ("data:\n  seed: 3", [], r"config\.yaml:2: data\.seed is not a setting of tinytf: use seed_everything"),
-        ("data: text", [], r"config\.yaml:1: data holds a str, but it is keys and values"),
-        ("data:\n  vocab_size: many", [], r"data\.vocab_size: expected a whole number, got many"),
+        ("data: text", [], r"config\.yaml:1: data: expected keys and values, got a str"),
+        ("data:\n  vocab_size: many", [], r"data\.vocab_size: expected an integer, got many"),
         ("", ["--data.corpos", "a"], r"unknown key data\.corpos; did you mean data\.corpus\?"),
         ("", ["--data.batch_size", "3"], r"data\.batch_size changes nothing that is prepared"),
         ("", ["--model.d_model", "3"], r"model\.d_model is not for tinytf prepare"),

@@ -142,7 +142,7 @@ def test_a_longer_run_goes_on_in_its_folder(workplace: Path, tinytf: Tinytf, tmp
     said = tinytf(tmp_path, "fit", "--ckpt_path", "last", "--trainer.max_steps", "35").stderr
     run = tmp_path / "checkpoints" / "tiny" / "version_0"
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
-    assert "going on from step 30 of 35" in said
+    assert "resuming from step 30 of 35" in said
     assert "learning rate" in said  # Linear decays until max_steps, which was another.
     steps = [row["step"] for row in rows(run) if "train/loss" in row]
     assert steps == [5, 10, 15, 20, 25, 30, 35]
@@ -161,7 +161,7 @@ def test_a_run_with_a_class_of_lightning_goes_on_where_the_user_names_it_again(
     run = tmp_path / "checkpoints" / "tiny" / "version_0"
     assert len(list(run.glob("step=*-val_loss=*.ckpt"))) == 3
     said = tinytf(tmp_path, *line, "--trainer.max_steps", "6", "--checkpoint.save_top_k", "1").stderr
-    assert "going on from step 3 of 6" in said
+    assert "resuming from step 3 of 6" in said
     (best,) = run.glob("step=*-val_loss=*.ckpt")
     assert (run / "best.ckpt").resolve() == best.resolve()
     losses = [row["val/loss"] for row in rows(run) if "val/loss" in row]
@@ -196,7 +196,7 @@ def test_an_older_checkpoint_branches_into_a_folder_of_its_own(
 def test_last_with_no_run_yet_starts_afresh_and_says_so(workplace: Path, tinytf: Tinytf, tmp_path: Path) -> None:
     flags = ("--config", str(workplace / "configs" / "tiny.yaml"), "--trainer.max_steps", "2")
     said = tinytf(tmp_path, "fit", *flags, "--ckpt_path", "last").stderr
-    assert "starting afresh" in said
+    assert "starting fresh" in said
     assert (tmp_path / "checkpoints" / "tiny" / "version_0" / "last.ckpt").exists()
 
 

@@ -104,7 +104,7 @@ def test_a_run_goes_on_past_its_damaged_newest_files(tmp_path: Path) -> None:
     said = (tmp_path / "spoilt" / "attempts.log").read_text()
     assert code == 0, said
     assert f"skipping checkpoint {newest.relative_to(tmp_path / 'spoilt')}" in said
-    assert "going on from step 8" in said
+    assert "resuming from step 8" in said
     assert (folder / f"{newest.name}.damaged").exists()
     assert (folder / "last.ckpt").readlink().name == "step=0000011.ckpt"
 

@@ -106,7 +106,7 @@ def test_a_run_that_was_moved_and_renamed_goes_on_with_its_list_of_the_best(
     code, _ = attempt(["fit", f"--ckpt_path={new / 'last.ckpt'}"], tmp_path)
     said = (tmp_path / "attempts.log").read_text()
     assert code == 0, said
-    assert "going on from step" in said
+    assert "resuming from step" in said
     runs = [path.parent for path in tmp_path.rglob("metrics.jsonl")]
     assert runs == [new]
     back = tmp_path / "back" / "checkpoints" / "killed" / "version_0"
@@ -142,7 +142,7 @@ def test_the_overlay_for_requeued_jobs_starts_and_goes_on(tmp_path: Path) -> Non
     prepare(tmp_path)
     overlay = Path(__file__).parents[2] / "configs" / "scale" / "slurm-requeue.yaml"
     flags = [*arguments({**CASES["plain"], "model.schedule": "Constant"})[:-1], f"--config={overlay}"]
-    for max_steps, says in ((4, "starting afresh"), (8, "going on from step 4 of 8")):
+    for max_steps, says in ((4, "starting fresh"), (8, "resuming from step 4 of 8")):
         code, _ = attempt([*flags, f"--trainer.max_steps={max_steps}"], tmp_path)
         said = (tmp_path / "attempts.log").read_text()
         assert code == 0, said

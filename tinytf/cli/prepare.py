@@ -11,7 +11,7 @@ import jsonargparse
 from docstring_parser import parse as parse_docstring
 
 import tinytf.data
-from tinytf.cli.config.errors import ConfigError, explain, unknown_key
+from tinytf.cli.config.errors import ConfigError, Keys, check_flags, explain, unknown_key
 from tinytf.cli.config.files import ConfigFile, read_arguments
 from tinytf.cli.console import quiet_libraries
 from tinytf.data.prepare import prepare
@@ -38,6 +38,7 @@ def run(argv: list[str]) -> int:
     settings = parser()
     section = from_files(arguments.files)
     refuse_foreign_flags(arguments.flags)
+    check_flags(arguments.flags, Keys(["json", *Parser.known]))
     try:
         given = settings.parse_args(["--config", json.dumps({"data": section}), *arguments.flags])
     except ConfigError as wrong:
