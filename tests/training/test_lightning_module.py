@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
@@ -81,3 +83,31 @@ def test_it_trains_with_any_data_module(tmp_path: Path) -> None:
 def test_forward_is_the_model() -> None:
     module, tokens = LanguageModel(**CONFIG).eval(), torch.arange(8)[None]
     assert torch.equal(module(tokens), module.model(tokens))
+
+
+def test_an_evaluation_is_the_mean_over_tokens_not_over_batches() -> None:
+    """Batches of unequal size and padding: each target counts once, whatever batch it is in."""
+    ids = torch.arange(7 * 17).reshape(7, 17) % 50
+    targets = ids[:, 1:].clone()
+    targets[-1, 5:] = -100
+    batches = DataLoader(TensorDataset(ids[:, :-1], targets), batch_size=3)
+    module = LanguageModel(**CONFIG, bytes_per_token={"val": 2.0, "test": 4.0})
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    (val,) = trainer.validate(module, batches, verbose=False)
+    (test,) = trainer.test(module, batches, verbose=False)
+    logits = module.eval()(ids[:, :-1]).double()
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item()
+    assert val["val/loss"] == test["test/loss"] == pytest.approx(loss, rel=1e-6)
+    assert val["val/perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert val["val/bits_per_byte"] == pytest.approx(loss / math.log(2) / 2.0, rel=1e-6)
+    assert test["test/bits_per_byte"] == pytest.approx(loss / math.log(2) / 4.0, rel=1e-6)
+
+
+def test_a_loss_that_is_not_a_number_is_not_left_out_of_the_mean() -> None:
+    module = LanguageModel(**CONFIG)
+    with torch.no_grad():
+        module.model.norm.weight.fill_(float("nan"))
+    (val,) = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).validate(
+        module, loader(), verbose=False
+    )
+    assert math.isnan(val["val/loss"])

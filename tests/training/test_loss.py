@@ -1,14 +1,11 @@
 """The chunked loss is the loss."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import loss
-from tinytf.training.metrics import evaluation_metrics
 
 
 @pytest.fixture
@@ -41,13 +38,3 @@ def test_it_is_cross_entropy_and_padding_costs_nothing(model: Transformer) -> No
     expected = F.cross_entropy(model(tokens[:, :20]).flatten(0, 1), targets[:, :20].flatten())
     torch.testing.assert_close(losses.sum() / (3 * 20), expected)
     assert losses[:, 20:].abs().max() == 0
-
-
-def test_metrics_share_one_sum_and_count_bytes() -> None:
-    metrics = evaluation_metrics("val", bytes_per_token=2.0)
-    metrics.update(torch.tensor(6.0), torch.tensor(3))
-    metrics.update(torch.tensor(10.0), torch.tensor(1))
-    values = {name: value.item() for name, value in metrics.compute().items()}
-    assert values == pytest.approx(
-        {"val/loss": 4.0, "val/perplexity": math.exp(4.0), "val/bits_per_byte": 4.0 / math.log(2) / 2.0}
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
-from torchmetrics import MetricCollection
+from torchmetrics import SumMetric
 
 from tinytf.errors import RunError
 from tinytf.model import KVCache, Transformer, TransformerConfig
@@ -25,7 +26,6 @@ from tinytf.training.attention import choose_attention
 from tinytf.training.distributed.dtensor import clip_by_norm, total_norm
 from tinytf.training.distributed.fsdp import shard_model
 from tinytf.training.loss import IGNORE, token_losses
-from tinytf.training.metrics import evaluation_metrics
 from tinytf.training.optim.groups import parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
 from tinytf.training.optim.schedules import Linear, Schedule
@@ -79,7 +79,7 @@ class LanguageModel(LightningModule):
         self.seed = seed
         self.bytes_per_token = bytes_per_token or {}
         self.model = Transformer(self.config)
-        self.metrics: MetricCollection | None = None
+        self.sums: tuple[SumMetric, SumMetric] | None = None
         self.grad_norm = torch.zeros(())
         self.micro_losses: list[Tensor] = []
         self.skipped_steps = 0
@@ -223,10 +223,10 @@ class LanguageModel(LightningModule):
     # -- evaluating --------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._start_evaluation("val")
+        self._start_evaluation()
 
     def on_test_epoch_start(self) -> None:
-        self._start_evaluation("test")
+        self._start_evaluation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)
@@ -235,10 +235,10 @@ class LanguageModel(LightningModule):
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._finish_evaluation()
+        self._finish_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        self._finish_evaluation()
+        self._finish_evaluation("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Each token's loss, for a look at where the model is surprised."""
@@ -247,21 +247,33 @@ class LanguageModel(LightningModule):
             losses = token_losses(self.model, tokens, targets)
         return {"losses": losses, "targets": targets}
 
-    def _start_evaluation(self, split: str) -> None:
-        self.metrics = evaluation_metrics(split, self.bytes_per_token.get(split)).to(self.device)
+    def _start_evaluation(self) -> None:
+        # A float32 sum over 10^8 tokens drifts in the sixth digit; MPS has no float64. Two sums, not a weighted
+        # MeanMetric: torchmetrics 1.9 leaves NaN losses out of its mean, or with "disable" forgets the weights.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self.sums = (SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable"))
+        for metric in self.sums:
+            metric.to(self.device).set_dtype(dtype)
 
     def _evaluate(self, batch: Batch) -> None:
-        assert self.metrics is not None
+        assert self.sums is not None
         tokens, targets = batch
         with eager():
             losses = token_losses(self.model, tokens, targets)
-        self.metrics.update(losses.sum(), (targets != IGNORE).sum())
+        self.sums[0].update(losses)
+        self.sums[1].update(targets != IGNORE)
 
-    def _finish_evaluation(self) -> None:
-        assert self.metrics is not None
+    def _finish_evaluation(self, split: str) -> None:
+        """Log loss (nats per token), perplexity and bits per byte over the whole split and all processes."""
+        assert self.sums is not None
+        loss = (self.sums[0].compute() / self.sums[1].compute()).float()
+        values = {f"{split}/loss": loss, f"{split}/perplexity": loss.exp()}
+        if split in self.bytes_per_token:
+            # The same unit under every tokenizer, so that char and BPE compare.
+            values[f"{split}/bits_per_byte"] = loss / (math.log(2) * self.bytes_per_token[split])
         # In validate and test, Lightning prints what is logged to loggers as a table.
-        self.log_dict(self.metrics.compute(), logger=self.log_to_loggers or self.trainer.state.fn != "fit")
-        self.metrics = None
+        self.log_dict(values, logger=self.log_to_loggers or self.trainer.state.fn != "fit")
+        self.sums = None
 
 
 class NonFiniteError(RunError):
