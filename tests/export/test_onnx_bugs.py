@@ -19,7 +19,7 @@ from tinytf.export.onnx_graph import Array, Graph
 from tinytf.export.onnx_reading import _rounded
 from tinytf.export.subject import Subject
 from tinytf.export.thresholds import with_overrides
-from tinytf.model.rotary import rotary_tables
+from tinytf.model.transformer import rotary_tables
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

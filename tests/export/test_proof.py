@@ -18,7 +18,7 @@ from tinytf.export.runner import Feed, Runner, eager
 from tinytf.export.subject import Subject
 from tinytf.export.thresholds import THRESHOLDS, breaches
 from tinytf.model import Transformer, TransformerConfig
-from tinytf.model.rotary import rotary_tables
+from tinytf.model.transformer import rotary_tables
 
 
 def measured(artefact: Transformer, subject: Subject, evaluation: Evaluation) -> Measured:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +97,8 @@ def shape(model: Mapping[str, Any]) -> dict[str, Any]:
     """The model's settings, those left to their default filled in, with its parameters counted."""
     from tinytf.model import TransformerConfig
 
-    known = {field.name for field in fields(TransformerConfig)}
     try:
-        config = TransformerConfig(**{name: value for name, value in model.items() if name in known})
+        config = TransformerConfig.from_mapping(model)
     except (TypeError, ValueError) as error:
         raise UserError(f"the checkpoint's model entry does not describe a model ({error})") from error
     return {"parameters": config.parameter_count, **model, "n_kv_heads": config.kv_heads, "d_ff": config.ff_dim}

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from tinytf.generation.sampling import Sampling, sample
-from tinytf.model.cache import KVCache
-from tinytf.model.transformer import Transformer
+from tinytf.model.transformer import KVCache, Transformer
 
 
 class Engine(Protocol):

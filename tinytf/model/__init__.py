@@ -1,7 +1,6 @@
 """The network, pure PyTorch: no Lightning, no files."""
 
-from tinytf.model.cache import KVCache
-from tinytf.model.config import TransformerConfig
-from tinytf.model.transformer import Transformer
+from tinytf.model.config import ConfigurationError, TransformerConfig
+from tinytf.model.transformer import KVCache, Transformer
 
-__all__ = ["KVCache", "Transformer", "TransformerConfig"]
+__all__ = ["ConfigurationError", "KVCache", "Transformer", "TransformerConfig"]

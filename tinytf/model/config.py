@@ -1,12 +1,13 @@
-"""The shape of a transformer: the numbers that fix its parameters, checked together."""
+"""The sizes of a transformer: the numbers that fix its parameters, checked together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 
-class ShapeError(ValueError):
+class ConfigurationError(ValueError):
     """Numbers that make no transformer.
 
     Args:
@@ -28,15 +29,15 @@ class TransformerConfig:
         n_heads: query heads; each is d_model / n_heads wide.
         n_layers: transformer blocks, one after the other.
         n_kv_heads: key and value heads (grouped-query attention); null means n_heads.
-        d_ff: width inside the SwiGLU; null means 8/3 of d_model, rounded up to a multiple of 64.
-        dropout: probability on each residual branch and on the embedding. Attention weights are not dropped.
+        d_ff: width inside the SwiGLU feed-forward; null means 8/3 of d_model, rounded up to a multiple of 64.
+        dropout: probability on each residual branch and on the embedding, in [0, 1). Attention weights are not dropped.
         max_seq_len: the longest context, in tokens; data.seq_len may be shorter.
         qk_norm: RMSNorm over each head of queries and keys before the rotation (the Qwen3 layout; Llama's without).
-        rope_theta: base of the rotary frequencies.
+        rope_theta: base of the rotary position frequencies.
         norm_eps: epsilon of every RMSNorm.
 
     Raises:
-        ShapeError: where the numbers do not fit together; each of its problems names them.
+        ConfigurationError: if the numbers do not fit together; each of its problems names them.
     """
 
     vocab_size: int
@@ -55,7 +56,12 @@ class TransformerConfig:
         found = list(self._too_small()) or list(self._misfits())
         found += self._out_of_range()
         if found:
-            raise ShapeError(found)
+            raise ConfigurationError(found)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> TransformerConfig:
+        """The config in a mapping that may hold other keys too, such as a checkpoint's entry."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def _too_small(self) -> Iterator[str]:
         for name in ("vocab_size", "d_model", "n_heads", "n_layers", "max_seq_len", "n_kv_heads", "d_ff"):
@@ -88,12 +94,12 @@ class TransformerConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Key and value heads, as many as query heads where not said."""
+        """Key and value heads; by default as many as query heads."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
     def ff_dim(self) -> int:
-        """Width inside the SwiGLU, from ``d_model`` where not said."""
+        """Width inside the SwiGLU."""
         # 8/3 d_model gives SwiGLU's three matrices the parameters of a plain two-matrix FFN of 4 d_model
         # (Shazeer 2020, arXiv:2002.05202).
         return -(-8 * self.d_model // 3 // 64) * 64 if self.d_ff is None else self.d_ff

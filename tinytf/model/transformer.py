@@ -1,4 +1,4 @@
-"""The network: a decoder-only transformer in the Qwen3 layout (Llama's where ``qk_norm`` is off).
+"""The network: a decoder-only transformer in the Qwen3 layout (Llama's if ``qk_norm`` is off).
 
 Parameter names are those of ``transformers``' Qwen3 and Llama, so that exported weights need no mapping.
 """
@@ -11,10 +11,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinytf.model.cache import KVCache
 from tinytf.model.config import TransformerConfig
-from tinytf.model.init import initialize
-from tinytf.model.rotary import rotary_tables, rotate
+
+EMBEDDING_STD = 0.2
+"""Ten times GPT-2's: the blocks' first updates are then small compared with the token they are added to."""
+
+
+def rotary_tables(max_seq_len: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position's angles (Su et al. 2021, arXiv:2104.09864), ``[max_seq_len, head_dim]``."""
+    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angle = torch.outer(torch.arange(max_seq_len, dtype=torch.float32), frequency)
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair ``(x[i], x[i + head_dim / 2])`` by its position's angle; x is ``[..., seq, head_dim]``.
+
+    The half-rotation layout of Llama and Qwen; the paper's pairs neighbors.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def causal_mask(past: int, total: int, device: torch.device) -> Tensor:
+    """True if the query in row i (position past + i) may attend to the key in column j: ``[total - past, total]``."""
+    position = torch.arange(total, device=device)
+    return position[None, :] <= position[past:, None]
+
+
+class KVCache:
+    """Keys and values of every layer, each ``[batch, n_kv_heads, past, head_dim]``.
+
+    It is functional: appending makes new tensors and writes into none, so the same code traces and exports with
+    ``past`` as a dynamic size, 0 included.
+    """
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys = keys
+        self.values = values
+
+    @classmethod
+    def empty(
+        cls,
+        config: TransformerConfig,
+        batch_size: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> KVCache:
+        """A cache of no tokens."""
+
+        def no_tokens() -> list[Tensor]:
+            # One tensor per layer: an exporter merges inputs that share one object.
+            shape = (batch_size, config.kv_heads, 0, config.head_dim)
+            return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
+
+        return cls(no_tokens(), no_tokens())
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache. Read it before the first layer appends, or after the last has."""
+        return self.keys[0].shape[2]
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one layer's new keys and values; returns all of that layer's."""
+        self.keys[layer] = torch.cat((self.keys[layer], keys), dim=2)
+        self.values[layer] = torch.cat((self.values[layer], values), dim=2)
+        return self.keys[layer], self.values[layer]
 
 
 class Attention(nn.Module):
@@ -34,7 +97,7 @@ class Attention(nn.Module):
         norm = nn.RMSNorm if config.qk_norm else nn.Identity
         self.q_norm = norm(config.head_dim, eps=config.norm_eps)
         self.k_norm = norm(config.head_dim, eps=config.norm_eps)
-        # What training may swap for a form that its hardware runs faster.
+        # An attribute, so that training can swap in a form that its hardware runs faster (training/attention.py).
         self.attend: Callable[..., Tensor] = F.scaled_dot_product_attention
 
     def forward(
@@ -45,7 +108,7 @@ class Attention(nn.Module):
         q = rotate(self.q_norm(q.type_as(cos)), cos, sin).type_as(v)
         k = rotate(self.k_norm(k.type_as(cos)), cos, sin).type_as(v)
         if cache is not None:
-            k, v = cache.grow(self.layer, k, v)
+            k, v = cache.append(self.layer, k, v)
         y = self.attend(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return out
@@ -88,11 +151,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids in, next-token logits out.
-
-    Args:
-        config: the shape; see [TransformerConfig][tinytf.model.TransformerConfig].
-    """
+    """Token ids in, next-token logits out; see [TransformerConfig][tinytf.model.TransformerConfig]."""
 
     cos: Tensor
     sin: Tensor
@@ -105,6 +164,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         cos, sin = rotary_tables(config.max_seq_len, config.head_dim, config.rope_theta)
+        # Not in checkpoints: they follow from the config.
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         initialize(self)
@@ -113,8 +173,8 @@ class Transformer(nn.Module):
         """Logits of every position.
 
         Args:
-            tokens: ids, ``[batch, seq]``; with a cache, those that follow what it holds.
-            cache: grows by these tokens.
+            tokens: ids, ``[batch, seq]``; with a cache, those that follow the ones in it.
+            cache: these tokens' keys and values are appended to it.
 
         Returns:
             ``[batch, seq, vocab_size]``.
@@ -130,6 +190,7 @@ class Transformer(nn.Module):
         total = past + tokens.shape[1]
         if total > self.config.max_seq_len:
             raise ValueError(f"a sequence of {total} tokens is past max_seq_len {self.config.max_seq_len}")
+        # Without a cache, SDPA's own causal mask, which its fused kernels know.
         mask = None if cache is None else causal_mask(past, total, tokens.device)
         cos, sin = self.cos[past:total], self.sin[past:total]
         x = self.dropout(self.embed_tokens(tokens))
@@ -139,11 +200,29 @@ class Transformer(nn.Module):
         return out
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states, through the embedding's own weights (Press & Wolf 2017, arXiv:1608.05859)."""
+        """Logits of hidden states, by the embedding's own weights (Press & Wolf 2017, arXiv:1608.05859)."""
         return F.linear(hidden, self.embed_tokens.weight)
 
 
-def causal_mask(past: int, total: int, device: torch.device) -> Tensor:
-    """True where the query at row i (position past + i) may look at the key in column j: ``[total - past, total]``."""
-    position = torch.arange(total, device=device)
-    return position[None, :] <= position[past:, None]
+@torch.no_grad()
+def initialize(model: Transformer) -> None:
+    """Draw all weights anew from torch's global generator.
+
+    - Matrices are uniform with standard deviation ``1 / sqrt(fan_in)``: the variance of what comes in goes out.
+    - The matrices that write to the residual stream (``o_proj``, ``down_proj``) are zero: each block starts as the
+      identity, so depth does not change the scale of the stream (Zhang et al. 2019, arXiv:1901.09321).
+    - The final norm's weight starts at ``1 / (std * d_model)``. With tied embeddings a token's own logit starts as
+      ``std * d_model`` (51 at 256 wide): the model would insist on repeating its input. Scaled so, that logit is 1,
+      the others near 0, and the first loss near ln(vocab_size).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            bound = (3.0 / module.in_features) ** 0.5
+            nn.init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+    for name, weight in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.zeros_(weight)
+    nn.init.normal_(model.embed_tokens.weight, std=EMBEDDING_STD)
+    nn.init.constant_(model.norm.weight, 1.0 / (EMBEDDING_STD * model.config.d_model))

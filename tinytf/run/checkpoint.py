@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,7 @@ class Loaded:
 
 def shape_of(content: dict[str, Any]) -> TransformerConfig:
     """The model's shape, by the ``tinytf`` entry."""
-    known = {field.name for field in fields(TransformerConfig)}
-    return TransformerConfig(**{key: value for key, value in content["tinytf"]["model"].items() if key in known})
+    return TransformerConfig.from_mapping(content["tinytf"]["model"])
 
 
 def refuse_misfit(content: dict[str, Any], path: Path) -> None:

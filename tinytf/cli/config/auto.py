@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -26,8 +25,7 @@ def resolve_auto(config: Any) -> None:
 def run_flops(config: Any) -> float:
     """FLOPs of all training steps, without the embedding, whose size only the data knows."""
     model, data, trainer = config.model, config.data, config.trainer
-    settings = {field.name: model[field.name] for field in fields(TransformerConfig) if field.name != "vocab_size"}
-    per_token = flops_per_token(TransformerConfig(vocab_size=1, **settings), data.seq_len)
+    per_token = flops_per_token(TransformerConfig.from_mapping({**model, "vocab_size": 1}), data.seq_len)
     windows = data.global_batch_size or data.batch_size * (trainer.accumulate_grad_batches or 1)
     return per_token * windows * data.seq_len * trainer.max_steps
 

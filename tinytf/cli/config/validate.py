@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tinytf.data.module import TextDataModule
 from tinytf.errors import UserError
 from tinytf.export.formats import choose
 from tinytf.model import TransformerConfig
-from tinytf.model.config import ShapeError
+from tinytf.model.config import ConfigurationError
 from tinytf.run.callbacks.build import check
 from tinytf.run.checkpoint_settings import CheckpointSettings
 from tinytf.run.loggers.build import require_packages
@@ -53,8 +52,8 @@ def validate(command: str, config: Any) -> None:
 def check_model(model: Any) -> None:
     """Refuse a model's numbers that do not fit together."""
     try:
-        TransformerConfig(1, **{f.name: model[f.name] for f in fields(TransformerConfig) if f.name != "vocab_size"})
-    except ShapeError as error:
+        TransformerConfig.from_mapping({**model, "vocab_size": 1})
+    except ConfigurationError as error:
         raise UserError(f"model.{error.problems[0]}") from None
 
 
