@@ -19,7 +19,7 @@ from tinytf.cli.main import COMMANDS
 try:
     from tinytf.cli.config.parser import parser_of
 except ImportError:
-    from tinytf.cli.fit import parser_of
+    from tinytf.cli.config.parser import parser_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
