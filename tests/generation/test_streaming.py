@@ -6,9 +6,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from tests.cli.tiny_checkpoint import ACCENTS, TEXT, tokenizer_of
-from tinytf.cli.printing import Printer
+from tinytf.cli.generate import Printer
 from tinytf.data.tokenizer import encode
-from tinytf.generation.streaming import Sample, StopGate, TextStream
+from tinytf.generation.streaming import Completion, StopGate, TextStream
 
 
 def streamed(tokenizer, prompt, new):
@@ -89,7 +89,7 @@ def test_what_may_become_a_stop_is_held_back_and_nothing_else():
 
 
 def sample_of(tokenizer, prompt, stops=(), end=None):
-    return Sample(1, TextStream(tokenizer, encode(tokenizer, prompt)), StopGate(stops), end)
+    return Completion(1, TextStream(tokenizer, encode(tokenizer, prompt)), StopGate(stops), end)
 
 
 def test_a_stop_string_that_only_the_held_back_bytes_complete_still_cuts():

@@ -1,4 +1,4 @@
-"""`tinytf generate`: a model writes on from a prompt, streamed to stdout as it comes."""
+"""`tinytf generate`: complete a prompt, streamed to stdout as it is decoded."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinytf.cli.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
-from tinytf.cli.printing import Printer
 from tinytf.errors import UserError
 
 # torch takes a second to import: a mistyped flag is told before that.
 if TYPE_CHECKING:
-    from tinytf.generation.generator import Speaker
+    from tinytf.generation.generator import TextGenerator
     from tinytf.generation.sampling import Sampling
+    from tinytf.generation.streaming import Completion
 
 NOTES = """\
-Output is UTF-8 on stdout: the prompt, its continuation, and one line feed at the end. With --num_samples above 1 each
-sample comes after a line "--- sample 2 of 3, seed 43 ---". Sample i is what --num_samples 1 --seed SEED+i gives.
+Output is UTF-8 on stdout: the prompt, its completion, and one line feed at the end. With --num_samples above 1 each
+sample follows a line "--- sample 2 of 3, seed 43 ---". Sample i is what --num_samples 1 --seed SEED+i gives.
 
 A sample ends after --max_new_tokens tokens, before a --stop string, or at <|endoftext|>, which is not printed.
-An empty prompt starts from <|endoftext|> where the tokenizer has it, else from a line feed, else from token 0.
-A text past the model's max_seq_len goes on from the last half of its context, and says so once on stderr.
+An empty prompt starts from <|endoftext|> if the model was trained on several documents, else from a line feed.
+A text past the model's max_seq_len continues from the last half of its context, and says so once on stderr.
 
 The cuts apply in this order: temperature, top_k, top_p, min_p.
 """
@@ -68,13 +68,13 @@ def parser() -> CommandParser:
 
 
 def run(argv: list[str]) -> int:
-    """Parse the flags, load the model, write.
+    """Parse the flags, load the model, generate.
 
     Returns:
         The exit code.
 
     Raises:
-        UserError: where the flags, the prompt or the checkpoint cannot be used.
+        UserError: if the flags, the prompt or the checkpoint cannot be used.
     """
     args = parser().parse_args(argv)
     if bool(args.ckpt_path) == bool(args.model):
@@ -85,18 +85,21 @@ def run(argv: list[str]) -> int:
         raise UserError("--stop is empty: give the text to stop before")
     prompt = read_prompt(args)
     sampling = sampling_of(args)
-    speaker = from_export(args) if args.model else from_checkpoint(args)
-    start = start_of(speaker, prompt, prompt_source(args))
-    samples = [speaker.sample(start, args.seed + index, args.stop) for index in range(args.num_samples)]
+    generator = from_export(args) if args.model else from_checkpoint(args)
+    try:
+        ids = generator.encode_prompt(prompt)
+    except UserError as error:
+        raise UserError(f"{prompt_source(args)}: {error}") from error
+    completions = [generator.start_completion(ids, args.seed + index, args.stop) for index in range(args.num_samples)]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     try:
-        show: Callable[[], None] = (lambda: None) if args.json else Printer(prompt, samples).show
+        show: Callable[[], None] = (lambda: None) if args.json else Printer(prompt, completions).show
         show()
-        for _ in speaker.grow(start, sampling, samples, args.max_new_tokens, note):
+        for _ in generator.generate_batch(ids, sampling, completions, args.max_new_tokens, note):
             show()
-        for sample in samples if args.json else ():
-            print(json.dumps({"prompt": prompt, **sample.report()}))
+        for completion in completions if args.json else ():
+            print(json.dumps({"prompt": prompt, **completion.report()}))
         sys.stdout.flush()
     except FloatingPointError as error:
         raise UserError(f"{args.model or args.ckpt_path}: {error}; its training diverged") from error
@@ -107,7 +110,7 @@ def read_prompt(args: argparse.Namespace) -> str:
     """The prompt as given, to the last line feed.
 
     Raises:
-        UserError: where the file cannot be read or is not UTF-8; names the position.
+        UserError: if the file cannot be read or is not UTF-8; names the position.
     """
     source = prompt_source(args)
     try:
@@ -130,7 +133,7 @@ def prompt_source(args: argparse.Namespace) -> str:
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
-    """The sampling that the flags ask for; UserError where one is out of range."""
+    """The sampling that the flags ask for; UserError if one is out of range."""
     from tinytf.generation.sampling import Sampling
 
     try:
@@ -139,7 +142,7 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
         raise UserError(f"--{error}") from error
 
 
-def from_checkpoint(args: argparse.Namespace) -> Speaker:
+def from_checkpoint(args: argparse.Namespace) -> TextGenerator:
     """The model of --ckpt_path, on the device and threads that the flags ask for."""
     import torch
 
@@ -154,29 +157,48 @@ def from_checkpoint(args: argparse.Namespace) -> Speaker:
     return tinytf.load(checkpoint_path(args), device=device)
 
 
-def from_export(args: argparse.Namespace) -> Speaker:
+def from_export(args: argparse.Namespace) -> TextGenerator:
     """The model of --model, in onnxruntime."""
     from tinytf.export.running import OnnxEngine, tokenizer_beside
-    from tinytf.generation.generator import Speaker
+    from tinytf.generation.generator import TextGenerator
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"--device {args.device}: an exported model runs on the CPU here")
     path = Path(args.model)
-    return Speaker(OnnxEngine(path, args.threads), tokenizer_beside(path))
-
-
-def start_of(speaker: Speaker, prompt: str, source: str) -> list[int]:
-    """The ids that the samples go on from.
-
-    Raises:
-        UserError: where the tokenizer does not know a character of the prompt; names where that came from.
-    """
-    try:
-        return speaker.start(prompt)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+    return TextGenerator(OnnxEngine(path, args.threads), tokenizer_beside(path))
 
 
 def note(message: str) -> None:
     """A line on stderr that is not an error."""
     print(f"tinytf: note: {message}", file=sys.stderr, flush=True)
+
+
+class Printer:
+    """Writes completions to stdout in their order: each as it is decoded, or at once if it ended before its turn."""
+
+    def __init__(self, prompt: str, completions: Sequence[Completion]) -> None:
+        self._prompt = prompt
+        self._completions = completions
+        self._turn = 0
+        self._shown = 0
+        self._begin()
+
+    def show(self) -> None:
+        """Write what was decoded since the last call."""
+        while self._turn < len(self._completions):
+            completion = self._completions[self._turn]
+            sys.stdout.write(completion.text[self._shown :])
+            self._shown = len(completion.text)
+            if completion.finish is None:
+                break
+            sys.stdout.write("\n")
+            self._turn, self._shown = self._turn + 1, 0
+            if self._turn < len(self._completions):
+                self._begin()
+        sys.stdout.flush()
+
+    def _begin(self) -> None:
+        count = len(self._completions)
+        if count > 1:
+            sys.stdout.write(f"--- sample {self._turn + 1} of {count}, seed {self._completions[self._turn].seed} ---\n")
+        sys.stdout.write(self._prompt)

@@ -1,4 +1,4 @@
-"""Token after token, from anything that gives next-token logits: a checkpoint here, an exported file elsewhere."""
+"""Token after token, from anything that gives next-token logits: a checkpoint or an exported file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tinytf.model.transformer import KVCache, Transformer
 
 
 class Engine(Protocol):
-    """What decoding needs of a model. It remembers the tokens it was given since the last `prefill`."""
+    """What decoding needs of a model; it remembers the tokens since the last `prefill`."""
 
     @property
     def vocab_size(self) -> int:
-        """Entries of a row of logits."""
+        """Entries in a row of logits."""
 
     @property
     def max_seq_len(self) -> int:
@@ -27,11 +27,11 @@ class Engine(Protocol):
         """Forget everything, read ids ``[batch, seq]``, and return the last position's logits ``[batch, vocab]``."""
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one more id a row, ``[batch]``, and return its position's logits ``[batch, vocab]``."""
+        """Read one more id per row, ``[batch]``, and return its position's logits ``[batch, vocab]``."""
 
 
 class TransformerEngine:
-    """A [Transformer][tinytf.model.Transformer] with its cache, on the device where its weights are."""
+    """A [Transformer][tinytf.model.Transformer] with its KV cache, on the device of its weights."""
 
     def __init__(self, model: Transformer) -> None:
         self.model = model.eval()
@@ -45,7 +45,7 @@ class TransformerEngine:
         return self._last_logits(tokens)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one more id a row, ``[batch]``, return its position's logits ``[batch, vocab_size]``."""
+        """Read one more id per row, ``[batch]``, return its position's logits ``[batch, vocab_size]``."""
         return self._last_logits(tokens[:, None])
 
     @torch.inference_mode()
@@ -61,21 +61,21 @@ def decode(
     seeds: Sequence[int],
     on_slide: Callable[[str], None] | None = None,
 ) -> Iterator[Tensor]:
-    """New tokens without end, ``[len(seeds)]`` ids at a time, each row a continuation of the prompt of its own.
+    """New tokens without end, ``[len(seeds)]`` ids at a time; each row is a completion of the prompt.
 
-    Row i draws from a generator seeded with ``seeds[i]`` and nothing else, so it is the row that a run with that
-    one seed gives, as long as the rounding of a batched matrix product does not tip a draw.
+    Row i draws from a generator seeded with ``seeds[i]`` and nothing else, so it is the row that this one seed gives
+    alone, as long as the rounding of a batched matrix product does not tip a draw.
 
-    A text past ``engine.max_seq_len`` slides: its last ``max_seq_len // 2`` tokens are read afresh and go on from
-    position 0. That costs one prefill every half context, where dropping one token at a time would cost one each.
+    A text past ``engine.max_seq_len`` slides: its last ``max_seq_len // 2`` tokens are read again from position 0.
+    That costs one prefill per half context, where dropping one token at a time would cost one per token.
 
     Args:
         prompt: ids, at least one.
-        on_slide: told once, in a sentence, when tokens are left behind for the first time.
+        on_slide: called once, with a sentence, when tokens are dropped for the first time.
 
     Raises:
-        ValueError: where there is no prompt.
-        FloatingPointError: where the logits are not finite.
+        ValueError: if there is no prompt.
+        FloatingPointError: if the logits are not finite.
     """
     if not prompt:
         raise ValueError("decoding needs at least one token to start from")
@@ -97,6 +97,6 @@ def decode(
 
 def _slide_notice(max_seq_len: int) -> str:
     return (
-        f"the text is past max_seq_len {max_seq_len}: it goes on from its last {max(1, max_seq_len // 2)} tokens, "
-        "and again each time the context is full"
+        f"the text is past max_seq_len {max_seq_len}: generation continues from its last "
+        f"{max(1, max_seq_len // 2)} tokens, and again each time the context is full"
     )

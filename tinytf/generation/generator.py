@@ -1,4 +1,4 @@
-"""A model and its tokenizer that speak: the one way to text, for `tinytf generate` and for Python."""
+"""A model and its tokenizer, from prompts to completions: the one way to text, for commands and for Python."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from tinytf.data.tokenizer import encode, end_of_text_id
 from tinytf.errors import UserError
 from tinytf.generation.decoding import Engine, decode
 from tinytf.generation.sampling import Sampling
-from tinytf.generation.streaming import Sample, StopGate, TextStream
+from tinytf.generation.streaming import Completion, StopGate, TextStream
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """What a text is written with, wherever it was loaded from.
+class TextGenerator:
+    """Completes prompts with an engine, wherever that was loaded from.
 
     Args:
-        engine: gives next-token logits, and remembers the text so far.
+        engine: gives next-token logits, and remembers the tokens so far.
         tokenizer: the one that the model was trained with.
+        start_token: what an empty prompt starts from; None is a line feed. Use the end-of-text token only for a model
+            that has seen it: one trained on a single text never has.
     """
 
     engine: Engine
     tokenizer: Tokenizer
+    start_token: int | None = None
 
     def generate(
         self,
@@ -41,19 +44,19 @@ class Speaker:
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> str:
-        """The prompt and its continuation: what `tinytf generate` prints for the same settings, to the last character.
+        """The prompt and its completion: what `tinytf generate` prints for the same settings, to the last character.
 
         Args:
-            prompt: text to go on from; empty, it starts from ``<|endoftext|>`` or, without that, a line feed.
+            prompt: text to continue; if it is empty, generation starts from `start_token`.
             max_new_tokens: the most that is added, in tokens.
             temperature, top_k, top_p, min_p: see `Sampling`; temperature 0 is greedy decoding.
-            seed: same seed, same text. The process's own random numbers are neither used nor moved.
+            seed: same seed, same text. The process's own random numbers are neither used nor changed.
             stop: texts to stop before.
 
         Raises:
-            UserError: where the tokenizer does not know a character of the prompt.
-            ValueError: where a setting is out of range; the message starts with its name.
-            FloatingPointError: where the model's logits are not finite, because its training diverged.
+            UserError: if the tokenizer does not know a character of the prompt.
+            ValueError: if a setting is out of range; the message starts with its name.
+            FloatingPointError: if the model's logits are not finite, because its training diverged.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p)
         return prompt + "".join(self.stream(prompt, sampling, max_new_tokens=max_new_tokens, seed=seed, stop=stop))
@@ -67,84 +70,75 @@ class Speaker:
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """The continuation alone, in the pieces in which it comes; arguments and errors are those of `generate`."""
+        """The completion alone, piece by piece as it is decoded; arguments and errors are those of `generate`."""
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}, but must be at least 1")
         if "" in stop:
             raise ValueError("stop holds an empty text: give the text to stop before")
-        start, shown = self.start(prompt), 0
-        sample = self.sample(start, seed, stop)
-        for _ in self.grow(start, sampling, [sample], max_new_tokens, warn):
-            if len(sample.text) > shown:
-                yield sample.text[shown:]
-                shown = len(sample.text)
+        ids, shown = self.encode_prompt(prompt), 0
+        completion = self.start_completion(ids, seed, stop)
+        for _ in self.generate_batch(ids, sampling, [completion], max_new_tokens, _warn):
+            if len(completion.text) > shown:
+                yield completion.text[shown:]
+                shown = len(completion.text)
 
-    def start(self, prompt: str) -> list[int]:
-        """The prompt's ids, at least one; without a prompt, where a text begins.
-
-        Raises:
-            UserError: where the tokenizer does not know a character of it.
-        """
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """The prompt's ids, at least one; UserError if the tokenizer does not know a character of it."""
         if prompt:
             return encode(self.tokenizer, prompt)
-        end = end_of_text_id(self.tokenizer)
-        return first_line(self.tokenizer) if end is None else [end]
+        if self.start_token is not None:
+            return [self.start_token]
+        try:
+            return encode(self.tokenizer, "\n")
+        except UserError:  # An alphabet without a line feed.
+            return [0]
 
-    def sample(self, start: Sequence[int], seed: int, stop: Sequence[str] = ()) -> Sample:
-        """An empty continuation of the ids ``start``, to be grown."""
-        return Sample(seed, TextStream(self.tokenizer, start), StopGate(stop), end_of_text_id(self.tokenizer))
+    def start_completion(self, prompt: Sequence[int], seed: int, stop: Sequence[str] = ()) -> Completion:
+        """An empty completion of prompt ids, for `generate_batch`."""
+        return Completion(seed, TextStream(self.tokenizer, prompt), StopGate(stop), end_of_text_id(self.tokenizer))
 
-    def grow(
+    def generate_batch(
         self,
-        start: Sequence[int],
+        prompt: Sequence[int],
         sampling: Sampling,
-        samples: Sequence[Sample],
+        completions: Sequence[Completion],
         max_new_tokens: int,
         on_slide: Callable[[str], None],
     ) -> Iterator[None]:
-        """Let all samples grow side by side until each has ended; yields after each token, and once at the end.
+        """Extend several completions of one prompt together; yields after each token, and once when all have ended.
 
         Raises:
-            FloatingPointError: where the logits are not finite.
+            FloatingPointError: if the logits are not finite.
         """
-        steps = decode(self.engine, start, sampling, [sample.seed for sample in samples], on_slide=on_slide)
-        for tokens in islice(steps, max_new_tokens):
-            for sample, token in zip(samples, tokens.tolist(), strict=True):
-                if sample.finish is None:
-                    sample.add(token)
+        seeds = [completion.seed for completion in completions]
+        for tokens in islice(decode(self.engine, prompt, sampling, seeds, on_slide=on_slide), max_new_tokens):
+            for completion, token in zip(completions, tokens.tolist(), strict=True):
+                if completion.finish is None:
+                    completion.add(token)
             yield
-            if all(sample.finish for sample in samples):
+            if all(completion.finish for completion in completions):
                 return
-        for sample in samples:
-            if sample.finish is None:
-                sample.close("length")
+        for completion in completions:
+            if completion.finish is None:
+                completion.close("length")
         yield
 
 
 def available_device(wanted: str) -> str:
-    """``cuda``, ``mps`` or ``cpu``; ``auto`` is the first of them that is there.
+    """``cuda``, ``mps`` or ``cpu``; ``auto`` is the first of them that this machine has.
 
     Raises:
-        UserError: where it is not; the message starts with ``device``.
+        UserError: if it has not; the message starts with ``device``.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(device for device in there if there[device])
     if wanted not in there:
-        raise UserError(f"device {wanted}: give auto, {', '.join(there)}")
+        raise UserError(f"device {wanted}: expected auto, {', '.join(there)}")
     if not there[wanted]:
         raise UserError(f"device {wanted}: this machine has none that PyTorch {torch.__version__} can use")
     return wanted
 
 
-def first_line(tokenizer: Tokenizer) -> list[int]:
-    """A line feed as ids, or token 0 where the tokenizer does not know it."""
-    try:
-        return encode(tokenizer, "\n")
-    except UserError:
-        return [0]
-
-
-def warn(message: str) -> None:
-    """Python's way to say what the command line notes on stderr."""
+def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=2)

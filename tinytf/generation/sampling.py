@@ -1,4 +1,4 @@
-"""From next-token logits to the next token: pure functions, and one random number a token and sample."""
+"""From next-token logits to the next token: pure functions, and one random number per token and completion."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SMALLEST_TEMPERATURE = 1e-6
+"""Logits reach some hundreds; divided by less than 1e-300 they would overflow, and below 1e-6 sampling is greedy."""
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. The cuts apply in the order in which they stand here.
+    """How the next token is drawn. The cuts apply in this order.
 
     Args:
         temperature: divides the logits first; 0 takes the most probable token and draws nothing.
@@ -23,7 +26,7 @@ class Sampling:
             (Nguyen et al. 2024, arXiv:2407.01082); None keeps all.
 
     Raises:
-        ValueError: where a value is out of range; the message starts with its name.
+        ValueError: if a value is out of range; the message starts with its name.
     """
 
     temperature: float = 1.0
@@ -32,8 +35,10 @@ class Sampling:
     min_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}, but must be 0 or more")
+        if not (self.temperature == 0.0 or SMALLEST_TEMPERATURE <= self.temperature < math.inf):
+            raise ValueError(
+                f"temperature is {self.temperature}, but must be 0 (greedy) or at least {SMALLEST_TEMPERATURE}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}, but must be at least 1")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
@@ -43,18 +48,18 @@ class Sampling:
 
 
 def sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """One token a row: ``[batch]`` from logits ``[batch, vocab]`` on the CPU.
+    """One token per row: ``[batch]`` from logits ``[batch, vocab]`` on the CPU.
 
-    Each row has a generator of its own, so that what a row draws does not depend on the rows beside it.
+    Each row has a generator of its own, so that what a row draws does not depend on the other rows.
 
     Raises:
-        FloatingPointError: where a row's logits are not finite, as those of a model whose training diverged.
+        FloatingPointError: if a row's logits are not finite, as those of a model whose training diverged.
     """
     if not torch.isfinite(logits.amax(dim=-1)).all():
         raise FloatingPointError("the model's logits are not finite")
     if sampling.temperature == 0.0:
         return logits.argmax(dim=-1)
-    # Inverting the distribution in the order of the ids, in float64, takes one number a row, and a rounding
+    # Inverting the distribution in the order of the ids, in float64, takes one number per row, and a rounding
     # error of the logits moves the outcome only where that number falls next to a boundary between two tokens.
     cumulative = probabilities(logits, sampling).cumsum(dim=-1)
     draws = torch.stack([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])

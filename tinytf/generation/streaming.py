@@ -1,4 +1,4 @@
-"""From token ids that come one by one to text that can be shown at once and never has to be taken back."""
+"""From token ids, one by one, to text that can be shown at once and never has to be taken back."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """The text that each new token adds to a prompt; a character split over tokens comes whole, with its last.
+    """The text that each new token adds to a prompt; a character split over tokens comes complete, with its last.
 
     All that `add` and `finish` return, joined, is what decoding all ids at once adds to the prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        # Ids since the last but one point where the text ended in a whole character. Some decoders treat the
+        # Ids since the last but one point at which the text ended in a complete character. Some decoders treat the
         # first token of a text in their own way, so that a token is never decoded without one before it.
         self._ids = list(prompt)
         self._clean = len(self._ids)
@@ -41,7 +41,7 @@ class TextStream:
         return new
 
     def finish(self) -> str:
-        """What was held back as the beginning of a character that did not come."""
+        """The first bytes of a character whose rest did not come."""
         return self._decode(self._ids)[self._shown :]
 
     def _decode(self, ids: list[int]) -> str:
@@ -49,32 +49,32 @@ class TextStream:
 
 
 class StopGate:
-    """Lets text through up to the first stop string, holding back what may yet become one.
+    """Lets text through up to the first stop string, keeping back what may yet become one.
 
-    The first one that is complete counts, so that the cut does not depend on how the text came in pieces.
+    The first one that is complete counts, so that the cut does not depend on how the text was divided.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
-        self._held = ""
+        self._pending = ""
         self.closed = False
 
     def add(self, text: str) -> str:
         """What may be shown; sets `closed` once a stop string is complete."""
         assert not self.closed, "the text has ended"
-        held = self._held + text
-        found = [(held.index(stop) + len(stop), held.index(stop)) for stop in self._stops if stop in held]
+        pending = self._pending + text
+        found = [(pending.index(stop) + len(stop), pending.index(stop)) for stop in self._stops if stop in pending]
         if found:
-            self.closed, self._held = True, ""
-            return held[: min(found)[1]]
-        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
-        self._held = held[len(held) - keep :]
-        return held[: len(held) - keep]
+            self.closed, self._pending = True, ""
+            return pending[: min(found)[1]]
+        keep = max((_overlap(pending, stop) for stop in self._stops), default=0)
+        self._pending = pending[len(pending) - keep :]
+        return pending[: len(pending) - keep]
 
     def finish(self) -> str:
-        """What was held back and became no stop string."""
-        held, self._held = self._held, ""
-        return held
+        """What was pending back and became no stop string."""
+        pending, self._pending = self._pending, ""
+        return pending
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -84,8 +84,15 @@ def _overlap(text: str, stop: str) -> int:
 
 
 @dataclass
-class Sample:
-    """One continuation of a prompt, as it grows."""
+class Completion:
+    """One completion of a prompt while it is generated.
+
+    Attributes:
+        end: the id of the end-of-text token, None if the tokenizer has none.
+        text: so far.
+        tokens: generated so far.
+        finish: None while it goes on, then ``length``, ``stop`` or ``end_of_text``.
+    """
 
     seed: int
     stream: TextStream
@@ -96,7 +103,7 @@ class Sample:
     finish: str | None = None
 
     def add(self, token: int) -> None:
-        """Take one more token: text, the end of the text, or the end of a stop string."""
+        """Add one more token: text, the end of the text, or the end of a stop string."""
         if token == self.end:
             self.close("end_of_text")
             return
@@ -106,10 +113,10 @@ class Sample:
             self.finish = "stop"
 
     def close(self, reason: str) -> None:
-        """End here, unless what was held back completes a stop string."""
+        """End here, unless what was kept back completes a stop string."""
         self.text += self.gate.add(self.stream.finish()) + self.gate.finish()
         self.finish = "stop" if self.gate.closed else reason
 
     def report(self) -> dict[str, str | int | None]:
-        """What --json prints of it."""
+        """What ``--json`` prints of it."""
         return {"text": self.text, "tokens": self.tokens, "finish": self.finish, "seed": self.seed}

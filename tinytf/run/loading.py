@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinytf.data.tokenizer import end_of_text_id
 from tinytf.errors import UserError
 from tinytf.generation.decoding import TransformerEngine
-from tinytf.generation.generator import Speaker, available_device
+from tinytf.generation.generator import TextGenerator, available_device
 from tinytf.model import Transformer
 from tinytf.run.checkpoint import load_model
 from tinytf.run.directory import resolve
 
 
-@dataclass(frozen=True, repr=False)
-class TrainedModel(Speaker):
-    """What `tinytf.load` gives: a checkpoint's model and tokenizer, and what the file says of itself.
+@dataclass(frozen=True, repr=False, kw_only=True)
+class TrainedModel(TextGenerator):
+    """A checkpoint's model and tokenizer, and what the file says of itself.
 
     Args:
         engine: decodes with ``model`` and a key-value cache.
         tokenizer: a Hugging Face ``tokenizers.Tokenizer``.
+        start_token: see `TextGenerator`.
         model: the network, in eval mode and float32; ids ``[batch, seq]`` in, logits ``[batch, seq, vocab_size]`` out.
         entry: resolved config, data, provenance: the checkpoint's ``tinytf`` entry.
         step: optimizer steps it was trained for.
@@ -31,10 +33,10 @@ class TrainedModel(Speaker):
     step: int
 
     def __repr__(self) -> str:
-        shape = self.model.config
+        config = self.model.config
         return (
             f"<{self.entry['config'].get('name', 'model')} after {self.step:,} steps: "
-            f"{shape.parameter_count:,} parameters, {shape.vocab_size:,} tokens, context {shape.max_seq_len}>"
+            f"{config.parameter_count:,} parameters, {config.vocab_size:,} tokens, context {config.max_seq_len}>"
         )
 
 
@@ -42,14 +44,23 @@ def load_checkpoint(ckpt_path: str | Path, name: str | None, root: str | Path, d
     """See `tinytf.load`, which is this with its defaults.
 
     Raises:
-        UserError: where there is no such checkpoint or device, or the file is damaged or not tinytf's.
+        UserError: if there is no such checkpoint or device, or the file is damaged or not tinytf's.
     """
-    loaded = load_model(found(ckpt_path, name, root))
+    loaded = load_model(_find(ckpt_path, name, root))
     model = loaded.model.to(available_device(device))
-    return TrainedModel(TransformerEngine(model), loaded.tokenizer, model, loaded.entry, loaded.step)
+    # A single text has no token between documents, so that a model of it has never seen one.
+    several = loaded.entry["data"].get("documents", 2) > 1
+    return TrainedModel(
+        engine=TransformerEngine(model),
+        tokenizer=loaded.tokenizer,
+        start_token=end_of_text_id(loaded.tokenizer) if several else None,
+        model=model,
+        entry=loaded.entry,
+        step=loaded.step,
+    )
 
 
-def found(ckpt_path: str | Path, name: str | None, root: str | Path) -> Path:
+def _find(ckpt_path: str | Path, name: str | None, root: str | Path) -> Path:
     """The file; a `Path` is always one, a text may be ``best`` or ``last``."""
     if isinstance(ckpt_path, Path):
         return ckpt_path

@@ -86,7 +86,7 @@ def test_best_and_last_are_those_of_the_newest_run(
         ("no.ckpt", {}, "no.ckpt: there is no such file"),
         (Path("best"), {}, "checkpoint best: it does not exist"),
         ("last", {"name": "other"}, "last: there is no run in checkpoints/other"),
-        ("char.ckpt", {"device": "tpu"}, "device tpu: give auto, cuda, mps, cpu"),
+        ("char.ckpt", {"device": "tpu"}, "device tpu: expected auto, cuda, mps, cpu"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line(
@@ -123,3 +123,23 @@ def test_importing_tinytf_imports_nothing_heavy(folder: Path) -> None:
         tinytf.load(sys.argv[1], device="cpu").generate("It is", max_new_tokens=2)
         assert "lightning" not in sys.modules"""
     subprocess.run([sys.executable, "-c", code, folder / "char.ckpt"], check=True)
+
+
+@pytest.mark.parametrize(("documents", "starts_with"), [(1, "line feed"), (2, "end of text")])
+def test_an_empty_prompt_starts_from_a_token_that_training_has_seen(
+    documents: int, starts_with: str, folder: Path, tmp_path: Path
+) -> None:
+    """A bpe tokenizer always has <|endoftext|>; a model of one text has never seen it."""
+    content = torch.load(folder / "bpe.ckpt", weights_only=True)
+    content["tinytf"]["data"]["documents"] = documents
+    torch.save(content, tmp_path / "a.ckpt")
+    model = tinytf.load(tmp_path / "a.ckpt", device="cpu")
+    end = model.tokenizer.token_to_id("<|endoftext|>")
+    assert (model.encode_prompt("") == [end]) == (starts_with == "end of text")
+    assert model.encode_prompt("") in ([end], model.tokenizer.encode("\n").ids)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-7, -1.0, float("inf"), float("nan")])
+def test_a_temperature_that_would_overflow_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature is"):
+        Sampling(temperature=temperature)
