@@ -14,12 +14,8 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from tinytf.cli.config.parser import parser_of
 from tinytf.cli.main import COMMANDS
-
-try:
-    from tinytf.cli.config.parser import parser_of
-except ImportError:
-    from tinytf.cli.config.parser import parser_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 

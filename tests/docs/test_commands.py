@@ -78,6 +78,12 @@ def bundle(workplace: Path) -> Path:
     return workplace / "checkpoints" / "tiny" / "version_0" / "export"
 
 
+def smaller(text: str) -> str:
+    for pattern, replacement in SMALLER:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
 def exit_code(argv: list[str]) -> object:
     try:
         return main(argv)
@@ -93,8 +99,7 @@ def test_a_command_runs(
         pytest.skip(why)
     monkeypatch.chdir(workplace)
     command = re.sub(r'^eval "\$\((.*)\)"$', r"\1", command)
-    for pattern, replacement in SMALLER:
-        command = re.sub(pattern, replacement, command)
+    command = smaller(command)
     parsed = reason(command, PARSED)
     words = shlex.split(command)
     words = words[: next((place for place, word in enumerate(words) if word in ("|", ">")), None)]
@@ -121,7 +126,7 @@ def test_each_exception_is_needed(pattern: str) -> None:
 def test_the_python_of_each_page_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     for page in PAGES:
-        code = "\n".join(blocks(page, "python"))
+        code = smaller("\n".join(blocks(page, "python")))
         exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
 
 
