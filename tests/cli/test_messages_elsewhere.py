@@ -17,7 +17,7 @@ from tests.cli.wrong_input import TINY, refused, says
 from tests.cli.wrong_input import in_an_empty_folder as in_an_empty_folder
 from tinytf.errors import UserError
 from tinytf.run import run as running
-from tinytf.run.lock import let_go
+from tinytf.run.lock import release_run_locks
 
 # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ def test_a_run_that_went_on_elsewhere_since_it_was_read_is_not_branched_in_silen
     with pytest.raises(UserError, match="another process has trained it further just now; give the command again"):
         running.choose_directory(tmp_path, "tiny", resume)
     assert not (tmp_path / "tiny" / "version_1").exists()
-    let_go()
+    release_run_locks()
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -11,7 +11,7 @@ PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 
 
 def blocks(page: Path, *languages: str) -> Iterator[str]:
-    """The content of each fenced block in one of these languages."""
+    """The content of each as_code_block block in one of these languages."""
     for language, content in re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
         if language in languages:
             yield content

@@ -32,7 +32,7 @@ ONE: dict[str, Any] = {
     "model.weight_decay_on": "all",
     "tracking.samples.every_n_validations": 1,
     "tracking.samples.max_new_tokens": 5,
-    "tracking.layer_norms_every_n_steps": 4,
+    "tracking.norms.every_n_steps": 4,
 }
 SHARDED = {**ONE, "trainer.devices": 2, "trainer.strategy": "fsdp2"}
 

@@ -14,13 +14,21 @@ from tests.stress.campaign import CASES, prepare, run
 from tests.stress.killing import attempt
 from tinytf.errors import UserError
 from tinytf.run.checkpoint import damage, read_checkpoint
-from tinytf.run.checkpoint_io import write_durably
-from tinytf.run.directory import best_intact, last_intact, link, link_best, loss_of, resolve, saved
-from tinytf.run.recovery import mend
+from tinytf.run.checkpoint_io import write_checkpoint
+from tinytf.run.directory import (
+    best_intact,
+    last_intact,
+    link,
+    link_best,
+    loss_of,
+    resolve_checkpoint,
+    saved_checkpoints,
+)
+from tinytf.run.recovery import recover_run_dir
 
 
 def write(path: Path, number: int = 0) -> Path:
-    write_durably(path, {"weights": torch.arange(300) + number, "text": "to be"})
+    write_checkpoint(path, {"weights": torch.arange(300) + number, "text": "to be"})
     return path
 
 
@@ -93,7 +101,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_past_its_damaged_newest_files(tmp_path: Path) -> None:
     """They are set aside: counted as the newest, they would push intact ones out."""
-    case = {**CASES["plain"], "checkpoint.keep": 1}
+    case = {**CASES["plain"], "checkpoint.keep_last": 1}
     prepare(tmp_path / "spoilt")
     run({**case, "trainer.max_steps": 9, "model.schedule": "Constant"}, tmp_path / "spoilt")
     (folder,) = (tmp_path / "spoilt" / "checkpoints" / "killed").iterdir()
@@ -128,7 +136,7 @@ def test_links_that_point_at_nothing(tmp_path: Path) -> None:
     worse, better = (write(tmp_path / f"step={step:07d}-val_loss={loss}.ckpt") for step, loss in ((2, 2.5), (4, 2.0)))
     link(tmp_path, "best", tmp_path / "step=0000006-val_loss=1.5000.ckpt")
     with pytest.raises(UserError, match=r"it links to step=0000006-val_loss=1\.5000\.ckpt, which is gone"):
-        resolve(str(tmp_path / "best.ckpt"))
+        resolve_checkpoint(str(tmp_path / "best.ckpt"))
     assert best_intact(tmp_path) == better
     link_best(tmp_path)
     assert (tmp_path / "best.ckpt").resolve() == better
@@ -150,7 +158,7 @@ def test_a_link_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monk
     assert tmp_path / "last.ckpt" not in removed
 
 
-def test_mending_touches_only_what_is_ours(tmp_path: Path) -> None:
+def test_recovery_touches_only_what_is_ours(tmp_path: Path) -> None:
     resumed = write(tmp_path / "step=0000004.ckpt")
     older = write(tmp_path / "step=0000002.ckpt")
     spoil(older, "truncated")
@@ -159,7 +167,7 @@ def test_mending_touches_only_what_is_ours(tmp_path: Path) -> None:
     stale = tmp_path / ".step=0000006.ckpt.4711.tmp"
     stale.write_text("torn")
     before = set(tmp_path.iterdir())
-    mend(tmp_path, resumed, finished=False)
+    recover_run_dir(tmp_path, resumed, finished=False)
     after = set(tmp_path.iterdir())
     assert before - after == {stale}
     assert {path.name for path in after - before} == {"last.ckpt"}
@@ -174,6 +182,6 @@ def test_the_order_of_files_and_losses_in_names(tmp_path: Path) -> None:
     ]
     for name in [*names, "step=0000011-val_loss=what.ckpt", "other.ckpt"]:
         (tmp_path / name).touch()
-    assert [path.name for path in saved(tmp_path)] == [names[2], names[1], names[3], names[0]]
+    assert [path.name for path in saved_checkpoints(tmp_path)] == [names[2], names[1], names[3], names[0]]
     assert loss_of(tmp_path / names[1]) == float("inf")
-    assert min(saved(tmp_path), key=loss_of).name == names[3]
+    assert min(saved_checkpoints(tmp_path), key=loss_of).name == names[3]

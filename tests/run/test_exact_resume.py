@@ -77,7 +77,7 @@ def test_a_kill_at_the_very_end(back: int, reference: Unbroken, tmp_path: Path) 
 
 def test_extending_a_run_whose_schedule_does_not_know_its_end_is_exact(tmp_path: Path) -> None:
     whole, longer = tmp_path / "whole", tmp_path / "longer"
-    case: dict[str, Any] = {"model.schedule": "Constant", "checkpoint.keep": 0, "checkpoint.every_n_steps": 4}
+    case: dict[str, Any] = {"model.schedule": "Constant", "checkpoint.keep_last": 0, "checkpoint.every_n_steps": 4}
     for folder, steps in ((whole, (12,)), (longer, (4, 8, 12))):
         prepare(folder)
         for max_steps in steps:
@@ -151,7 +151,7 @@ def test_the_overlay_for_requeued_jobs_starts_and_goes_on(tmp_path: Path) -> Non
 
 def test_a_branch_keeps_no_list_of_files_that_are_not_in_it(tmp_path: Path) -> None:
     prepare(tmp_path)
-    run({**CASES["plain"], "checkpoint.keep": 0}, tmp_path)
+    run({**CASES["plain"], "checkpoint.keep_last": 0}, tmp_path)
     first = tmp_path / "checkpoints" / "killed" / "version_0"
     before = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
     code, _ = attempt(["fit", f"--ckpt_path={first / 'step=0000006.ckpt'}"], tmp_path)

@@ -18,10 +18,10 @@ from tests.stress.campaign import arguments, end_of, prepare
 from tinytf.cli.main import main
 from tinytf.errors import RunError
 from tinytf.run.checkpoint import damage
-from tinytf.run.checkpoint_io import write_durably
+from tinytf.run.checkpoint_io import write_checkpoint
 from tinytf.training.lightning_module import LanguageModel
 
-SETTINGS = {"trainer.max_steps": 12, "checkpoint.every_n_steps": 1, "checkpoint.keep": 0}
+SETTINGS = {"trainer.max_steps": 12, "checkpoint.every_n_steps": 1, "checkpoint.keep_last": 0}
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_the_old_file_stays_whole_and_nothing_partial_is_left(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "step=0000001.ckpt"
-    write_durably(path, {"weights": torch.arange(1000)})
+    write_checkpoint(path, {"weights": torch.arange(1000)})
 
     def failing(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -127,7 +127,7 @@ def test_the_old_file_stays_whole_and_nothing_partial_is_left(
     monkeypatch.setattr(os, "fsync", failing)
     reason = "the disk is full" if number == errno.ENOSPC else "Permission denied"
     with pytest.raises(RunError, match=reason):
-        write_durably(path, {"weights": torch.zeros(1000)})
+        write_checkpoint(path, {"weights": torch.zeros(1000)})
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
     assert torch.equal(torch.load(path, weights_only=True)["weights"], torch.arange(1000))
 
@@ -138,12 +138,12 @@ def test_a_file_that_takes_no_more_is_a_full_disk_though_torch_says_otherwise(
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda content, file: save(content, FullFile()))
     with pytest.raises(RunError, match="the disk is full"):
-        write_durably(tmp_path / "step=0000001.ckpt", {"weights": torch.zeros(10_000)})
+        write_checkpoint(tmp_path / "step=0000001.ckpt", {"weights": torch.zeros(10_000)})
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_the_disks_doing_keeps_its_traceback(tmp_path: Path) -> None:
     with pytest.raises((AttributeError, TypeError, RuntimeError)) as caught:
-        write_durably(tmp_path / "step=0000001.ckpt", {"weights": lambda: 0})
+        write_checkpoint(tmp_path / "step=0000001.ckpt", {"weights": lambda: 0})
     assert not isinstance(caught.value, RunError)
     assert not list(tmp_path.iterdir())

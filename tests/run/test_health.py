@@ -13,11 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tests.run.toy_run import Dies, ToyModule, fit, records
 from tinytf.errors import UserError
-from tinytf.run.callbacks.build import check
-from tinytf.run.callbacks.journal import MetricsFile
-from tinytf.run.callbacks.norms import LayerNorms
-from tinytf.run.callbacks.spikes import ENOUGH, LossHealth
-from tinytf.run.tracking_settings import ProfileSettings, SampleSettings, TrackingSettings
+from tinytf.run.callbacks.journal import JournalCallback
+from tinytf.run.callbacks.loss import ENOUGH, LossMonitor
+from tinytf.run.callbacks.norms import LayerwiseNorms
+from tinytf.run.callbacks.profiler import Profiler
+from tinytf.run.callbacks.samples import Samples
 
 
 def column(folder: Path, name: str) -> list[float]:
@@ -25,7 +25,7 @@ def column(folder: Path, name: str) -> list[float]:
 
 
 def test_the_smoothed_loss_is_a_running_average_of_the_logged_one(tmp_path: Path) -> None:
-    fit(tmp_path, [LossHealth(0.5, 0.0), MetricsFile(tmp_path, {})])
+    fit(tmp_path, [LossMonitor(0.5, 0.0), JournalCallback({}, tmp_path)])
     losses, smooth = column(tmp_path, "train/loss"), column(tmp_path, "train/loss_smooth")
     wanted = losses[0]
     for loss, value in zip(losses, smooth, strict=True):
@@ -35,15 +35,20 @@ def test_the_smoothed_loss_is_a_running_average_of_the_logged_one(tmp_path: Path
 
 def test_it_goes_on_smoothing_after_a_resume(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    fit(whole, [LossHealth(0.9, 2.0), MetricsFile(whole, {})], val_every=3)
+    fit(whole, [LossMonitor(0.9, 2.0), JournalCallback({}, whole)], val_every=3)
     with pytest.raises(RuntimeError):
-        fit(broken, [LossHealth(0.9, 2.0), MetricsFile(broken, {})], val_every=3, dies=Dies(8, RuntimeError("killed")))
-    fit(broken, [LossHealth(0.9, 2.0), MetricsFile(broken, {})], val_every=3, resume=broken / "5.ckpt")
+        fit(
+            broken,
+            [LossMonitor(0.9, 2.0), JournalCallback({}, broken)],
+            val_every=3,
+            dies=Dies(8, RuntimeError("killed")),
+        )
+    fit(broken, [LossMonitor(0.9, 2.0), JournalCallback({}, broken)], val_every=3, resume=broken / "5.ckpt")
     assert column(broken, "train/loss_smooth") == column(whole, "train/loss_smooth")
 
 
 def test_one_warning_a_spike(caplog: pytest.LogCaptureFixture) -> None:
-    health = LossHealth(0.0, 2.0)
+    health = LossMonitor(0.0, 2.0)
     with caplog.at_level(logging.WARNING, logger="tinytf"):
         for loss in [9.0] + [3.0] * ENOUGH:
             health._watch(loss)
@@ -57,7 +62,7 @@ def test_one_warning_a_spike(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_spike_is_known_over_a_resume(caplog: pytest.LogCaptureFixture) -> None:
-    before, after = LossHealth(0.0, 2.0), LossHealth(0.0, 2.0)
+    before, after = LossMonitor(0.0, 2.0), LossMonitor(0.0, 2.0)
     for loss in [3.0] * ENOUGH + [7.0]:
         before._watch(loss)
     after.load_state_dict(before.state_dict())
@@ -75,8 +80,8 @@ class Jumps(ToyModule):
 
 
 def test_a_spike_in_a_run_is_a_warning_event(tmp_path: Path) -> None:
-    fit(tmp_path, [LossHealth(0.0, 2.0), MetricsFile(tmp_path, {})], steps=28, module=Jumps(), val_every=100)
-    spikes = [record for record in records(tmp_path, "warning") if record["logger"] == "tinytf.run.callbacks.spikes"]
+    fit(tmp_path, [LossMonitor(0.0, 2.0), JournalCallback({}, tmp_path)], steps=28, module=Jumps(), val_every=100)
+    spikes = [record for record in records(tmp_path, "warning") if record["logger"] == "tinytf.run.callbacks.loss"]
     assert [record["step"] for record in spikes] == [24]
 
 
@@ -102,7 +107,7 @@ class Remembers(Callback):
 
 def test_layer_norms_are_those_computed_by_hand_on_their_own_cadence(tmp_path: Path) -> None:
     remembers = Remembers()
-    fit(tmp_path, [LayerNorms(4), MetricsFile(tmp_path, {}), remembers])
+    fit(tmp_path, [LayerwiseNorms(4), JournalCallback({}, tmp_path), remembers])
     rows = {row["step"]: row for row in records(tmp_path, "metrics") if "layers/0/grad_norm" in row}
     assert list(rows) == [4, 8, 12]
     for kind, value in remembers.norms.items():
@@ -114,27 +119,29 @@ def test_layer_norms_are_those_computed_by_hand_on_their_own_cadence(tmp_path: P
 def test_layer_norms_change_no_weight(tmp_path: Path) -> None:
     plain, watched = ToyModule(), ToyModule()
     fit(tmp_path / "a", [], module=plain)
-    fit(tmp_path / "b", [LayerNorms(2), LossHealth(0.9, 2.0), MetricsFile(tmp_path / "b", {})], module=watched)
+    fit(tmp_path / "b", [LayerwiseNorms(2), LossMonitor(0.9, 2.0), JournalCallback({}, tmp_path / "b")], module=watched)
     for one, other in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
 def test_a_cadence_between_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="layer_norms_every_n_steps 3 is not a multiple"):
-        fit(tmp_path, [LayerNorms(3)])
+    with pytest.raises(UserError, match=r"tracking\.norms\.every_n_steps is 3, but must be a multiple"):
+        fit(tmp_path, [LayerwiseNorms(3)])
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
+    ("kind", "settings", "name"),
     [
-        (TrackingSettings(samples=SampleSettings(every_n_validations=-1)), "samples.every_n_validations"),
-        (TrackingSettings(samples=SampleSettings(max_new_tokens=0)), "samples.max_new_tokens"),
-        (TrackingSettings(loss_smoothing=1.0), "loss_smoothing"),
-        (TrackingSettings(loss_spike_factor=0.5), "loss_spike_factor"),
-        (TrackingSettings(profile=ProfileSettings(start_step=0)), "profile.start_step"),
+        (Samples, {"every_n_validations": -1}, "samples.every_n_validations"),
+        (Samples, {"max_new_tokens": 0}, "samples.max_new_tokens"),
+        (Samples, {"temperature": -0.1}, "samples.temperature"),
+        (LossMonitor, {"smoothing": 1.0}, "loss.smoothing"),
+        (LossMonitor, {"spike_factor": 0.5}, "loss.spike_factor"),
+        (LayerwiseNorms, {"every_n_steps": -1}, "norms.every_n_steps"),
+        (Profiler, {"start_step": 0}, "profile.start_step"),
     ],
 )
-def test_settings_without_meaning_are_refused_by_name(settings: TrackingSettings, name: str) -> None:
+def test_settings_without_meaning_are_refused_by_name(kind: type[Callback], settings: Any, name: str) -> None:
     with pytest.raises(UserError, match=f"tracking.{name} is"):
-        check(settings)
-    check(TrackingSettings())
+        kind(**settings)
+    kind()

@@ -42,7 +42,7 @@ def test_records_come_back_in_order(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "new" / "metrics.jsonl")
     for step in range(3):
         journal.write("metrics", step, {"train/loss": step / 2})
-    journal.durable()
+    journal.sync()
     found = list(read(journal.path))
     assert [(record["event"], record["step"], record["train/loss"]) for record in found] == [
         ("metrics", 0, 0.0), ("metrics", 1, 0.5), ("metrics", 2, 1.0),

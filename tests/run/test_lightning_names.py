@@ -21,14 +21,12 @@ def trainer() -> Trainer:
 @pytest.mark.parametrize(
     "name",
     [
-        "fit_loop._should_accumulate",
         "fit_loop.total_batch_idx",
         "fit_loop.epoch_loop.batch_progress.total.processed",
         "fit_loop.epoch_loop._batches_that_stepped",
         "fit_loop.epoch_loop.val_loop.batch_progress",
         "enable_validation",
         "val_check_batch",
-        "checkpoint_callbacks",
         "precision_plugin",
         "strategy.reduce_boolean_decision",
         "strategy.remove_checkpoint",

@@ -16,12 +16,13 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from tests.run.toy_run import Dies, fit, records
 from tinytf.errors import UserError
-from tinytf.run.callbacks.journal import MetricsFile
-from tinytf.run.callbacks.run_metadata import Dashboards
-from tinytf.run.loggers.build import build_loggers, run_id_of
+from tinytf.run.callbacks.journal import JournalCallback
+from tinytf.run.callbacks.run_metadata import LogRunMetadata
+from tinytf.run.config import MlflowConfig, WandbConfig
+from tinytf.run.journal import run_id_of
+from tinytf.run.loggers import build_loggers
+from tinytf.run.loggers.base import as_code_block, hyperparameters
 from tinytf.run.loggers.tensorboard import LAYOUT
-from tinytf.run.loggers.tracker import fenced, flat
-from tinytf.run.tracking_settings import MlflowSettings, TrackingSettings, WandbSettings
 
 CONFIG = {"model": {"d_model": 16, "dropout": 0.0, "d_ff": None}, "name": "toy", "trainer": {"devices": [0, 1]}}
 
@@ -31,19 +32,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints" / "toy" / "version_0"
 
 
-def train(folder: Path, settings: TrackingSettings, resume: int | None = None, dies: Callback | None = None) -> None:
+def train(folder: Path, settings: dict[str, Any], resume: int | None = None, dies: Callback | None = None) -> None:
     run_id = run_id_of(folder)
     callbacks = [
-        MetricsFile(folder, {"run_id": run_id, "provenance": {"python": "3"}}),
-        Dashboards(CONFIG, {"python": "3"}),
+        JournalCallback({"run_id": run_id, "provenance": {"python": "3"}}, folder),
+        LogRunMetadata(CONFIG, {"python": "3"}),
     ]
     fit(
-        folder, callbacks, loggers=build_loggers(settings, folder, run_id, resume), dies=dies,
+        folder, callbacks, loggers=build_loggers(folder, run_id, resume, **settings), dies=dies,
         resume=folder / f"{resume}.ckpt" if resume else None, val_every=3, save_every=5,
     )  # fmt: skip
 
 
-def killed_and_resumed(folder: Path, settings: TrackingSettings) -> None:
+def killed_and_resumed(folder: Path, settings: dict[str, Any]) -> None:
     """A run killed two steps past its checkpoint, and resumed from there."""
     with pytest.raises(RuntimeError, match="killed"):
         train(folder, settings, dies=Dies(7, RuntimeError("killed")))
@@ -66,7 +67,7 @@ def tensorboard_series(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_tensorboard_has_the_journals_numbers_once_after_a_resume(folder: Path) -> None:
-    killed_and_resumed(folder, TrackingSettings())
+    killed_and_resumed(folder, {})
     wanted = journal_series(folder)
     for name, series in wanted.items():
         found = tensorboard_series(folder, name)
@@ -79,7 +80,7 @@ def test_tensorboard_has_the_journals_numbers_once_after_a_resume(folder: Path) 
 
 
 def test_tensorboard_keeps_the_rows_of_the_very_step_it_resumes_from(folder: Path) -> None:
-    settings = TrackingSettings()
+    settings = {}
     with pytest.raises(RuntimeError, match="killed"):
         train(folder, settings, dies=Dies(12, RuntimeError("killed")))
     train(folder, settings, resume=10)
@@ -88,7 +89,7 @@ def test_tensorboard_keeps_the_rows_of_the_very_step_it_resumes_from(folder: Pat
 
 
 def test_tensorboards_pages(folder: Path) -> None:
-    train(folder, TrackingSettings())
+    train(folder, {})
     events = EventAccumulator(str(folder)).Reload()
     texts = {tag for tag in events.Tags()["tensors"] if tag.endswith("/text_summary")}
     assert {"config/text_summary", "provenance/text_summary"} <= texts
@@ -153,7 +154,7 @@ def test_wandb_offline_is_one_run_with_the_journals_numbers(folder: Path, monkey
     monkeypatch.setenv("WANDB_SILENT", "true")
     import wandb
 
-    settings = TrackingSettings(tensorboard=False, wandb=WandbSettings())
+    settings = {"tensorboard": False, "wandb": WandbConfig()}
     with pytest.raises(RuntimeError, match="killed"):
         train(folder, settings, dies=Dies(7, RuntimeError("killed")))
     wandb.finish()
@@ -173,7 +174,7 @@ def test_wandb_offline_is_one_run_with_the_journals_numbers(folder: Path, monkey
 @pytest.mark.skipif(not importlib.util.find_spec("mlflow"), reason="the extra mlflow is not installed")
 def test_mlflow_is_one_run_with_the_journals_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    killed_and_resumed(folder, TrackingSettings(tensorboard=False, mlflow=MlflowSettings()))
+    killed_and_resumed(folder, {"tensorboard": False, "mlflow": MlflowConfig()})
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient((folder.parent.parent / "mlruns").as_uri())
@@ -189,15 +190,9 @@ def test_mlflow_is_one_run_with_the_journals_numbers(folder: Path, monkeypatch: 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
 def test_a_missing_package_names_its_extra(folder: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    settings = TrackingSettings(wandb=WandbSettings() if package == "wandb" else None, mlflow=MlflowSettings())
+    settings = {"wandb": WandbConfig() if package == "wandb" else None, "mlflow": MlflowConfig()}
     with pytest.raises(UserError, match=rf"tinytf\[{package}\]"):
-        build_loggers(settings, folder, "id")
-
-
-def test_processes_but_the_first_have_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinytf.run.loggers.build.rank_zero_only.rank", 1)
-    assert build_loggers(TrackingSettings(mlflow=MlflowSettings()), folder, "id") == []
-    assert not (folder.parent.parent / "mlruns").exists()
+        build_loggers(folder, "id", **settings)
 
 
 def test_other_lightning_loggers_get_the_rows_too(folder: Path) -> None:
@@ -209,7 +204,7 @@ def test_other_lightning_loggers_get_the_rows_too(folder: Path) -> None:
         def log_metrics(self, metrics: Any, step: int | None = None) -> None:
             self.rows.append(step)
 
-    fit(folder, [MetricsFile(folder, {}), Dashboards(CONFIG, {})], loggers=[Theirs()], val_every=5)
+    fit(folder, [JournalCallback({}, folder), LogRunMetadata(CONFIG, {})], loggers=[Theirs()], val_every=5)
     assert Theirs.rows == [2, 4, 5, 6, 8, 10, 10, 12]
 
 
@@ -220,7 +215,7 @@ def test_the_best_checkpoint_is_offered_when_training_ends(folder: Path) -> None
         def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
             trainer.loggers[0].log_best = given.append  # type: ignore[attr-defined]
 
-    fit(folder, [Watches(), Dashboards(CONFIG, {})], loggers=build_loggers(TrackingSettings(), folder, "id"))
+    fit(folder, [Watches(), LogRunMetadata(CONFIG, {})], loggers=build_loggers(folder, "id"))
     (path,) = given
     assert path.exists()
     assert path.name.startswith("best-")
@@ -228,12 +223,12 @@ def test_the_best_checkpoint_is_offered_when_training_ends(folder: Path) -> None
 
 def test_the_run_id_is_that_of_the_journal(folder: Path) -> None:
     assert run_id_of(folder) != run_id_of(folder)
-    train(folder, TrackingSettings(tensorboard=False))
+    train(folder, {"tensorboard": False})
     assert run_id_of(folder) == records(folder, "start")[0]["run_id"]
 
 
-def test_a_config_flat_and_text_fenced() -> None:
-    assert flat(CONFIG) == {
+def test_a_config_flat_and_text_as_code_block() -> None:
+    assert hyperparameters(CONFIG) == {
         "model.d_model": 16, "model.dropout": 0.0, "model.d_ff": "null", "name": "toy", "trainer.devices": "[0, 1]",
     }  # fmt: skip
-    assert fenced("a```b") == "````\na```b\n````"
+    assert as_code_block("a```b") == "````\na```b\n````"

@@ -15,7 +15,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tests.run.toy_run import BATCH, SEQ, Dies, ToyModule, fit, records
-from tinytf.run.callbacks.journal import MEASURES_MACHINE, MetricsFile, note, to_floats, why
+from tinytf.run.callbacks.journal import JournalCallback, exit_reason, log_to_row, to_floats
+from tinytf.run.journal import NONDETERMINISTIC_METRICS, Journal
 from tinytf.utils import machine as process
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in record.items() if key != "time" and key not in MEASURES_MACHINE}
+        {key: value for key, value in record.items() if key != "time" and key not in NONDETERMINISTIC_METRICS}
         for record in records(folder, "metrics")
     ]
 
@@ -34,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_one_row_a_logging_step_and_one_a_validation(folder: Path) -> None:
-    fit(folder, [MetricsFile(folder, {})])
+    fit(folder, [JournalCallback({}, folder)])
     written = rows(folder)
     assert [row["step"] for row in written if "train/loss" in row] == [2, 4, 6, 8, 10, 12]
     assert [row["step"] for row in written if "val/loss" in row] == [4, 8, 12]
@@ -43,7 +44,7 @@ def test_one_row_a_logging_step_and_one_a_validation(folder: Path) -> None:
 
 
 def test_with_accumulation_the_step_is_the_optimizers(folder: Path) -> None:
-    writer = MetricsFile(folder, {})
+    writer = JournalCallback({}, folder)
     fit(folder, [writer], accumulate=3)
     assert [row["step"] for row in rows(folder) if "train/loss" in row] == [2, 4, 6, 8, 10, 12]
     assert [row["step"] for row in rows(folder) if "val/loss" in row] == [4, 8, 12]
@@ -51,18 +52,18 @@ def test_with_accumulation_the_step_is_the_optimizers(folder: Path) -> None:
 
 
 def test_a_value_that_was_not_logged_at_a_step_is_not_repeated(folder: Path) -> None:
-    fit(folder, [MetricsFile(folder, {})], module=ToyModule(dropped=frozenset({4, 6, 10})))
+    fit(folder, [JournalCallback({}, folder)], module=ToyModule(dropped=frozenset({4, 6, 10})))
     assert [row["step"] for row in rows(folder) if "train/sometimes" in row] == [2, 8, 12]
 
 
 class Notes(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step in (2, 3, 8):
-            note(trainer, {"train/noted": float(trainer.global_step), "train/tensor": torch.tensor(0.5)})
+            log_to_row(trainer, {"train/noted": float(trainer.global_step), "train/tensor": torch.tensor(0.5)})
 
 
 def test_a_note_is_in_the_next_row_and_in_no_other(folder: Path) -> None:
-    fit(folder, [Notes(), MetricsFile(folder, {})])
+    fit(folder, [Notes(), JournalCallback({}, folder)])
     noted = {row["step"]: row["train/noted"] for row in rows(folder) if "train/noted" in row}
     assert noted == {2: 2.0, 4: 3.0, 8: 8.0}
 
@@ -76,17 +77,17 @@ def test_values_are_short_and_exact_in_float32() -> None:
 
 @pytest.mark.parametrize("kills", [(7,), (3, 9), (6, 7, 11)])
 def test_rows_after_kills_are_those_of_an_unbroken_run(folder: Path, tmp_path: Path, kills: tuple[int, ...]) -> None:
-    fit(tmp_path / "whole", [MetricsFile(tmp_path / "whole", {})], val_every=3, save_every=5)
+    fit(tmp_path / "whole", [JournalCallback({}, tmp_path / "whole")], val_every=3, save_every=5)
     resume = None
     for kill in kills:
         with pytest.raises(RuntimeError, match="killed"):
             fit(
-                folder, [MetricsFile(folder, {})], val_every=3, save_every=5, resume=resume,
+                folder, [JournalCallback({}, folder)], val_every=3, save_every=5, resume=resume,
                 dies=Dies(kill, RuntimeError("killed")),
             )  # fmt: skip
         saved = [step for step in (5, 10) if (folder / f"{step}.ckpt").exists()]
         resume = folder / f"{saved[-1]}.ckpt" if saved else None
-    fit(folder, [MetricsFile(folder, {})], val_every=3, save_every=5, resume=resume)
+    fit(folder, [JournalCallback({}, folder)], val_every=3, save_every=5, resume=resume)
     assert rows(folder) == rows(tmp_path / "whole")
     assert len(records(folder, "start")) == len(kills) + 1
     assert [record["reason"] for record in records(folder, "end")] == ["error"] * len(kills) + ["finished"]
@@ -100,12 +101,12 @@ class DiesAfterValidation(Callback):
 
 def test_the_validation_of_the_checkpoints_own_step_is_dropped_where_it_was_still_to_come(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
-        fit(folder, [MetricsFile(folder, {}), DiesAfterValidation()], val_every=5, save_every=5)
+        fit(folder, [JournalCallback({}, folder), DiesAfterValidation()], val_every=5, save_every=5)
     assert [row["step"] for row in rows(folder)] == [2, 4, 5]
-    writer = MetricsFile(folder, {})
-    writer.load_state_dict(torch.load(folder / "5.ckpt", weights_only=True)["callbacks"]["MetricsFile"])
+    writer = JournalCallback({}, folder)
+    writer.load_state_dict(torch.load(folder / "5.ckpt", weights_only=True)["callbacks"]["JournalCallback"])
     writer._step = 5
-    writer.journal.rewind(writer._survives)
+    Journal(folder / "metrics.jsonl").rewind(writer._survives)
     assert [row["step"] for row in rows(folder)] == [2, 4]
 
 
@@ -117,31 +118,31 @@ def test_the_row_of_a_saved_step_is_on_disk_before_the_checkpoint(
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), real(descriptor))[1])
 
-    class Spy(MetricsFile):
+    class Spy(JournalCallback):
         def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
             before = len(synced)
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
             assert len(synced) > before
             seen[str(trainer.global_step)] = [row["step"] for row in rows(folder) if "train/loss" in row]
 
-    fit(folder, [Spy(folder, {})], save_every=6, best=False)
+    fit(folder, [Spy({}, folder)], save_every=6, best=False)
     assert seen == {"6": [2, 4, 6], "12": [2, 4, 6, 8, 10, 12]}
 
 
 def test_a_torn_line_is_removed_and_said(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
-        fit(folder, [MetricsFile(folder, {})], dies=Dies(7, RuntimeError("killed")))
+        fit(folder, [JournalCallback({}, folder)], dies=Dies(7, RuntimeError("killed")))
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b'{"event": "metrics", "step": 6, "train/lo')
-    fit(folder, [MetricsFile(folder, {})], resume=folder / "5.ckpt")
+    fit(folder, [JournalCallback({}, folder)], resume=folder / "5.ckpt")
     assert "1 lines were no records" in records(folder, "warning")[0]["message"]
     assert [row["step"] for row in rows(folder) if "train/loss" in row] == [2, 4, 6, 8, 10, 12]
 
 
 def test_the_start_carries_what_it_is_given_and_where_it_resumed(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
-        fit(folder, [MetricsFile(folder, {"provenance": {"python": "3"}})], dies=Dies(7, RuntimeError("killed")))
-    fit(folder, [MetricsFile(folder, {"provenance": {"python": "4"}})], resume=folder / "5.ckpt")
+        fit(folder, [JournalCallback({"provenance": {"python": "3"}}, folder)], dies=Dies(7, RuntimeError("killed")))
+    fit(folder, [JournalCallback({"provenance": {"python": "4"}}, folder)], resume=folder / "5.ckpt")
     first, second = records(folder, "start")
     assert (first["step"], first["resumed_from_step"], first["provenance"]) == (0, None, {"python": "3"})
     assert (second["step"], second["resumed_from_step"]) == (5, 5)
@@ -151,7 +152,7 @@ def test_the_start_carries_what_it_is_given_and_where_it_resumed(folder: Path) -
 
 def test_an_error_is_written_with_its_traceback(folder: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        fit(folder, [MetricsFile(folder, {})], dies=Dies(3, ZeroDivisionError("by nothing")))
+        fit(folder, [JournalCallback({}, folder)], dies=Dies(3, ZeroDivisionError("by nothing")))
     (error,) = records(folder, "error")
     assert error["step"] == 3
     assert "ZeroDivisionError: by nothing" in error["traceback"]
@@ -162,15 +163,15 @@ def test_an_error_is_written_with_its_traceback(folder: Path) -> None:
 
 def test_a_stop_by_a_signal_is_no_error(folder: Path) -> None:
     with pytest.raises(SystemExit):
-        fit(folder, [MetricsFile(folder, {})], dies=Dies(3, SystemExit(128 + 15)))
+        fit(folder, [JournalCallback({}, folder)], dies=Dies(3, SystemExit(128 + 15)))
     (end,) = records(folder, "end")
     assert (end["reason"], end["detail"]) == ("stopped", "SIGTERM")
     assert not records(folder, "error")
-    assert why(KeyboardInterrupt()) == ("stopped", "SIGINT")
+    assert exit_reason(KeyboardInterrupt()) == ("stopped", "SIGINT")
 
 
 def test_the_end_names_the_best_checkpoint_and_the_totals(folder: Path) -> None:
-    fit(folder, [MetricsFile(folder, {})])
+    fit(folder, [JournalCallback({}, folder)])
     last = records(folder)[-1]
     assert (last["event"], last["reason"], last["step"]) == ("end", "finished", 12)
     assert (folder / last["best_checkpoint"]).exists()
@@ -194,7 +195,7 @@ def test_warnings_and_log_records_are_events_and_are_still_shown(
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own would speak in their place.
     warnings.simplefilter("always")
-    fit(folder, [MetricsFile(folder, {}), Warns()])
+    fit(folder, [JournalCallback({}, folder), Warns()])
     events = records(folder, "warning")
     texts = [event["message"] for event in events]
     assert any("early" in text for text in texts)
@@ -205,12 +206,12 @@ def test_warnings_and_log_records_are_events_and_are_still_shown(
     shown = capfd.readouterr().err
     assert shown.count("the weather") >= 1
     assert shown.count("cache of x is stale") == 1
-    assert not any(isinstance(handler, logging.Handler) and handler.__class__.__name__ == "LogCapture"
+    assert not any(isinstance(handler, logging.Handler) and handler.__class__.__name__ == "WarningsHandler"
                    for handler in logging.getLogger("tinytf").handlers)  # fmt: skip
 
 
 def test_events_of_others_carry_the_step(folder: Path) -> None:
-    writer = MetricsFile(folder, {})
+    writer = JournalCallback({}, folder)
 
     class Speaks(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -228,7 +229,7 @@ def test_events_of_others_carry_the_step(folder: Path) -> None:
 
 
 def test_training_time_adds_up_over_attempts(folder: Path) -> None:
-    writer = MetricsFile(folder, {})
+    writer = JournalCallback({}, folder)
     writer.load_state_dict({"validated": 0, "tokens": 5, "seconds": 100.0})
     writer._began = time.monotonic()
     assert 100.0 <= writer.state_dict()["seconds"] < 101.0

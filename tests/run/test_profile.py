@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.run.toy_run import Dies, fit, records
-from tinytf.run.callbacks.journal import MetricsFile
-from tinytf.run.callbacks.profiler import COSTLIEST, Profile
-from tinytf.run.tracking_settings import ProfileSettings
+from tinytf.run.callbacks.journal import JournalCallback
+from tinytf.run.callbacks.profiler import COSTLIEST, Profiler
 
 
 def backward_passes(path: Path) -> int:
@@ -25,7 +24,7 @@ def backward_passes(path: Path) -> int:
 def test_the_trace_holds_the_steps_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], accumulate: int
 ) -> None:
-    fit(tmp_path, [Profile(tmp_path, ProfileSettings(3, 2))], steps=6, val_every=100, accumulate=accumulate)
+    fit(tmp_path, [Profiler(3, 2)], steps=6, val_every=100, accumulate=accumulate)
     (path,) = (tmp_path / "profile").iterdir()
     assert path.name == "steps_0000003-0000004.json.gz"
     assert backward_passes(path) == 2 * accumulate
@@ -40,7 +39,7 @@ def test_the_trace_holds_the_steps_asked_for(
 
 
 def test_from_the_first_step(tmp_path: Path) -> None:
-    fit(tmp_path, [Profile(tmp_path, ProfileSettings(1, 1))], steps=3, val_every=100)
+    fit(tmp_path, [Profiler(1, 1)], steps=3, val_every=100)
     (path,) = (tmp_path / "profile").iterdir()
     assert backward_passes(path) == 1
 
@@ -48,13 +47,13 @@ def test_from_the_first_step(tmp_path: Path) -> None:
 def test_a_resumed_run_counts_from_where_it_starts(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fit(tmp_path, [], dies=Dies(7, RuntimeError("killed")))
-    fit(tmp_path, [Profile(tmp_path, ProfileSettings(2, 1))], resume=tmp_path / "5.ckpt")
+    fit(tmp_path, [Profiler(2, 1)], resume=tmp_path / "5.ckpt")
     assert [path.name for path in (tmp_path / "profile").iterdir()] == ["steps_0000007-0000007.json.gz"]
 
 
-@pytest.mark.parametrize(("settings", "files"), [(ProfileSettings(10, 3), 0), (ProfileSettings(5, 9), 1)])
-def test_a_run_that_ends_before_says_so(tmp_path: Path, settings: ProfileSettings, files: int) -> None:
-    fit(tmp_path, [Profile(tmp_path, settings), MetricsFile(tmp_path, {})], steps=6)
+@pytest.mark.parametrize(("settings", "files"), [((10, 3), 0), ((5, 9), 1)])
+def test_a_run_that_ends_before_says_so(tmp_path: Path, settings: tuple[int, int], files: int) -> None:
+    fit(tmp_path, [Profiler(*settings), JournalCallback({}, tmp_path)], steps=6)
     messages = [record["message"] for record in records(tmp_path, "warning")]
     assert any("tracking.profile: the run ended at step 6" in message for message in messages)
     folder = tmp_path / "profile"

@@ -12,20 +12,18 @@ from torch._dynamo.testing import CompileCounter
 
 from tests.run.toy_run import CHARACTERS, Dies, ToyData, ToyModule, fit, records
 from tinytf.errors import UserError
-from tinytf.run.callbacks.journal import MetricsFile
+from tinytf.run.callbacks.journal import JournalCallback
 from tinytf.run.callbacks.samples import PROMPT_TOKENS, Samples
-from tinytf.run.loggers.build import build_loggers
-from tinytf.run.tracking_settings import SampleSettings, TrackingSettings
+from tinytf.run.loggers import build_loggers
 
 
-def sampled(folder: Path, settings: SampleSettings, **run: object) -> list[dict[str, object]]:
-    metrics = MetricsFile(folder, {})
-    fit(folder, [metrics, Samples(settings, metrics)], val_every=3, **run)  # type: ignore[arg-type]
+def sampled(folder: Path, samples: Samples, **run: object) -> list[dict[str, object]]:
+    fit(folder, [JournalCallback({}), samples], val_every=3, **run)  # type: ignore[arg-type]
     return records(folder, "sample")
 
 
 def test_each_nth_validation_and_each_prompt(tmp_path: Path) -> None:
-    settings = SampleSettings(every_n_validations=2, prompts=["ab", "c"], max_new_tokens=40)
+    settings = Samples(every_n_validations=2, prompts=["ab", "c"], max_new_tokens=40)
     events = sampled(tmp_path, settings)
     assert [(event["step"], event["index"], event["prompt"]) for event in events] == [
         (6, 0, "ab"), (6, 1, "c"), (12, 0, "ab"), (12, 1, "c"),
@@ -36,7 +34,7 @@ def test_each_nth_validation_and_each_prompt(tmp_path: Path) -> None:
 
 
 def test_without_prompts_the_validation_text_begins(tmp_path: Path) -> None:
-    (event, *_) = sampled(tmp_path, SampleSettings(every_n_validations=1, max_new_tokens=3))
+    (event, *_) = sampled(tmp_path, Samples(every_n_validations=1, max_new_tokens=3))
     data = ToyData()
     assert event["prompt"] == data.tokenizer.decode(data.split("val")[:PROMPT_TOKENS].tolist())
 
@@ -47,14 +45,14 @@ def test_training_is_that_of_a_run_without_samples(tmp_path: Path) -> None:
     torch.manual_seed(1)
     fit(tmp_path / "a", [], module=plain, val_every=3)
     torch.manual_seed(1)
-    sampled(tmp_path / "b", SampleSettings(every_n_validations=1, max_new_tokens=5), module=watched)
+    sampled(tmp_path / "b", Samples(every_n_validations=1, max_new_tokens=5), module=watched)
     for one, other in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(one, other)
     assert watched.model.training == plain.model.training
 
 
 def test_samples_after_a_resume_are_those_of_an_unbroken_run(tmp_path: Path) -> None:
-    settings = SampleSettings(every_n_validations=2, max_new_tokens=10)
+    settings = Samples(every_n_validations=2, max_new_tokens=10)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     wanted = sampled(whole, settings)
     with pytest.raises(RuntimeError):
@@ -63,14 +61,13 @@ def test_samples_after_a_resume_are_those_of_an_unbroken_run(tmp_path: Path) -> 
     assert [(event["step"], event["text"]) for event in found] == [(event["step"], event["text"]) for event in wanted]
 
 
-def frames_compiled(folder: Path, settings: SampleSettings | None) -> int:
+def frames_compiled(folder: Path, samples: Samples | None) -> int:
     torch._dynamo.reset()
     counter = CompileCounter()
     module = ToyModule()
     for block in module.model.layers:
         block.compile(backend=counter)
-    metrics = MetricsFile(folder, {})
-    fit(folder, [metrics, *([Samples(settings, metrics)] if settings else [])], module=module, val_every=3)
+    fit(folder, [JournalCallback({}), *([samples] if samples else [])], module=module, val_every=3)
     return int(counter.frame_count)
 
 
@@ -78,29 +75,29 @@ def test_samples_compile_nothing(tmp_path: Path) -> None:
     without = frames_compiled(tmp_path / "a", None)
     assert without > 0
     # Their lengths, their cache and their mode are not training's: each would be another compilation.
-    assert frames_compiled(tmp_path / "b", SampleSettings(every_n_validations=1, max_new_tokens=5)) == without
+    assert frames_compiled(tmp_path / "b", Samples(every_n_validations=1, max_new_tokens=5)) == without
 
 
 def test_a_model_that_diverged_is_a_warning_and_no_crash(tmp_path: Path) -> None:
     module = ToyModule()
     with torch.no_grad():
         module.model.embed_tokens.weight.fill_(float("nan"))
-    assert not sampled(tmp_path, SampleSettings(every_n_validations=2), module=module, best=False)
+    assert not sampled(tmp_path, Samples(every_n_validations=2), module=module, best=False)
     assert any("no sample" in record["message"] for record in records(tmp_path, "warning"))
 
 
 def test_prompts_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tracking\.samples\.prompts: .*Z"):
-        sampled(tmp_path, SampleSettings(prompts=["abZ"]))
+        sampled(tmp_path, Samples(prompts=["abZ"]))
     with pytest.raises(UserError, match="empty"):
-        sampled(tmp_path, SampleSettings(prompts=[""]))
+        sampled(tmp_path, Samples(prompts=[""]))
 
 
 def test_tensorboard_shows_them_by_step_through_a_resume(tmp_path: Path) -> None:
-    settings = SampleSettings(every_n_validations=1, prompts=["ab"], max_new_tokens=4)
+    settings = Samples(every_n_validations=1, prompts=["ab"], max_new_tokens=4)
 
     def attempt(resume: int | None, dies: Dies | None = None) -> None:
-        loggers = build_loggers(TrackingSettings(), tmp_path, "id", resume)
+        loggers = build_loggers(tmp_path, "id", resume)
         path = tmp_path / f"{resume}.ckpt" if resume else None
         sampled(tmp_path, settings, loggers=loggers, resume=path, dies=dies)
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tests.run.toy_run import Dies, fit
 from tinytf.run.callbacks import progress
-from tinytf.run.callbacks.journal import MetricsFile
+from tinytf.run.callbacks.journal import JournalCallback
 from tinytf.run.callbacks.progress import StepProgress, clock
 from tinytf.run.callbacks.throughput import Throughput
 
@@ -24,8 +24,8 @@ def lines(text: str) -> list[str]:
 
 
 def test_plain_lines_at_logging_steps_and_validations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = MetricsFile(tmp_path, {})
-    fit(tmp_path, [Throughput(), metrics, StepProgress(metrics)], steps=9, log_every=4, val_every=4, progress=True)
+    metrics = JournalCallback({}, tmp_path)
+    fit(tmp_path, [Throughput(), metrics, StepProgress()], steps=9, log_every=4, val_every=4, progress=True)
     shown = capsys.readouterr()
     said = lines(shown.err)
     assert [line.split()[1] for line in said] == ["4/9", "4/9", "8/9", "8/9", "9/9"]
@@ -37,10 +37,10 @@ def test_plain_lines_at_logging_steps_and_validations(tmp_path: Path, capsys: py
 
 def test_a_resumed_run_goes_on_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError):
-        fit(tmp_path, [MetricsFile(tmp_path, {})], dies=Dies(7, RuntimeError("killed")))
+        fit(tmp_path, [JournalCallback({}, tmp_path)], dies=Dies(7, RuntimeError("killed")))
     capsys.readouterr()
-    metrics = MetricsFile(tmp_path, {})
-    fit(tmp_path, [metrics, StepProgress(metrics)], resume=tmp_path / "5.ckpt", val_every=100, progress=True)
+    metrics = JournalCallback({}, tmp_path)
+    fit(tmp_path, [metrics, StepProgress()], resume=tmp_path / "5.ckpt", val_every=100, progress=True)
     assert [line.split()[1] for line in lines(capsys.readouterr().err)] == ["6/12", "8/12", "10/12", "12/12"]
 
 
@@ -57,9 +57,9 @@ class Watch(Callback):
 def test_the_first_step_which_compiles_is_not_in_the_eta(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    watch, metrics = Watch(), MetricsFile(tmp_path, {})
+    watch, metrics = Watch(), JournalCallback({}, tmp_path)
     monkeypatch.setattr(progress.time, "monotonic", lambda: watch.now)
-    fit(tmp_path, [watch, metrics, StepProgress(metrics)], steps=9, log_every=4, val_every=100, progress=True)
+    fit(tmp_path, [watch, metrics, StepProgress()], steps=9, log_every=4, val_every=100, progress=True)
     assert lines(capsys.readouterr().err)[0].endswith("eta 0:05")
 
 
@@ -74,8 +74,8 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("tinytf.run.callbacks.progress.REFRESH_SECONDS", 0.0)
     monkeypatch.setenv("COLUMNS", "120")
-    metrics = MetricsFile(tmp_path, {})
-    fit(tmp_path, [Throughput(), metrics, StepProgress(metrics)], progress=True)
+    metrics = JournalCallback({}, tmp_path)
+    fit(tmp_path, [Throughput(), metrics, StepProgress()], progress=True)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "12/12" in plain
     assert "validating 2/3" in plain
@@ -84,14 +84,14 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_lightnings_own_switch_stays_in_charge(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path, {})
+    metrics = JournalCallback({}, tmp_path)
     with pytest.raises(MisconfigurationException, match="enable_progress_bar=False"):
-        fit(tmp_path, [metrics, StepProgress(metrics)], progress=False)
+        fit(tmp_path, [metrics, StepProgress()], progress=False)
 
 
 def test_disabled_it_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = MetricsFile(tmp_path, {})
-    quiet = StepProgress(metrics)
+    metrics = JournalCallback({}, tmp_path)
+    quiet = StepProgress()
     quiet.disable()
     fit(tmp_path, [metrics, quiet], progress=True)
     assert not lines(capsys.readouterr().err)

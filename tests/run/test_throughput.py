@@ -12,8 +12,9 @@ import torch
 from tests.run.toy_run import BATCH, SEQ, fit, records
 from tinytf.model import TransformerConfig
 from tinytf.run.callbacks import throughput
-from tinytf.run.callbacks.journal import MEASURES_MACHINE, MetricsFile
+from tinytf.run.callbacks.journal import JournalCallback
 from tinytf.run.callbacks.throughput import Throughput, flops_per_token
+from tinytf.run.journal import NONDETERMINISTIC_METRICS
 from tinytf.training import peak_flops as peak
 
 
@@ -25,7 +26,7 @@ class Clock:
         return self.now
 
 
-class Bench(MetricsFile):
+class Bench(JournalCallback):
     """Drives the callback through the hooks that a Trainer would call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, peak_flops: float | None) -> None:
@@ -35,15 +36,14 @@ class Bench(MetricsFile):
         self.config = TransformerConfig(11, 16, 2, 2)
         self.trainer: Any = SimpleNamespace(
             global_step=0, log_every_n_steps=3, is_global_zero=True, world_size=1,
-            distributed_sampler_kwargs=None,
-            datamodule=SimpleNamespace(seq_len=SEQ), callbacks=[self],
+            callbacks=[self],
         )  # fmt: skip
         self.logged: list[dict[str, float]] = []
         self.module: Any = SimpleNamespace(
             device=torch.device("cpu"), model=SimpleNamespace(config=self.config),
         )  # fmt: skip
         self.callback = Throughput()
-        self.note = self.logged.append  # type: ignore[assignment, method-assign]
+        self.add = self.logged.append  # type: ignore[assignment, method-assign]
         self.callback.on_train_start(self.trainer, self.module)
 
     def step(self, wait: float, work: float) -> None:
@@ -91,10 +91,10 @@ def test_unknown_hardware_logs_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_real_run_logs_them_all_under_their_names(tmp_path: Path) -> None:
-    fit(tmp_path, [Throughput(), MetricsFile(tmp_path, {})], steps=6)
+    fit(tmp_path, [Throughput(), JournalCallback({}, tmp_path)], steps=6)
     rows = [row for row in records(tmp_path, "metrics") if "train/loss" in row]
     named = {"train/tokens_per_sec", "train/mfu", "train/data_wait", "system/memory_gb"}
-    assert named < MEASURES_MACHINE
+    assert named < NONDETERMINISTIC_METRICS
     for row in rows:
         assert named < row.keys()
         assert row["train/tokens_per_sec"] > 0

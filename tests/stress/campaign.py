@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from tests.stress.killing import Instants, attempt
-from tinytf.run.callbacks.journal import MEASURES_MACHINE
+from tinytf.run.journal import NONDETERMINISTIC_METRICS
 
 KILLS = 3
 
@@ -146,7 +146,7 @@ def end_of(folder: Path) -> End:
         ],
         best={Path(path).name: float(score) for path, score in best["best_k_models"].items()},
         rows=[
-            {key: value for key, value in row.items() if key != "time" and key not in MEASURES_MACHINE}
+            {key: value for key, value in row.items() if key != "time" and key not in NONDETERMINISTIC_METRICS}
             for row in rows
             if row["event"] == "metrics"
         ],

@@ -57,19 +57,21 @@ def watch(instants: Instants) -> None:
     """Put instants where a kill could hurt: between the parts of a step, of a validation, of a save, of a log row."""
     import torch
 
-    from tinytf.run import checkpoint_io as writing
-    from tinytf.run.callbacks import checkpoints as periodic
+    from tinytf.run import directory
+    from tinytf.run.callbacks import best
     from tinytf.run.journal import Journal
     from tinytf.training.lightning_module import LanguageModel
+    from tinytf.utils import files
 
     for name in ("training_step", "configure_gradient_clipping", "validation_step", "on_validation_epoch_end"):
         instants.around(LanguageModel, name)
     instants.around(LanguageModel, "optimizer_step")
     instants.around(torch, "save")
-    instants.around(writing, "fsync_dir")
-    instants.around(periodic, "link")
+    instants.around(files, "fsync_dir")
+    instants.around(best, "link")
+    instants.around(directory, "link")
     instants.around(Journal, "write")
-    instants.around(Journal, "durable")
+    instants.around(Journal, "sync")
 
 
 def attempt(

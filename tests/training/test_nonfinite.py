@@ -84,7 +84,7 @@ def test_a_skipped_step_changes_no_weight_and_is_counted_through_a_resume(
         "model.optimizer.lr": 0.01,
         "model.schedule": "Constant",
         "checkpoint.every_n_steps": 1,
-        "checkpoint.keep": 0,
+        "checkpoint.keep_last": 0,
     }
     with monkeypatch.context() as broken:
         fault(broken)

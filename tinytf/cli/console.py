@@ -38,7 +38,6 @@ def quiet_libraries() -> None:
         ".*LeafSpec.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # A resumed run's own.
-        ".*dirpath has changed.*",  # A run folder that moved: tinytf.run.callbacks.exact_resume follows it.
         ".*your dataloader is not resumable.*",  # Its position is one integer in the datamodule's state.
         ".*callbacks used to create the checkpoint need to be provided.*",  # An evaluation needs none of them.
         ".*but have no logger configured.*",  # The table of results goes to stdout.

@@ -67,6 +67,6 @@ def checkpoint_path(args: argparse.Namespace) -> Path:
     Raises:
         UserError: where there is no such run.
     """
-    from tinytf.run.directory import resolve
+    from tinytf.run.directory import resolve_checkpoint
 
-    return resolve(args.ckpt_path, name=args.name)
+    return resolve_checkpoint(args.ckpt_path, name=args.name)

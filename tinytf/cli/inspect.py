@@ -81,13 +81,13 @@ def describe(path: Path) -> Sections:
 
 def losses(content: Mapping[str, Any]) -> dict[str, Any]:
     """The val/loss measured at this checkpoint's step, and the run's best until then; None where it holds none."""
-    from tinytf.run.directory import SAVED
+    from tinytf.run.directory import CHECKPOINT
 
     states = [state for state in (content.get("callbacks") or {}).values() if isinstance(state, Mapping)]
     watching = next((state for state in states if state.get("monitor") == "val/loss"), {})
     at_step: dict[Any, Any] = {}
     for name, score in (watching.get("best_k_models") or {}).items():
-        match = SAVED.fullmatch(Path(name).name)
+        match = CHECKPOINT.fullmatch(Path(name).name)
         if match:
             at_step[int(match[1])] = score
     return {"val/loss": at_step.get(content.get("global_step")), "best val/loss": watching.get("best_model_score")}

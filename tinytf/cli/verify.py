@@ -37,9 +37,9 @@ def run(argv: list[str]) -> int:
 
     ckpt_path = None
     if args.ckpt_path:
-        from tinytf.run.directory import resolve
+        from tinytf.run.directory import resolve_checkpoint
 
-        ckpt_path = resolve(args.ckpt_path)
+        ckpt_path = resolve_checkpoint(args.ckpt_path)
     content = verify(Path(args.folder), ckpt_path, args.threshold, args.threads, say)
     print_result(content, as_json=args.json)
     return 1 if content["failed"] else 0

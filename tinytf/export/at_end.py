@@ -15,7 +15,7 @@ from tinytf.errors import RunError
 from tinytf.export.formats import DEFAULT, choose
 from tinytf.export.subject import Subject
 from tinytf.model import Transformer, TransformerConfig
-from tinytf.run.callbacks.run_metadata import trackers
+from tinytf.run.loggers.base import trackers
 
 log = logging.getLogger(__name__)
 

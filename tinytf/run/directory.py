@@ -1,8 +1,9 @@
-"""Where runs and their checkpoints lie on disk, and what `best` and `last` mean."""
+"""Run directories and their checkpoints on disk, and what `best` and `last` mean."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import math
 import os
@@ -11,87 +12,110 @@ from pathlib import Path
 
 from tinytf.errors import UserError
 from tinytf.run.checkpoint import damage
+from tinytf.run.journal import started_at
+from tinytf.utils.files import atomic_write
 
 ROOT = Path("checkpoints")
 BEST, LAST = "best", "last"
 
 VERSION = re.compile(r"version_(\d+)")
-SAVED = re.compile(r"step=(\d+)(?:-val_loss=(nan|-?inf|-?\d+\.\d+))?\.ckpt")
+CHECKPOINT = re.compile(r"step=(\d+)(?:-val_loss=(nan|-?inf|-?\d+\.\d+))?\.ckpt")
+"""A checkpoint's name: step and, of one that was saved as one of the best, val/loss."""
 
 log = logging.getLogger(__name__)
 
 
-def versions(root: Path, name: str | None = None) -> list[Path]:
-    """Run folders below ``root`` (all, or those of one name), oldest first.
+def run_dirs(root: Path, name: str | None = None) -> list[Path]:
+    """Run directories below ``root`` (all, or those of one name), in the order in which the runs were started.
 
-    The order is that in which they were started: the time of a folder's config.yaml, which is written once.
+    The order is by the runs' own journals: copying or moving a directory changes file times, never these. A run whose
+    journal does not say, because it was killed before its first record or that is torn, comes right after the version
+    before it.
     """
-    found = [
-        folder
-        for folder in root.glob(f"{glob_escape(name) if name else '*'}/version_*")
-        if VERSION.fullmatch(folder.name) and (folder / "config.yaml").is_file()
-    ]
-    return sorted(found, key=lambda folder: ((folder / "config.yaml").stat().st_mtime_ns, version_of(folder)))
+    found = []
+    for parent in sorted(root.glob(glob.escape(name) if name else "*")):
+        versions = [path for path in parent.glob("version_*") if version_of(path) >= 0]
+        started = ""
+        for run_dir in sorted(versions, key=version_of):
+            started = started_at(run_dir) or started
+            if (run_dir / "config.yaml").is_file():
+                found.append((started, version_of(run_dir), run_dir))
+    return [run_dir for _, _, run_dir in sorted(found)]
 
 
-def glob_escape(name: str) -> str:
-    """A run's name as a pattern that matches it alone."""
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def version_of(folder: Path) -> int:
-    """The N of a folder ``version_N``; -1 for another name."""
-    match = VERSION.fullmatch(folder.name)
+def version_of(run_dir: Path) -> int:
+    """The N of a directory ``version_N``; -1 for another name."""
+    match = VERSION.fullmatch(run_dir.name)
     return int(match[1]) if match else -1
 
 
-def claim(root: Path, name: str) -> Path:
-    """Make and return the next version's folder of a run; safe against another process that does the same.
+def create_run_dir(root: Path, name: str) -> Path:
+    """Make the directory of a run's next version; safe against another process that does the same.
 
     Raises:
-        UserError: where it cannot be made.
+        UserError: if it cannot be made.
     """
     parent = root / name
     try:
         parent.mkdir(parents=True, exist_ok=True)
         while True:
-            taken = [version_of(folder) for folder in parent.iterdir()]
-            folder = parent / f"version_{max(taken, default=-1) + 1}"
+            run_dir = parent / f"version_{max(map(version_of, parent.iterdir()), default=-1) + 1}"
             with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
+                run_dir.mkdir()
+                return run_dir
     except OSError as error:
         raise UserError(
-            f"run folder {parent}: it cannot be made ({error.strerror}); give another checkpoint.dir or name"
+            f"run directory {parent}: it cannot be made ({error.strerror}); give another checkpoint.dir or name"
         ) from error
 
 
-def saved(folder: Path) -> list[Path]:
+def saved_checkpoints(run_dir: Path) -> list[Path]:
     """A run's checkpoint files, newest first; at equal steps the periodic one, which is never mid-validation."""
     steps = {}
-    for path in folder.glob("step=*.ckpt"):
-        match = SAVED.fullmatch(path.name)
+    for path in run_dir.glob("step=*.ckpt"):
+        match = CHECKPOINT.fullmatch(path.name)
         if match and not path.is_symlink():
             steps[path] = (int(match[1]), match[2] is None)
     return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
-def newest_step(folder: Path) -> int:
-    """The step of a run's newest checkpoint, by its name; -1 where there is none."""
-    names = [SAVED.fullmatch(path.name) for path in saved(folder)[:1]]
+def newest_step(run_dir: Path) -> int:
+    """The step of a run's newest checkpoint, by its name; -1 without one."""
+    names = [CHECKPOINT.fullmatch(path.name) for path in saved_checkpoints(run_dir)[:1]]
     return int(names[0][1]) if names and names[0] else -1
 
 
 def loss_of(path: Path) -> float:
-    """The val/loss in a checkpoint's name; infinite where there is none, or no number."""
-    match = SAVED.fullmatch(path.name)
+    """The val/loss in a checkpoint's name; infinite if it has none, or NaN."""
+    match = CHECKPOINT.fullmatch(path.name)
     loss = float(match[2] or "inf") if match else math.inf
     return math.inf if math.isnan(loss) else loss
 
 
-def last_intact(folder: Path) -> Path | None:
-    """The newest checkpoint of a run whose checksums hold; each damaged one that is passed over is named."""
-    for path in saved(folder):
+def is_periodic(path: Path) -> bool:
+    """Whether a file is named as the periodic checkpoints are, without a loss."""
+    return "-" not in path.name
+
+
+# -- best and last ---------------------------------------------------------------------------------------------
+
+
+def last_intact(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run whose checksums are right; each damaged one that is skipped is named."""
+    return _first_intact(saved_checkpoints(run_dir))
+
+
+def best_intact(run_dir: Path) -> Path | None:
+    """The checkpoint that ``best.ckpt`` names, else the one with the lowest loss in its name."""
+    linked = linked_checkpoint(run_dir, BEST)
+    if linked and damage(linked) is None:
+        return linked
+    scored = [path for path in saved_checkpoints(run_dir) if not is_periodic(path)]
+    return _first_intact(sorted(scored, key=loss_of))
+
+
+def _first_intact(paths: list[Path]) -> Path | None:
+    for path in paths:
         wrong = damage(path)
         if wrong is None:
             return path
@@ -99,21 +123,7 @@ def last_intact(folder: Path) -> Path | None:
     return None
 
 
-def best_intact(folder: Path) -> Path | None:
-    """The checkpoint that the best link names, else the one with the lowest loss in its name."""
-    link = folder / f"{BEST}.ckpt"
-    if link.exists() and damage(link) is None:
-        return link.resolve()
-    scored = [path for path in saved(folder) if SAVED.fullmatch(path.name)[2] is not None]  # type: ignore[index]
-    for path in sorted(scored, key=loss_of):
-        wrong = damage(path)
-        if wrong is None:
-            return path
-        log.warning("skipping checkpoint %s: %s", path, wrong)
-    return None
-
-
-def resolve(ckpt_path: str, name: str | None = None, root: str | Path = ROOT) -> Path:
+def resolve_checkpoint(ckpt_path: str, name: str | None = None, root: str | Path = ROOT) -> Path:
     """The file that ``--ckpt_path`` means.
 
     Args:
@@ -122,49 +132,83 @@ def resolve(ckpt_path: str, name: str | None = None, root: str | Path = ROOT) ->
         root: the folder of all runs.
 
     Raises:
-        UserError: where there is none, or only damaged ones.
+        UserError: if there is none, or only damaged ones.
     """
     if ckpt_path not in (BEST, LAST):
-        if "://" in ckpt_path:
-            raise UserError(f"--ckpt_path {ckpt_path}: only local files are loaded; download it first")
-        path = Path(ckpt_path)
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"--ckpt_path {ckpt_path}: it links to {path.readlink()}, which is gone; give another file")
-        if not path.exists():
-            raise UserError(f"--ckpt_path {ckpt_path}: there is no such file")
-        return path
-    folders = versions(Path(root), name)
+        return _checkpoint_at(ckpt_path)
+    found = run_dirs(Path(root), name)
     pick = best_intact if ckpt_path == BEST else last_intact
-    for folder in reversed(folders):
-        found = pick(folder)
-        if found:
-            return found
+    for run_dir in reversed(found):
+        if path := pick(run_dir):
+            return path
     where = f"{root}/{name}" if name else str(root)
-    if folders:
+    if found:
         raise UserError(f"--ckpt_path {ckpt_path}: no run in {where} has an intact {ckpt_path} checkpoint yet")
     raise UserError(f"--ckpt_path {ckpt_path}: there is no run in {where}; train one with tinytf fit, or give a path")
 
 
-def link(folder: Path, name: str, target: Path) -> None:
-    """Make ``<folder>/<name>.ckpt`` a relative link to a file beside it, replacing the old link in one rename."""
-    temporary = folder / f".{name}.ckpt.{os.getpid()}.tmp"
+def _checkpoint_at(ckpt_path: str) -> Path:
+    if "://" in ckpt_path:
+        raise UserError(f"--ckpt_path {ckpt_path}: only local files are loaded; download it first")
+    path = Path(ckpt_path)
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"--ckpt_path {ckpt_path}: it links to {path.readlink()}, which is gone; give another file")
+    if not path.exists():
+        raise UserError(f"--ckpt_path {ckpt_path}: there is no such file")
+    target = pointer_target(path)
+    if target and not target.exists():
+        raise UserError(f"--ckpt_path {ckpt_path}: it points to {target.name}, which is gone; give another file")
+    return target or path
+
+
+# -- links -----------------------------------------------------------------------------------------------------
+
+
+def link(run_dir: Path, name: str, target: Path) -> None:
+    """Make ``<run_dir>/<name>.ckpt`` a relative link to a file next to it, replacing the old one in one rename.
+
+    Where links cannot be made (Windows without the right to, exFAT), it is a small file with the target's name in it.
+    """
+    path = run_dir / f"{name}.ckpt"
+    temporary = run_dir / f".{path.name}.{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(folder / f"{name}.ckpt")
+    try:
+        temporary.symlink_to(target.name)
+    except (OSError, NotImplementedError):
+        with atomic_write(path) as file:
+            file.write(target.name.encode())
+    else:
+        temporary.replace(path)
 
 
-def link_last(folder: Path) -> None:
+def pointer_target(path: Path) -> Path | None:
+    """The file that a pointer file made by `link` names; None for any other file."""
+    if not path.is_file() or path.stat().st_size > 255:
+        return None
+    # Only the name of a checkpoint in the same folder: a pointer in a copied folder leads nowhere else.
+    name = path.read_bytes().decode("utf-8", "replace")
+    return path.with_name(name) if CHECKPOINT.fullmatch(name) else None
+
+
+def linked_checkpoint(run_dir: Path, name: str) -> Path | None:
+    """The file that ``best.ckpt`` or ``last.ckpt`` leads to, if both exist."""
+    path = run_dir / f"{name}.ckpt"
+    target = pointer_target(path) or path
+    return target.resolve() if target.exists() else None
+
+
+def link_last(run_dir: Path) -> None:
     """Point ``last.ckpt`` at the run's newest checkpoint."""
-    newest = saved(folder)
-    if newest:
-        link(folder, LAST, newest[0])
+    if newest := saved_checkpoints(run_dir):
+        link(run_dir, LAST, newest[0])
 
 
-def link_best(folder: Path) -> None:
-    """Point a missing or dangling ``best.ckpt`` at the file with the lowest loss in its name; drop it without one."""
-    best = folder / f"{BEST}.ckpt"
-    scored = [path for path in saved(folder) if not math.isinf(loss_of(path))]
-    if not best.exists() and scored:
-        link(folder, BEST, min(scored, key=loss_of))
-    elif not best.exists():
-        best.unlink(missing_ok=True)
+def link_best(run_dir: Path) -> None:
+    """Point a missing or dangling ``best.ckpt`` at the file with the lowest loss in its name; remove it without one."""
+    if linked_checkpoint(run_dir, BEST):
+        return
+    scored = [path for path in saved_checkpoints(run_dir) if not math.isinf(loss_of(path))]
+    if scored:
+        link(run_dir, BEST, min(scored, key=loss_of))
+    else:
+        (run_dir / f"{BEST}.ckpt").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A run's journal: strict JSON, one object a line, on disk before anything that depends on it.
+"""A run's journal: strict JSON, one object per line, on disk before anything that depends on it.
 
 No torch in here: `tinytf runs` reads journals and must start at once.
 """
@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tinytf.errors import UserError
-from tinytf.utils.files import fsync_dir
-from tinytf.utils.text import strict, utc_now
+from tinytf.utils.files import atomic_write, fsync_dir
+from tinytf.utils.text import strict_json, utc_now
 
 Record = dict[str, Any]
 
 FILE_NAME = "metrics.jsonl"
+
+NONDETERMINISTIC_METRICS = frozenset(
+    {"train/tokens_per_sec", "train/mfu", "train/data_wait", "system/memory_gb", "system/gpu_memory_gb"}
+)
+"""Metrics of the machine. All others are the same in a run that was killed and resumed as in an unbroken one."""
 
 
 class Journal:
     """Appends records to a file; each is in the operating system's hands when `write` returns.
 
     A line is one `write(2)` on a file opened for appending: a killed process leaves whole lines (at worst a torn
-    last one, where the disk filled up), and no other thread's line in between.
+    last one, if the disk filled up), and no other thread's line in between.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,28 +43,27 @@ class Journal:
         Raises:
             TypeError: at values that JSON has no form for.
         """
-        record = {"event": event, "time": utc_now(), "step": step, **fields}
-        data = encode(record)
-        descriptor = self._opened()
+        data = encode({"event": event, "time": utc_now(), "step": step, **fields})
+        descriptor = self._open()
         while data:
             data = data[os.write(descriptor, data) :]
 
     def records(self) -> Iterator[Record]:
-        """What the file holds, oldest first; nothing where there is none yet."""
+        """What the file has, oldest first; nothing if it does not exist."""
         return read(self.path) if self.path.exists() else iter(())
 
     def last_event(self) -> str | None:
-        """Of the last whole line; None where there is none."""
+        """The event of the last whole line, if there is one."""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         events = (record["event"] for line in reversed(lines) if (record := decode(line)))
         return next(events, None)
 
-    def durable(self) -> None:
+    def sync(self) -> None:
         """Return when every record so far would survive a power cut."""
-        os.fsync(self._opened())
+        os.fsync(self._open())
 
     def close(self) -> None:
-        """Close the file; nothing where it is closed already."""
+        """Close the file; it opens again at the next `write`."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -66,59 +71,48 @@ class Journal:
     def rewind(self, keep: Callable[[Record], bool]) -> int:
         """Drop the records that `keep` refuses, and the lines that are no record, in one atomic replacement.
 
-        Lines without a record are what a power cut leaves behind the last `durable`; their number is returned.
+        Returns:
+            The number of lines that were no record: what a power cut leaves after the last `sync`.
         """
         self.close()
-        if not self.path.exists():
-            return 0
-        dropped = broken = 0
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with self.path.open("rb") as old, temporary.open("wb") as new:
-            for line in old:
-                record = decode(line)
-                broken += record is None
-                if record is not None and keep(record):
-                    new.write(line)
-                else:
-                    dropped += 1
-            new.flush()
-            os.fsync(new.fileno())
-        if dropped:
-            temporary.replace(self.path)
-            fsync_dir(self.path.parent)
-        else:
-            temporary.unlink()
-        return broken
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        records = [decode(line) for line in lines]
+        kept = [line for line, record in zip(lines, records, strict=True) if record is not None and keep(record)]
+        if len(kept) < len(lines):
+            with atomic_write(self.path) as file:
+                file.writelines(kept)
+        return records.count(None)
 
-    def _opened(self) -> int:
+    def _open(self) -> int:
         if self._descriptor is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            # Without O_BINARY, Windows would write \r\n.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(self.path, flags, 0o644)
             fsync_dir(self.path.parent)
         return self._descriptor
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
     """One line of strict JSON in UTF-8; floats that are not finite become "NaN", "Infinity", "-Infinity"."""
-    text = json.dumps(strict(record), allow_nan=False, ensure_ascii=False, separators=(", ", ": "))
-    # A lone surrogate, which UTF-8 has no bytes for, comes out as \udc80: JSON's own escape.
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    # A lone surrogate, which UTF-8 has no bytes for, becomes \udc80: JSON's own escape.
+    return strict_json(record).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def decode(line: bytes) -> Record | None:
-    """The record of a line, or None where the line is not a whole one."""
+    """The record of a line, or None if the line is not a whole one."""
     if not line.endswith(b"\n"):
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and isinstance(record.get("event"), str) and isinstance(record.get("step"), int)
     return record if whole else None
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of a journal; a torn last line is not one, because its run may be writing it right now.
+    """The records of a journal, without a torn last line, because its run may be writing it right now.
 
     Raises:
         UserError: at a broken line elsewhere.
@@ -128,8 +122,28 @@ def read(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             record = decode(line)
             if broken:
-                raise UserError(f"{path}, line {broken}: it is not a JSON record; mend or remove that line")
+                raise UserError(f"{path}, line {broken}: not a JSON record; repair or remove that line")
             if record is None:
                 broken = number
             else:
                 yield record
+
+
+def started_at(run_dir: Path) -> str | None:
+    """The time of the run's first ``start`` event, which is the journal's first line; None without a whole one."""
+    try:
+        with (run_dir / FILE_NAME).open("rb") as file:
+            # A start event with its config is a few kilobytes; a file of zeros after a power cut has no line end.
+            record = decode(file.readline(1 << 20))
+    except OSError:
+        return None
+    time = record.get("time") if record else None
+    return time if isinstance(time, str) else None
+
+
+def run_id_of(run_dir: Path) -> str:
+    """The run's id in remote trackers: that of its journal, or a new one if it has none yet."""
+    for record in Journal(run_dir / FILE_NAME).records():
+        if record["event"] == "start" and "run_id" in record:
+            return str(record["run_id"])
+    return uuid.uuid4().hex[:12]

@@ -12,7 +12,7 @@ from tinytf.generation.decoding import TransformerEngine
 from tinytf.generation.generator import TextGenerator, available_device
 from tinytf.model import Transformer
 from tinytf.run.checkpoint import load_model
-from tinytf.run.directory import resolve
+from tinytf.run.directory import resolve_checkpoint
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -65,7 +65,7 @@ def _find(ckpt_path: str | Path, name: str | None, root: str | Path) -> Path:
     if isinstance(ckpt_path, Path):
         return ckpt_path
     try:
-        return resolve(ckpt_path, name, root)
+        return resolve_checkpoint(ckpt_path, name, root)
     except UserError as error:
         # Python has no flags.
         raise UserError(str(error).removeprefix("--ckpt_path ")) from None

@@ -1,48 +1,59 @@
-"""One process a run: two that train in the same folder would write into each other's files."""
+"""Exclusive lock on a run directory: two processes that train in one would write into each other's files."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
+import sys
 from pathlib import Path
 
 from tinytf.errors import UserError
 
+if sys.platform == "win32":
+    import msvcrt
+
+    def lock_exclusively(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def lock_exclusively(descriptor: int) -> None:
+        # A record lock, not flock: the data workers that this process forks would inherit an flock and outlive it.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 LOCK = ".lock"
-HELD: dict[Path, int] = {}
-"""Descriptors of lock files: closing one lets go of it."""
+DESCRIPTORS: dict[Path, int] = {}
+"""Open lock files of this process. Closing one, as the end of the process does, releases its lock."""
 
 log = logging.getLogger(__name__)
 
 
-def hold(folder: Path) -> None:
-    """Keep other processes from training in a run's folder, until `let_go`.
-
-    A record lock, because it ends with the process however that ends, and the workers that it forks do not inherit it.
+def acquire_run_lock(run_dir: Path) -> None:
+    """Lock a run directory until `release_run_locks` or the end of the process; no effect if this process has it.
 
     Raises:
-        UserError: where another process holds it, or it cannot be written to.
+        UserError: if another process holds the lock, or the directory cannot be written to.
     """
-    path = folder.resolve() / LOCK
-    if path not in HELD:
+    path = run_dir.resolve() / LOCK
+    if path not in DESCRIPTORS:
         try:
-            HELD[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            DESCRIPTORS[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"run {folder}: its folder cannot be written to ({error.strerror})") from error
+            raise UserError(f"run {run_dir}: its directory cannot be written to ({error.strerror})") from error
     try:
-        fcntl.lockf(HELD[path], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_exclusively(DESCRIPTORS[path])
     except OSError as error:
-        os.close(HELD.pop(path))
-        if error.errno in (errno.EACCES, errno.EAGAIN):
+        os.close(DESCRIPTORS.pop(path))
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
             raise UserError(
-                f"run {folder}: another process is training it; wait for its end, or give --name for a run of its own"
+                f"run {run_dir}: another process is training it; wait for its end, or give --name for another run"
             ) from None
-        log.warning("run %s cannot be locked (%s): start no second process in it", folder, error.strerror)
+        log.warning("run %s cannot be locked (%s): start no second process in it", run_dir, error.strerror)
 
 
-def let_go() -> None:
-    """Let other processes have the folders that this one holds."""
-    while HELD:
-        os.close(HELD.popitem()[1])
+def release_run_locks() -> None:
+    """Release every run lock of this process."""
+    while DESCRIPTORS:
+        os.close(DESCRIPTORS.popitem()[1])

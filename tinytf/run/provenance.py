@@ -1,182 +1,173 @@
-"""What made a run: code, command, machine and versions, in plain types, so that it can be told years later."""
+"""What made a run: code, command, machine and versions, in plain types, readable years later."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import tinytf
+from tinytf.utils.files import atomic_write
 from tinytf.utils.machine import cpu_name, package_versions, usable_cores
 from tinytf.utils.text import utc_now
 
-DIFF_LIMIT = 64 * 1024
-"""Bytes of `git diff` that are kept; it goes into every checkpoint."""
-
 GIT_SECONDS = 10.0
+"""How long git may take: on a network file system a status was seen to take minutes."""
+
+MOST_FILES = 100
+"""Names of changed files that are recorded; they go into every checkpoint."""
 
 PACKAGES = (
     "torch", "lightning", "jsonargparse", "tensorboard", "torchmetrics", "tokenizers", "numpy", "rich",
     "wandb", "mlflow-skinny", "onnx", "onnxruntime", "onnxscript", "safetensors", "gguf", "triton",
 )  # fmt: skip
 
-_SECRET_NAME = (
-    r"(api[_-]?key|access[_-]?key|private[_-]?key|secret|passw(or)?d|passphrase|credential|"
-    r"(access|auth|api|bearer|refresh|hf|gh|git(hub|lab)|wandb|session|id)[_-]?token)"
-)
-SECRET_FLAG = re.compile(rf"{_SECRET_NAME}|(^|[._-])token$", re.IGNORECASE)
-"""Names of settings whose values are not written down. `tokens` and `tokenizer` are not among them."""
+SECRET_FLAG = re.compile(r"(api|access|private)[_-]?key|secret|passw(or)?d|passphrase|credential|token$", re.IGNORECASE)
+"""Names of flags whose values are not recorded. ``max_new_tokens`` and ``tokenizer`` are not among them."""
 
-KEY_BEGINS, KEY_ENDS = (re.compile(f"-----{edge} [A-Z ]*PRIVATE KEY") for edge in ("BEGIN", "END"))
-SECRET_LINE = re.compile(
-    rf"{_SECRET_NAME}\w*['\"]?\s*(=>|[:=])"
-    r"|\btoken['\"]?\s*[:=]\s*['\"]?[\w.-]{16,}"
-    r"|authorization\s*:|\bbearer\s+[\w.-]{16,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|\b(AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|github_pat_\w{20,}|sk-[\w-]{20,}|hf_\w{20,}|xox[abprs]-[\w-]{10,})"
-    r"|://[^/\s:@]+:[^/\s@]+@",
-    re.IGNORECASE,
-)
-LEFT_OUT = "[line left out: it looks like a secret]"
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"]+", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
 
 
 def collect(hostname: bool = False) -> dict[str, Any]:
-    """Everything worth knowing about where and from what this process runs; plain types only.
+    """Where and from what this process runs, in plain types.
 
-    It never raises: what cannot be learnt is None, or a sentence that says why. The git fields are those of
-    the repository around the working directory, where the user's own experiment lives; tinytf's own version
-    stands under ``packages``.
+    It never raises: what cannot be found out is None, or a sentence that says why. The git fields are those of the
+    repository around the working directory, where the user's own experiment lives; tinytf's version is under
+    ``packages``.
 
     Args:
-        hostname: write the machine's name down too. Off by default, because checkpoints are shared.
+        hostname: record the machine's name too. Off by default, because checkpoints are shared.
     """
     found = {
         "time": utc_now(),
-        "command": _told(lambda: shlex.join(masked(sys.argv))),
-        "git": _told(lambda: git(Path.cwd())),
+        "command": _try(lambda: shlex.join(masked(sys.argv))),
+        "git": _try(lambda: git(Path.cwd())),
         "hardware": {
-            "cpu": _told(cpu_name),
-            "cores": _told(usable_cores),
-            "ram_gb": _told(ram_gb),
-            "gpus": _told(gpu_names),
+            "cpu": _try(cpu_name),
+            "cores": _try(usable_cores),
+            "ram_gb": _try(ram_gb),
+            "gpus": _try(gpu_names),
         },
-        "os": _told(platform.platform),
+        "os": _try(platform.platform),
         "python": platform.python_version(),
-        "packages": {"tinytf": tinytf.__version__, **_told(lambda: package_versions(PACKAGES))},
+        "packages": {"tinytf": tinytf.__version__, **_try(lambda: package_versions(PACKAGES))},
     }
-    return found | {"hostname": _told(platform.node)} if hostname else found
+    return found | {"hostname": _try(platform.node)} if hostname else found
 
 
-def _told(learn: Callable[[], Any]) -> Any:
+def _try(ask: Callable[[], Any]) -> Any:
     # A run must not die of its own description, whatever an odd machine answers.
     try:
-        return learn()
+        return ask()
     except Exception as error:
         return {"unknown": f"{type(error).__name__}: {error}"}
 
 
 def masked(argv: Sequence[str]) -> list[str]:
-    """The command line with the values of flags that look like secrets, and values that do, put as ``***``."""
+    """The command line with ``***`` for the values of flags that look like secrets, and addresses as `public`."""
     shown: list[str] = []
-    hide_next = False
+    secret = False  # Whether the argument before was the name of a secret.
     for argument in argv:
         flag, equals, _ = argument.partition("=")
-        if hide_next and not argument.startswith("--"):
+        if secret and not argument.startswith("--"):
             shown.append("***")
-        elif flag.startswith("-") and SECRET_FLAG.search(flag):
-            shown.append(f"{flag}=***" if equals else flag)
+            secret = False
+            continue
+        is_secret = flag.startswith("-") and bool(SECRET_FLAG.search(flag))
+        if is_secret and equals:
+            shown.append(f"{flag}=***")
         else:
-            shown.append("***" if SECRET_LINE.search(argument) else argument)
-        hide_next = flag.startswith("-") and not equals and bool(SECRET_FLAG.search(flag))
+            shown.append(ADDRESS.sub(lambda match: public(match[0]), argument))
+        secret = is_secret and not equals
     return shown
+
+
+def public(address: str) -> str:
+    """An address without user, password, query and fragment, any of which may be a credential."""
+    parts = urlsplit(address)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+# -- git -------------------------------------------------------------------------------------------------------
 
 
 def git(folder: Path) -> dict[str, Any]:
     """The state of the checkout around a folder.
 
     Returns:
-        ``commit``, ``branch`` (None on a detached head), ``dirty`` (tracked files changed), ``untracked``
-        (number of files that git neither tracks nor ignores), ``diff`` against the commit, and ``note``: None,
-        or why something is missing.
+        ``commit``, ``branch`` (None on a detached head), ``dirty`` (tracked files changed), ``changed`` (their names),
+        ``untracked`` (number of files that git neither tracks nor ignores), and ``note``: None, or why something is
+        missing.
     """
-    state: dict[str, Any] = dict.fromkeys(("commit", "branch", "dirty", "untracked", "diff", "note"))
-    questions: dict[str, tuple[tuple[str, ...], int]] = {
-        "inside": (("rev-parse", "--is-inside-work-tree"), 64),
-        "commit": (("rev-parse", "--verify", "HEAD"), 128),
-        "branch": (("symbolic-ref", "--quiet", "--short", "HEAD"), 1024),
-        "status": (("status", "--porcelain", "--no-renames"), 1024 * 1024),
-        "diff": (("diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD"), 4 * DIFF_LIMIT),
-    }
+    state: dict[str, Any] = dict.fromkeys(("commit", "branch", "dirty", "changed", "untracked", "note"))
     try:
-        with ThreadPoolExecutor(len(questions)) as pool:
-            replies = pool.map(lambda question: _ask_git(folder, *question), questions.values())
-            answer = dict(zip(questions, replies, strict=True))
+        # The second version of the format has the commit and the branch too: one process, one state.
+        answer = run_git(folder, "status", "--porcelain=v2", "--branch", "--no-renames", "-z")
     except FileNotFoundError:
         return state | {"note": "git is not installed"}
-    except TimeoutError:
+    except subprocess.TimeoutExpired:
         return state | {"note": f"git did not answer within {GIT_SECONDS:.0f} s"}
-    if answer["inside"].strip() != "true":
-        return state | {"note": "not a git checkout"}
-    lines = answer["status"].splitlines()
-    state["branch"] = answer["branch"].strip() or None
-    state["dirty"] = any(not line.startswith("??") for line in lines)
-    state["untracked"] = sum(line.startswith("??") for line in lines)
-    if not answer["commit"]:
-        return state | {"note": "no commit yet"}
-    diff, note = clean_diff(answer["diff"])
-    return state | {"commit": answer["commit"].strip(), "diff": diff, "note": note}
+    except subprocess.CalledProcessError as error:
+        return state | {"note": error.stderr.decode("utf-8", "replace").partition("\n")[0]}
+    lines = answer.decode("utf-8", "replace").split("\0")
+    head = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# "))
+    # Eight fields before the name of a changed file, ten before that of an unmerged one.
+    changed = [line.split(" ", 8 if line[0] == "1" else 10)[-1] for line in lines if line[:2] in ("1 ", "u ")]
+    commit, branch = head["branch.oid"], head["branch.head"]
+    more = f"{len(changed) - MOST_FILES} more files are changed" if len(changed) > MOST_FILES else None
+    return {
+        "commit": None if commit == "(initial)" else commit,
+        "branch": None if branch == "(detached)" else branch,
+        "dirty": bool(changed),
+        "changed": changed[:MOST_FILES],
+        "untracked": sum(line.startswith("? ") for line in lines),
+        "note": "no commit yet" if commit == "(initial)" else more,
+    }
 
 
-def _ask_git(folder: Path, arguments: tuple[str, ...], limit: int) -> str:
-    # Without GIT_OPTIONAL_LOCKS=0 a status would take the index lock away from the user's own git.
-    process = subprocess.Popen(
-        ["git", *arguments], cwd=folder, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    late = threading.Event()
+def write_uncommitted_patch(path: Path, folder: Path) -> None:
+    """Write ``git diff HEAD`` of the checkout around a folder to a file, if there is a difference.
 
-    def give_up() -> None:
-        late.set()
-        process.kill()
-
-    timer = threading.Timer(GIT_SECONDS, give_up)
-    timer.start()
+    It is written whole, secrets included: `tracking.git_diff` asks for it, and it is in no checkpoint.
+    """
     try:
-        with process:
-            assert process.stdout is not None
-            said = process.stdout.read(limit)
-            process.kill()
-    finally:
-        timer.cancel()
-    if late.is_set():
-        raise TimeoutError
-    return said.decode("utf-8", "replace")
+        diff = run_git(folder, "diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD")
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("tracking.git_diff: no %s is written (%s)", path.name, error)
+        return
+    if diff:
+        with atomic_write(path) as file:
+            file.write(diff)
 
 
-def clean_diff(diff: str) -> tuple[str, str | None]:
-    """A diff without lines that look like secrets, at most DIFF_LIMIT bytes, and a note of what is missing."""
-    kept, secrets, size, cut, in_key = [], 0, 0, False, False
-    for line in diff.splitlines():
-        in_key = (in_key or bool(KEY_BEGINS.search(line))) and not line.startswith("diff --git ")
-        if in_key or SECRET_LINE.search(line):
-            in_key = in_key and not KEY_ENDS.search(line)
-            secrets, line = secrets + 1, line[:1] + LEFT_OUT
-        size += len(line.encode()) + 1
-        if size > DIFF_LIMIT:
-            cut = True
-            break
-        kept.append(line)
-    notes = [f"the diff is cut at {DIFF_LIMIT // 1024} kB"] if cut else []
-    notes += [f"{secrets} lines of the diff that look like secrets are left out"] if secrets else []
-    return "\n".join(kept), "; ".join(notes) or None
+def run_git(folder: Path, *arguments: str) -> bytes:
+    """What git prints.
+
+    Raises:
+        FileNotFoundError: if it is not installed.
+        subprocess.SubprocessError: if it fails or takes longer than GIT_SECONDS.
+    """
+    # Without GIT_OPTIONAL_LOCKS=0 a status would take the index lock away from the user's own git.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    command = ["git", *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_SECONDS,
+        check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+# -- the machine -----------------------------------------------------------------------------------------------
 
 
 def ram_gb() -> float:

@@ -1,55 +1,48 @@
-"""What a kill or a damaged disk left in a run's folder, put right before the run goes on there."""
+"""Repair what a kill or a damaged disk left in a run directory, before the run resumes in it."""
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
 from tinytf.run.checkpoint import damage
-from tinytf.run.checkpoint_io import sweep
-from tinytf.run.directory import SAVED, link_best, link_last, saved
-from tinytf.utils.files import fsync_dir
+from tinytf.run.directory import CHECKPOINT, link_best, link_last, saved_checkpoints
+from tinytf.utils.files import atomic_write, remove_temporaries
 
 log = logging.getLogger(__name__)
 
 
-def mend(folder: Path, resumed: Path, finished: bool) -> None:
-    """Make the folder one that a run can go on in from one of its checkpoints.
+def recover_run_dir(run_dir: Path, resumed: Path, finished: bool) -> None:
+    """Make a directory one that a run can resume in.
 
-    Temporary files go; damaged checkpoints newer than the resumed one are set aside, or they would be taken for the
-    newest again and push intact ones out; links that point at nothing are mended. What was displaced from the best or
-    the newest is left to the callbacks that keep those lists.
+    Temporary files of a killed process go. Damaged checkpoints newer than the resumed one are renamed to
+    ``<name>.damaged``: counted as the newest, they would push intact ones out. Links that point at nothing are
+    replaced. Checkpoints displaced from the best or the newest are left to the callbacks that keep those lists.
 
     Args:
-        folder: the run's.
-        resumed: the checkpoint, in it, that the run goes on from.
-        finished: whether that one is of the run's last step: there is nothing left to train.
+        run_dir: the run's, locked by this process.
+        resumed: the checkpoint in it that the run resumes from.
+        finished: whether that one is of the run's last step, so that no step is left to train.
     """
-    sweep(folder)
-    for path in saved(folder):
-        if path.name == resumed.resolve().name:
+    resumed = resumed.resolve()
+    remove_temporaries(run_dir)
+    for path in saved_checkpoints(run_dir):
+        if path.name == resumed.name:
             break
         if damage(path):
-            aside = path.with_name(f"{path.name}.damaged")
-            path.replace(aside)
-            log.warning("setting %s aside as %s", path, aside.name)
+            renamed = path.replace(path.with_name(f"{path.name}.damaged"))
+            log.warning("renaming the damaged %s to %s", path, renamed.name)
     if finished:
-        save_the_end(folder, resumed.resolve())
-    link_last(folder)
-    link_best(folder)
+        write_missing_final(run_dir, resumed)
+    link_last(run_dir)
+    link_best(run_dir)
 
 
-def save_the_end(folder: Path, resumed: Path) -> None:
-    """Make the final checkpoint that a kill just after the last validation, which saved a best one, prevented."""
-    match = SAVED.fullmatch(resumed.name)
-    final = folder / f"step={match[1]}.ckpt" if match else None
-    if final is None or final.exists():
-        return
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    shutil.copyfile(resumed, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(final)
-    fsync_dir(folder)
+def write_missing_final(run_dir: Path, resumed: Path) -> None:
+    """Write the final periodic checkpoint if a kill came between it and the best one of the same step."""
+    match = CHECKPOINT.fullmatch(resumed.name)
+    final = run_dir / f"step={match[1]}.ckpt" if match else None
+    if final is not None and not final.exists():
+        with atomic_write(final) as file, resumed.open("rb") as source:
+            shutil.copyfileobj(source, file)

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,30 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from tinytf.errors import RunError, UserError
-from tinytf.run.callbacks.build import build_callbacks
-from tinytf.run.callbacks.checkpoint_metadata import SelfContained
-from tinytf.run.callbacks.checkpoints import BestCheckpoints, PeriodicCheckpoint
-from tinytf.run.callbacks.exact_resume import ExactResume
-from tinytf.run.callbacks.journal import MetricsFile
+from tinytf.run.callbacks import RunCallback
+from tinytf.run.callbacks.best import BestCheckpoints
+from tinytf.run.callbacks.checkpoint_metadata import CheckpointMetadata
+from tinytf.run.callbacks.journal import JournalCallback
+from tinytf.run.callbacks.loss import LossMonitor
 from tinytf.run.callbacks.nonfinite import SaveNonFinite
+from tinytf.run.callbacks.norms import LayerwiseNorms
+from tinytf.run.callbacks.periodic import PeriodicCheckpoint
+from tinytf.run.callbacks.profiler import Profiler
 from tinytf.run.callbacks.progress import StepProgress
+from tinytf.run.callbacks.run_metadata import LogRunMetadata
+from tinytf.run.callbacks.samples import Samples
 from tinytf.run.callbacks.signals import GracefulStop
+from tinytf.run.callbacks.throughput import Throughput
 from tinytf.run.checkpoint import read_checkpoint, refuse_misfit
 from tinytf.run.checkpoint_io import DurableCheckpointIO
-from tinytf.run.checkpoint_settings import CheckpointSettings
-from tinytf.run.directory import claim, last_intact, newest_step, saved
-from tinytf.run.journal import FILE_NAME
-from tinytf.run.lock import hold, let_go
-from tinytf.run.loggers.build import build_loggers, run_id_of
-from tinytf.run.provenance import collect
-from tinytf.run.recovery import mend
-from tinytf.run.tracking_settings import TrackingSettings
+from tinytf.run.config import CheckpointConfig, TrackingConfig
+from tinytf.run.directory import create_run_dir, last_intact, newest_step, saved_checkpoints
+from tinytf.run.exact_resume import ExactResume
+from tinytf.run.journal import FILE_NAME, run_id_of
+from tinytf.run.lock import acquire_run_lock, release_run_locks
+from tinytf.run.loggers import build_loggers
+from tinytf.run.provenance import collect, write_uncommitted_patch
+from tinytf.run.recovery import recover_run_dir
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +97,7 @@ class Run:
         Raises:
             UserError: if another process trains in the directory, it cannot be written, or the data have changed.
         """
-        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        if not is_first_process():
             yield cls(Path(), config, data, resume)
             return
         if resume:
@@ -101,51 +108,74 @@ class Run:
         directory, is_new = choose_directory(root, name, resume)
         try:
             if resume and not is_new:
-                mend(directory, resume.path, resume.step >= config["trainer"]["max_steps"])
+                recover_run_dir(directory, resume.path, resume.step >= config["trainer"]["max_steps"])
             write_config(directory, config, resume)
             yield cls(directory, config, data, resume)
         except UserError:
-            if is_new and not saved(directory):
+            if is_new and not saved_checkpoints(directory):
                 discard(directory, around)
             raise
         finally:
-            let_go()
+            release_run_locks()
 
-    def callbacks(self, tracking: TrackingSettings, checkpoint: CheckpointSettings) -> list[Callback]:
+    def callbacks(self, tracking: TrackingConfig, checkpoint: CheckpointConfig) -> list[Callback]:
         """What makes a run durable, resumable and tracked, in the order in which it must happen at a step's end."""
         provenance = collect(hostname=tracking.hostname)
+        if tracking.git_diff and is_first_process():
+            write_uncommitted_patch(self.directory / "uncommitted.patch", Path.cwd())
         start = {"run_id": self.run_id, "provenance": provenance, "data": self.data, "config": self.config}
-        journal = MetricsFile(self.directory, start)
-        best = BestCheckpoints(self.directory, checkpoint.save_top_k)
-        periodic = PeriodicCheckpoint(self.directory, checkpoint.every_n_steps, checkpoint.keep)
-        exact = ExactResume(self.directory)
+        *measuring, samples = optional_callbacks(tracking)
+        periodic = PeriodicCheckpoint(checkpoint.every_n_steps, checkpoint.keep_last)
         return [
-            BroadcastRunDir(best, periodic, exact),
+            BroadcastRunDir(self.directory),
             # Before the journal, which writes down where the batch is.
-            SaveNonFinite(periodic),
-            *build_callbacks(tracking, journal, self.directory, self.config, provenance),
-            *([StepProgress(journal)] if self.config["trainer"]["enable_progress_bar"] is not False else []),
-            exact,
-            SelfContained(self.config, provenance),
+            SaveNonFinite(),
+            *measuring,
+            JournalCallback(start),
+            LogRunMetadata(self.config, provenance),
+            samples,
+            *([StepProgress()] if self.config["trainer"]["enable_progress_bar"] is not False else []),
+            ExactResume(),
+            CheckpointMetadata(self.config, provenance),
             GracefulStop(periodic),
             # Lightning moves those that save to the end, in this order.
-            best,
+            BestCheckpoints(checkpoint.save_top_k),
             periodic,
         ]
 
-    def loggers(self, tracking: TrackingSettings) -> list[Logger]:
+    def loggers(self, tracking: TrackingConfig) -> list[Logger]:
         """The trackers that the config asks for; none in other processes than the first."""
-        return build_loggers(tracking, self.directory, self.run_id, self.resume.step if self.resume else None)
+        if not is_first_process():
+            return []
+        step = self.resume.step if self.resume else None
+        asked = {key: getattr(tracking, key) for key in ("tensorboard", "wandb", "mlflow")}
+        return build_loggers(self.directory, self.run_id, step, **asked)
 
     def checkpoint_io(self, callbacks: list[Callback]) -> DurableCheckpointIO:
         """How checkpoints are written and read."""
-        journal = next(callback for callback in callbacks if isinstance(callback, MetricsFile))
+        journal = next(callback for callback in callbacks if isinstance(callback, JournalCallback))
         return DurableCheckpointIO(journal.checkpoint_saved)
 
-    @property
+    @cached_property
     def run_id(self) -> str:
-        """The id of the run in trackers elsewhere, the same after a resume."""
-        return run_id_of(self.directory)
+        """The id of the run in remote trackers, the same after a resume; empty in other processes than the first."""
+        return run_id_of(self.directory) if is_first_process() else ""
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, which alone knows the run directory before training starts."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def optional_callbacks(tracking: Any) -> list[Callback]:
+    """Those of the `tracking` section, in their order; UserError if a setting is out of range."""
+    return [
+        Profiler(**vars(tracking.profile)),
+        Throughput(),
+        LayerwiseNorms(**vars(tracking.norms)),
+        LossMonitor(**vars(tracking.loss)),
+        Samples(**vars(tracking.samples)),
+    ]
 
 
 def choose_directory(root: Path, name: str, resume: Resume | None) -> tuple[Path, bool]:
@@ -163,18 +193,18 @@ def choose_directory(root: Path, name: str, resume: Resume | None) -> tuple[Path
         is_run = (folder / "config.yaml").is_file() and (folder / FILE_NAME).is_file()
         if is_run and not asks_elsewhere(root, name, folder, resume.entry["config"]):
             if resume.newest:
-                hold(folder)
+                acquire_run_lock(folder)
             # Read again under the lock: the process that held it may have saved since.
             newest = last_intact(folder)
             if newest and Resume.read(newest).step <= resume.step:
-                hold(folder)
+                acquire_run_lock(folder)
                 return folder, False
             if resume.newest and newest:
                 raise UserError(
                     f"run {folder}: another process has trained it further just now; give the command again"
                 )
-    folder = claim(root, name)
-    hold(folder)
+    folder = create_run_dir(root, name)
+    acquire_run_lock(folder)
     return folder, True
 
 
@@ -217,11 +247,11 @@ def refuse_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Pa
         )
 
 
-class BroadcastRunDir(Callback):
+class BroadcastRunDir(RunCallback):
     """Gives every process the directory that the first one chose, and checks that all resume one checkpoint."""
 
-    def __init__(self, *holders: BestCheckpoints | PeriodicCheckpoint | ExactResume) -> None:
-        self.holders = holders
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         chosen = trainer.strategy.broadcast(trainer.ckpt_path)
@@ -230,6 +260,7 @@ class BroadcastRunDir(Callback):
                 f"process {trainer.global_rank} found the checkpoint {trainer.ckpt_path} to resume from, and the first "
                 f"one {chosen}: give --ckpt_path the path of one"
             )
-        folder = trainer.strategy.broadcast(self.holders[0].folder)
-        for holder in self.holders:
-            holder.folder = folder
+        run_dir = trainer.strategy.broadcast(self.run_dir)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunCallback):
+                callback.run_dir = run_dir

@@ -22,10 +22,9 @@ from tinytf.cli.config.validate import validate
 from tinytf.data.module import TextDataModule
 from tinytf.errors import UserError
 from tinytf.export.at_end import ExportSettings
-from tinytf.run.checkpoint_settings import CheckpointSettings
-from tinytf.run.directory import LAST, ROOT, last_intact, resolve, versions
+from tinytf.run.config import CheckpointConfig, TrackingConfig
+from tinytf.run.directory import LAST, ROOT, last_intact, resolve_checkpoint, run_dirs
 from tinytf.run.run import Resume
-from tinytf.run.tracking_settings import TrackingSettings
 from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.trainer import Trainer
 
@@ -89,8 +88,8 @@ class CommandLine(LightningCLI):
         parser.add_argument("--name", type=str, default="default", help="Name of the run, and of its folder.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(CheckpointSettings, "checkpoint")
-        parser.add_class_arguments(TrackingSettings, "tracking")
+        parser.add_class_arguments(CheckpointConfig, "checkpoint")
+        parser.add_class_arguments(TrackingConfig, "tracking")
         parser.add_class_arguments(ExportSettings, "export")
         # weights_only=False would let a checkpoint run code.
         skip = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
@@ -202,12 +201,12 @@ def find_checkpoint(command: str, given: Arguments, required: bool) -> Path | No
         return None
     if command == "fit" and given.ckpt_path == LAST:
         # Strictly the newest run: one that was killed before its first save starts again, not an older one.
-        runs = versions(root, given.name)
+        runs = run_dirs(root, given.name)
         newest = last_intact(runs[-1]) if runs else None
         if newest is None:
             log.info("--ckpt_path last: no intact checkpoint yet in %s, starting fresh", runs[-1] if runs else root)
         return newest
-    return resolve(given.ckpt_path, given.name, root)
+    return resolve_checkpoint(given.ckpt_path, given.name, root)
 
 
 def first_process() -> bool:

@@ -15,9 +15,9 @@ from tinytf.errors import UserError
 from tinytf.export.formats import choose
 from tinytf.model import TransformerConfig
 from tinytf.model.config import ConfigurationError
-from tinytf.run.callbacks.build import check
-from tinytf.run.checkpoint_settings import CheckpointSettings
-from tinytf.run.loggers.build import require_packages
+from tinytf.run.config import CheckpointConfig
+from tinytf.run.loggers import require_packages
+from tinytf.run.run import optional_callbacks
 from tinytf.training.trainer import require_steps
 
 STEPS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
@@ -36,16 +36,16 @@ def validate(command: str, config: Any) -> None:
             f"data.seq_len {config.data.seq_len} is longer than model.max_seq_len {config.model.max_seq_len}"
         )
     TextDataModule(**config.data)
-    CheckpointSettings(**config.checkpoint)
+    CheckpointConfig(**config.checkpoint)
     require_steps(**{key: config.trainer[key] for key in STEPS})
     check_ranges(config)
     check_device(config.trainer.accelerator)
-    check(config.tracking)
+    optional_callbacks(config.tracking)
     if command == "fit":
         instantiate_class((), config.model.schedule)
         check_optimizer(config.model.optimizer)
         check_run_dir(config.name, Path(config.checkpoint.dir))
-        require_packages(config.tracking)
+        require_packages(wandb=config.tracking.wandb, mlflow=config.tracking.mlflow)
         check_formats(config.export)
 
 

@@ -1,1 +1,34 @@
-"""One small callback per file."""
+"""One small callback per file, and what they share. Those that a run always has say "added automatically"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, Trainer
+
+from tinytf.errors import UserError
+
+
+class RunCallback(Callback):
+    """A callback that can be given the run directory; the open run gives it to all of them in every process."""
+
+    run_dir: Path | None = None
+
+
+def run_dir_of(trainer: Trainer) -> Path:
+    """The directory of the open run, else ``trainer.default_root_dir``."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RunCallback) and callback.run_dir is not None:
+            return callback.run_dir
+    return Path(trainer.default_root_dir)
+
+
+def require_at_least(section: str, **settings: tuple[float, float]) -> None:
+    """Raise UserError naming each setting, given as (value, minimum), that is too small."""
+    wrong = [
+        f"{section}.{name} is {value}, but must be at least {minimum}"
+        for name, (value, minimum) in settings.items()
+        if value < minimum
+    ]
+    if wrong:
+        raise UserError(*wrong)

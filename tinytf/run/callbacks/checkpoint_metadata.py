@@ -1,4 +1,4 @@
-"""What makes one checkpoint file enough: the ``tinytf`` entry."""
+"""Make one checkpoint file enough: its ``tinytf`` entry."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tinytf.run.checkpoint import FORMAT
 
 
-class SelfContained(Callback):
-    """Adds to every checkpoint all that rebuilds and explains it, in plain types.
+class CheckpointMetadata(Callback):
+    """Add to every checkpoint all that rebuilds and explains it, in plain types; added automatically.
 
     Args:
         config: the resolved configuration.
-        provenance: where the run comes from, see `tinytf.run.provenance`.
+        provenance: where the run comes from, see `tinytf.run.provenance.collect`.
     """
 
     def __init__(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -26,7 +26,7 @@ class SelfContained(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["tinytf"] = {
             "format": FORMAT,
-            "model": asdict(pl_module.config),  # type: ignore[call-overload]
+            "model": asdict(pl_module.model.config),  # type: ignore[arg-type, union-attr]
             "tokenizer": data.tokenizer.to_str(),
             "config": self.config,
             "data": data.fingerprint,

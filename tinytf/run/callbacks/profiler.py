@@ -1,39 +1,39 @@
-"""A PyTorch trace of a few steps, and what cost most in them."""
+"""Trace a few steps with PyTorch's profiler, and print what cost most in them."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from tinytf.run.tracking_settings import ProfileSettings
+from tinytf.run.callbacks import require_at_least, run_dir_of
 
 log = logging.getLogger(__name__)
 
 COSTLIEST = 10
 
 
-class Profile(Callback):
-    """Writes ``profile/steps_<first>-<last>.json.gz`` (for ui.perfetto.dev) and prints the costliest operators.
+class Profiler(Callback):
+    """Write ``profile/steps_<first>-<last>.json.gz`` (for ui.perfetto.dev) and print the costliest operators.
 
     Not Lightning's PyTorchProfiler: that one counts micro-batches and validation batches, not optimizer steps,
     marks every hook of the whole run and not of the traced steps alone, and prints to stdout when the run ends.
     It stands first in the list of callbacks, so that the others' work at a step's end is in the trace of the next.
 
     Args:
-        run_dir: the run's folder.
-        settings: which steps, counted from where the process starts.
+        start_step: the first step in the trace, counted from where the process starts; later than what warms up.
+        steps: optimizer steps in the trace, with the validations between them; 0 traces none.
     """
 
-    def __init__(self, run_dir: Path, settings: ProfileSettings) -> None:
-        self.folder = Path(run_dir) / "profile"
-        self.settings = settings
+    def __init__(self, start_step: int = 12, steps: int = 0) -> None:
+        require_at_least("tracking.profile", start_step=(start_step, 1), steps=(steps, 0))
+        self.start_step = start_step
+        self.steps = steps
         self._profiler: profile | None = None
         self._begin = self._first = self._last = 0
         self._step = 0
@@ -41,11 +41,11 @@ class Profile(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
-        self._first = self._step + self.settings.start_step
-        self._last = self._first + self.settings.steps - 1
+        self._first = self._step + self.start_step
+        self._last = self._first + self.steps - 1
         # The profiler's own start is slow, so that the step before the first warms it up.
         self._begin = max(self._first - 1, self._step + 1)
-        self._done = not trainer.is_global_zero
+        self._done = not (self.steps and trainer.is_global_zero)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self._done or self._profiler is not None or trainer.global_step + 1 < self._begin:
@@ -54,7 +54,7 @@ class Profile(Callback):
         with warnings.catch_warnings():
             # A trace from the very first step cannot have a warm-up.
             warnings.filterwarnings("ignore", message="Profiler won't be using warmup")
-            plan = schedule(wait=0, warmup=self._first - self._begin, active=self.settings.steps, repeat=1)
+            plan = schedule(wait=0, warmup=self._first - self._begin, active=self.steps, repeat=1)
         self._profiler = profile(activities=activities, schedule=plan, record_shapes=True, acc_events=True)
         self._profiler.start()
 
@@ -63,15 +63,15 @@ class Profile(Callback):
         if self._profiler is None or not stepped:
             return
         if self._step >= self._last:
-            self._finish(self._profiler)
+            self._finish(trainer, self._profiler)
         else:
             self._profiler.step()
 
-    def _finish(self, profiler: profile) -> None:
+    def _finish(self, trainer: Trainer, profiler: profile) -> None:
         profiler.stop()
         self._profiler, self._done = None, True
-        self.folder.mkdir(exist_ok=True)
-        path = self.folder / f"steps_{self._first:07d}-{self._step:07d}.json.gz"
+        path = run_dir_of(trainer) / "profile" / f"steps_{self._first:07d}-{self._step:07d}.json.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(path))
         order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=order, row_limit=COSTLIEST, max_name_column_width=45)
@@ -82,6 +82,6 @@ class Profile(Callback):
             return
         if self._profiler is not None and self._step >= self._first:
             log.warning("tracking.profile: the run ended at step %d, before step %d", self._step, self._last)
-            self._finish(self._profiler)
+            self._finish(trainer, self._profiler)
         else:
             log.warning("tracking.profile: the run ended at step %d, before step %d", self._step, self._first)

@@ -1,4 +1,4 @@
-"""How far the run is: a bar where stderr is a terminal, else a plain line at each row of metrics."""
+"""Show how far the run is: a bar if stderr is a terminal, else a plain line per row of metrics."""
 
 from __future__ import annotations
 
@@ -11,25 +11,21 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from tinytf.run.callbacks.journal import MetricsFile
+from tinytf.run.callbacks.journal import Row, journal_of
 
 REFRESH_SECONDS = 0.5
 """A drawing takes about 2 ms of the main thread."""
 
 
 class StepProgress(ProgressBar):
-    """Step of steps, loss, validation loss, tokens a second, time left; on stderr.
+    """Step of steps, loss, validation loss, tokens per second, time left; on stderr. Added automatically.
 
-    It shows the floats of the last row that was written, so that it never waits for a GPU. The time left counts
-    validations and saves too, and a resumed run's steps before the resume in no way.
-
-    Args:
-        metrics: where the rows come from; None in a command that does not train.
+    It shows the floats of the journal's last row, so that it never waits for a GPU. The time left counts validations
+    and saves too, and none of the steps before a resume.
     """
 
-    def __init__(self, metrics: MetricsFile | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.metrics = metrics
         self.is_enabled = True
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -87,7 +83,7 @@ class StepProgress(ProgressBar):
             self._say(trainer)
 
     def _numbers(self, trainer: Trainer, with_step: bool) -> str:
-        row = self.metrics.latest if self.metrics is not None else {}
+        row = latest_row(trainer)
         total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
         parts = [f"step {trainer.global_step}{total}"] if with_step else []
         parts += [
@@ -126,7 +122,7 @@ class StepProgress(ProgressBar):
         if trainer.state.fn != "fit":
             self._close()
         elif self._bar is None and self.is_enabled and not trainer.sanity_checking:
-            row = self.metrics.latest if self.metrics is not None else {}
+            row = latest_row(trainer)
             loss = f"loss {row['val/loss']:.4f}, " if "val/loss" in row else ""
             took = time.monotonic() - self._evaluation_began
             total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
@@ -185,6 +181,12 @@ class StepProgress(ProgressBar):
             self._bar.refresh()
             self._bar.stop()
             self._bar = None
+
+
+def latest_row(trainer: Trainer) -> Row:
+    """The last value of each metric; nothing without a journal."""
+    journal = journal_of(trainer)
+    return journal.latest if journal else {}
 
 
 def batches(counts: Any) -> int | float:

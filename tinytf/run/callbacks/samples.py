@@ -1,4 +1,4 @@
-"""Text that the model writes while it trains, always from the same prompts and the same dice."""
+"""Log text samples during training, with fixed prompts and a fixed seed."""
 
 from __future__ import annotations
 
@@ -15,77 +15,102 @@ from tinytf.errors import UserError
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
 from tinytf.model import Transformer
-from tinytf.run.callbacks.journal import MetricsFile
-from tinytf.run.callbacks.run_metadata import trackers
-from tinytf.run.loggers.tracker import fenced
-from tinytf.run.tracking_settings import SampleSettings
+from tinytf.run.callbacks import require_at_least
+from tinytf.run.callbacks.journal import write_event
+from tinytf.run.loggers.base import as_code_block, trackers
 
 log = logging.getLogger(__name__)
 
 PROMPT_TOKENS = 16
-"""Length of the prompt that is taken from the validation text where none is given."""
+"""Length of the default prompt, the beginning of the validation text."""
 
 
 class Samples(Callback):
-    """Writes ``sample`` events, and the same text to the trackers, after each Nth validation.
+    """Write ``sample`` events, and the same text to the trackers, after each Nth validation.
 
     It draws from a generator of its own and runs compiled blocks as they are written: training's random numbers
     and compiled code are those of a run without samples. Every process takes part, as a sharded model needs, and
     the first one writes.
+
+    Args:
+        every_n_validations: write samples after each Nth validation; 0 never does.
+        prompts: the beginnings to complete; none means the beginning of the validation text.
+        max_new_tokens: length of a completion, in tokens.
+        temperature: of the sampling; 0 takes the likeliest token.
     """
 
-    def __init__(self, settings: SampleSettings, metrics: MetricsFile) -> None:
-        self.settings = settings
-        self.metrics = metrics
-        self._prompts: list[list[int]] = []
+    def __init__(
+        self,
+        every_n_validations: int = 5,
+        prompts: Sequence[str] = (),
+        max_new_tokens: int = 100,
+        temperature: float = 0.8,
+    ) -> None:
+        require_at_least(
+            "tracking.samples",
+            every_n_validations=(every_n_validations, 0),
+            max_new_tokens=(max_new_tokens, 1),
+            temperature=(temperature, 0),
+        )
+        if "" in prompts:
+            raise UserError("tracking.samples.prompts: a prompt is empty, but a sample needs a beginning")
+        self.every_n_validations = every_n_validations
+        self.prompts = prompts
+        self.max_new_tokens = max_new_tokens
+        self.sampling = Sampling(temperature=temperature)
+        self._prompt_ids: list[list[int]] = []
         self._validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self.every_n_validations:
+            return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "tokenizer"):
+            raise UserError(
+                "tracking.samples: the datamodule has no tokenizer; set tracking.samples.every_n_validations to 0"
+            )
         try:
-            self._prompts = [encode(data.tokenizer, prompt) for prompt in self.settings.prompts]
+            self._prompt_ids = [encode(data.tokenizer, prompt) for prompt in self.prompts]
         except UserError as error:
             raise UserError(f"tracking.samples.prompts: {error}") from None
-        if "" in self.settings.prompts:
-            raise UserError("tracking.samples.prompts: a prompt is empty, but a sample needs something to go on from")
-        if not self._prompts:
-            self._prompts = [[int(token) for token in data.split("val")[:PROMPT_TOKENS]]]
+        if not self.prompts:
+            if not hasattr(data, "split"):
+                raise UserError("tracking.samples.prompts: give some, because the datamodule has no validation text")
+            self._prompt_ids = [[int(token) for token in data.split("val")[:PROMPT_TOKENS]]]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if not self.every_n_validations or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validations += 1
-        if self._validations % self.settings.every_n_validations:
+        if self._validations % self.every_n_validations:
             return
         try:
-            texts = self._written(trainer, pl_module.model)  # type: ignore[arg-type]
+            texts = self._generate(trainer, pl_module.model)  # type: ignore[arg-type]
         except FloatingPointError as error:
             log.warning("step %d: no sample, %s", trainer.global_step, error)
             return
         for index, (prompt, text) in enumerate(texts):
-            self.metrics.write("sample", index=index, prompt=prompt, text=text)
+            write_event(trainer, "sample", index=index, prompt=prompt, text=text)
             if trainer.is_global_zero:
                 for tracker in trackers(trainer):
-                    tracker.log_text(f"sample/{index}", fenced(prompt + text), trainer.global_step)
+                    tracker.log_text(f"sample/{index}", as_code_block(prompt + text), trainer.global_step)
 
-    def _written(self, trainer: Trainer, model: Transformer) -> list[tuple[str, str]]:
+    def _generate(self, trainer: Trainer, model: Transformer) -> list[tuple[str, str]]:
+        """Prompts and completions, decoded."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        sampling = Sampling(temperature=self.settings.temperature)
         training = model.training
         try:
             with torch.compiler.set_stance("force_eager"):
-                drawn = [self._tokens(model, prompt, sampling) for prompt in self._prompts]
+                drawn = [self._complete(model, prompt) for prompt in self._prompt_ids]
         finally:
             model.train(training)
-        decoded: Sequence[tuple[str, str]] = [
-            (tokenizer.decode(prompt, skip_special_tokens=False), tokenizer.decode(new, skip_special_tokens=False))
-            for prompt, new in zip(self._prompts, drawn, strict=True)
-        ]
-        return list(decoded)
+        prompts = tokenizer.decode_batch(self._prompt_ids, skip_special_tokens=False)
+        texts = tokenizer.decode_batch(drawn, skip_special_tokens=False)
+        return list(zip(prompts, texts, strict=True))
 
-    def _tokens(self, model: Transformer, prompt: list[int], sampling: Sampling) -> list[int]:
-        stream = decode(TransformerEngine(model), prompt, sampling, seeds=[0])
-        return [int(token) for token in islice(stream, self.settings.max_new_tokens)]
+    def _complete(self, model: Transformer, prompt: list[int]) -> list[int]:
+        stream = decode(TransformerEngine(model), prompt, self.sampling, seeds=[0])
+        return [int(token) for token in islice(stream, self.max_new_tokens)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self._validations}

@@ -1,4 +1,4 @@
-"""Stopping on a signal: finish the step, save, exit 128 + its number."""
+"""Stop on a signal: finish the step, save, exit 128 + its number."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tinytf.run.callbacks.checkpoints import PeriodicCheckpoint
+from tinytf.run.callbacks.periodic import PeriodicCheckpoint
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+"""SIGUSR1 is SLURM's before a requeue. Windows has the first two alone."""
 
 log = logging.getLogger(__name__)
 
 
 class GracefulStop(Callback):
-    """Handles SIGTERM, SIGINT and SIGUSR1 (SLURM's requeue) while training.
+    """Save and exit at SIGTERM, SIGINT, SIGHUP or SIGUSR1 while training; added automatically.
 
-    Lightning's own handling exits 0, saves in the middle of an accumulation, and hangs where every process of a
+    Lightning's own handling exits 0, saves in the middle of an accumulation, and hangs if every process of a
     group gets the signal. Here the handler sets a flag; all processes agree on it between two steps.
 
     Args:
@@ -29,10 +30,15 @@ class GracefulStop(Callback):
     def __init__(self, periodic: PeriodicCheckpoint) -> None:
         self.periodic = periodic
         self.received = 0
+        self._step = 0
         self.replaced: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.replaced = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self._step = trainer.global_step
+        for number in SIGNALS:
+            # Under nohup, SIGHUP is ignored, and must stay so.
+            if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) is not signal.SIG_IGN:
+                self.replaced[number] = signal.signal(number, self._on_signal)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self.replaced.items():
@@ -40,7 +46,9 @@ class GracefulStop(Callback):
         self.replaced = {}
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if not trainer.fit_loop._should_accumulate() and self._agreed(trainer):
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        # Another process may have got the signal, so all ask at each step, and stop at the same one.
+        if stepped and trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
             self._stop(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -49,11 +57,7 @@ class GracefulStop(Callback):
         if self.received and trainer.world_size == 1 and trainer.global_step < trainer.max_steps:
             self._stop(trainer)
 
-    def _agreed(self, trainer: Trainer) -> bool:
-        return trainer.strategy.reduce_boolean_decision(bool(self.received), all=False)
-
     def _stop(self, trainer: Trainer) -> None:
-        # Another process may have been the one that got the signal.
         number = self.received or signal.SIGTERM
         if trainer.global_step < trainer.max_steps:
             self.periodic.save(trainer)

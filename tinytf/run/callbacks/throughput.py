@@ -1,8 +1,7 @@
-"""Tokens a second, the share of the hardware's peak that they use, memory, and waiting for data."""
+"""Log tokens per second, the share of the hardware's peak that they use, memory, and waiting for data."""
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from typing import Any
@@ -11,25 +10,27 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinytf.model import TransformerConfig
-from tinytf.run.callbacks.journal import note
+from tinytf.run.callbacks.journal import log_to_row
 from tinytf.training.peak_flops import peak_flops
+
+if sys.platform != "win32":
+    import resource
 
 
 class Throughput(Callback):
-    """Notes, for the row of each logging step, what the steps since the last one cost.
+    """Log, in the row of each logging step, what the steps since the last one cost.
 
     - ``train/tokens_per_sec``: over the time of training steps, data and logging; validation, saving and the first
       step (which compiles) are left out.
-    - ``train/mfu``: model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), the FLOPs that
-      the model needs over those that the device could do; none where its peak is unknown.
+    - ``train/mfu``: model FLOPs utilization (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), the FLOPs that
+      the model needs over those that the device could do; absent if its peak is unknown.
     - ``train/data_wait``: share of the time from the end of one step to the start of the next.
     - ``system/memory_gb``, ``system/gpu_memory_gb``: the process's largest resident memory so far and the largest
-      that tensors on the GPU took, in GiB.
+      that tensors on the GPU took, in GiB. Windows does not tell the first.
     """
 
     def __init__(self) -> None:
         self.peak: float | None = None
-        self.flops = 0.0
         self._reset()
         self._step = -1
         self._started = 0.0
@@ -45,8 +46,6 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.peak = peak_flops(pl_module.device)
-            sequence = trainer.datamodule.seq_len  # type: ignore[attr-defined]
-            self.flops = flops_per_token(pl_module.model.config, sequence)  # type: ignore[union-attr, arg-type]
         self._reset()
         self._step = trainer.global_step
         self._ended = None
@@ -73,7 +72,7 @@ class Throughput(Callback):
             self._tokens += batch[0].numel() * trainer.world_size
         self._ended = now
         if logging:
-            self._log(trainer, pl_module)
+            self._log(trainer, pl_module, seq_len=batch[0].shape[-1])
 
     def _logging_step(self, trainer: Trainer) -> bool:
         stepped = trainer.global_step != self._step
@@ -81,17 +80,18 @@ class Throughput(Callback):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(stepped and every and self._step % every == 0 and trainer.is_global_zero)
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values = {"system/memory_gb": resident_gb()}
+    def _log(self, trainer: Trainer, pl_module: LightningModule, seq_len: int) -> None:
+        values = {"system/memory_gb": resident_gb()} if sys.platform != "win32" else {}
         if self._seconds:
             speed = self._tokens / self._seconds
             values["train/tokens_per_sec"] = speed
             values["train/data_wait"] = self._waited / self._seconds
             if self.peak is not None:
-                values["train/mfu"] = speed * self.flops / (self.peak * trainer.world_size)
+                flops = flops_per_token(pl_module.model.config, seq_len)  # type: ignore[union-attr, arg-type]
+                values["train/mfu"] = speed * flops / (self.peak * trainer.world_size)
         if pl_module.device.type == "cuda":
             values["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
-        note(trainer, values)
+        log_to_row(trainer, values)
         self._reset()
         self._writing = True
 

@@ -1,1 +1,61 @@
 """Lightning's loggers, resumed without a gap or a duplicate step."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from lightning.pytorch.loggers.logger import Logger
+
+from tinytf.errors import UserError
+from tinytf.run.config import MlflowConfig, WandbConfig
+from tinytf.run.loggers.mlflow import Mlflow
+from tinytf.run.loggers.tensorboard import TensorBoard
+from tinytf.run.loggers.wandb import Wandb
+
+
+def build_loggers(
+    run_dir: Path,
+    run_id: str,
+    resume_step: int | None = None,
+    *,
+    tensorboard: bool = True,
+    wandb: WandbConfig | None = None,
+    mlflow: MlflowConfig | None = None,
+) -> list[Logger]:
+    """The trackers of a run, for ``Trainer(logger=…)``; for the first process alone, which knows the run directory.
+
+    Args:
+        run_dir: the run directory.
+        run_id: see `tinytf.run.journal.run_id_of`.
+        resume_step: ``global_step`` of the checkpoint that the run resumes from; None for a new run.
+        tensorboard: whether to write TensorBoard events.
+        wandb: Weights & Biases, if it is used.
+        mlflow: MLflow, if it is used.
+
+    Raises:
+        UserError: if a tracker's package is missing.
+    """
+    require_packages(wandb=wandb, mlflow=mlflow)
+    loggers: list[Logger] = []
+    if tensorboard:
+        loggers.append(TensorBoard(run_dir, resume_step))
+    if wandb is not None:
+        loggers.append(Wandb(wandb, run_dir, run_id))
+    if mlflow is not None:
+        loggers.append(Mlflow(mlflow, run_dir, run_id))
+    return loggers
+
+
+def require_packages(**configs: object) -> None:
+    """Raise UserError with each tracker, by the name of its package, that is configured but not installed."""
+    asked = [name for name, config in configs.items() if config is not None]
+    missing = [name for name in asked if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            *(
+                f"tracking.{name}: the package {name} is not installed; pip install 'tinytf[{name}]', "
+                f"or set tracking.{name} to null"
+                for name in missing
+            )
+        )

@@ -1,4 +1,4 @@
-"""MLflow: Lightning's logger, which goes on in the same MLflow run after a resume."""
+"""MLflow: Lightning's logger, continuing the same MLflow run after a resume."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from tinytf.run.config import MlflowConfig
 from tinytf.run.journal import Record
-from tinytf.run.tracking_settings import MlflowSettings
 
 RUN_ID = "tinytf.run_id"
 """The tag by which a resumed run finds its MLflow run again."""
@@ -24,27 +24,27 @@ class Mlflow(MLFlowLogger):
     repeats what it did before.
 
     Args:
-        settings: experiment and server.
-        run_dir: the run's folder, ``<name>/version_<N>``, which names it.
+        config: experiment and server.
+        run_dir: the run directory, ``<name>/version_<N>``, which names it.
         run_id: the same when a run is resumed.
     """
 
-    def __init__(self, settings: MlflowSettings, run_dir: Path, run_id: str) -> None:
-        uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    def __init__(self, config: MlflowConfig, run_dir: Path, run_id: str) -> None:
+        uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             # MLflow 3 asks for this word before it writes plain files, which alone need no database packages.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = (run_dir.resolve().parent.parent / "mlruns").as_uri()
         super().__init__(
-            experiment_name=settings.experiment,
+            experiment_name=config.experiment,
             run_name=f"{run_dir.parent.name}/{run_dir.name}",
             tracking_uri=uri,
             tags={RUN_ID: run_id},
         )
         self.logged: dict[str, int] = {}
-        self._run_id = self._begun(run_id)
+        self._run_id = self._find_run(run_id)
 
-    def _begun(self, run_id: str) -> str | None:
+    def _find_run(self, run_id: str) -> str | None:
         experiment = self._mlflow_client.get_experiment_by_name(self._experiment_name)
         if experiment is None:
             return None
@@ -53,7 +53,7 @@ class Mlflow(MLFlowLogger):
         return str(found[0].info.run_id) if found else None
 
     @rank_zero_only
-    def go_on(self, records: Iterable[Record]) -> None:
+    def on_resume(self, records: Iterable[Record]) -> None:
         """Learn which steps the server has, so that none is sent twice."""
         client, run = self._mlflow_client, self.run_id
         self.logged = {
@@ -77,7 +77,7 @@ class Mlflow(MLFlowLogger):
 
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
-        """Keep a text as an artefact of its step."""
+        """Keep a text as an artifact of its step."""
         self.experiment.log_text(self.run_id, text, f"{name}/step={step:07d}.md")
 
     @rank_zero_only

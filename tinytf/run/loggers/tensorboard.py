@@ -1,4 +1,4 @@
-"""TensorBoard: Lightning's logger, writing straight into the run's folder and going on there after a resume."""
+"""TensorBoard: Lightning's logger, writing straight into the run directory, without a gap after a resume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from tinytf.run.journal import Record
-from tinytf.run.loggers.tracker import fenced, row_of
+from tinytf.run.loggers.base import as_code_block, row_of
 
 OBJECTIVE = "val/loss"
 """What the HPARAMS tab compares runs by."""
@@ -24,7 +24,7 @@ LAYOUT = {
     },
     "machine": {
         "tokens per second": ["Multiline", ["train/tokens_per_sec$"]],
-        "model FLOPs utilisation": ["Multiline", ["train/mfu$"]],
+        "model FLOPs utilization": ["Multiline", ["train/mfu$"]],
         "waiting for data": ["Multiline", ["train/data_wait$"]],
         "memory (GiB)": ["Multiline", ["system/memory_gb$", "system/gpu_memory_gb$"]],
     },
@@ -33,11 +33,11 @@ LAYOUT = {
 
 
 class TensorBoard(TensorBoardLogger):
-    """Writes ``events.out.tfevents.*`` beside the run's checkpoints.
+    """Writes ``events.out.tfevents.*`` next to the run's checkpoints.
 
     Args:
-        run_dir: the run's folder.
-        resume_step: the step that the run goes on from; what earlier attempts wrote at it or later is superseded.
+        run_dir: the run directory.
+        resume_step: the step that the run resumes from; what earlier attempts wrote at it or later is superseded.
     """
 
     def __init__(self, run_dir: Path, resume_step: int | None) -> None:
@@ -66,14 +66,14 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.add_text(name, text, step)
 
     def log_best(self, path: Path) -> None:
-        """Nothing: TensorBoard keeps no files, and the checkpoint lies beside its events."""
+        """Nothing: TensorBoard keeps no files, and the checkpoint is next to its events."""
 
     def log_export(self, folder: Path) -> None:
-        """Nothing: TensorBoard keeps no files, and it lies beside its events."""
+        """Nothing: TensorBoard keeps no files, and the bundle is next to its events."""
 
     @rank_zero_only
-    def go_on(self, records: Iterable[Record]) -> None:
-        """Write again the row of the very step that the run goes on from, if it does."""
+    def on_resume(self, records: Iterable[Record]) -> None:
+        """Write again the row of the very step that the run resumes from."""
         if self.resume_step is None:
             return
         # Superseding is by whole steps; what is still true of the very step is written again.
@@ -81,4 +81,6 @@ class TensorBoard(TensorBoardLogger):
             if record["step"] == self.resume_step and record["event"] == "metrics":
                 self.log_metrics(row_of(record), self.resume_step)
             elif record["step"] == self.resume_step and record["event"] == "sample":
-                self.log_text(f"sample/{record['index']}", fenced(record["prompt"] + record["text"]), self.resume_step)
+                self.log_text(
+                    f"sample/{record['index']}", as_code_block(record["prompt"] + record["text"]), self.resume_step
+                )

@@ -10,27 +10,27 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from tinytf.errors import UserError
+from tinytf.run.config import WandbConfig
 from tinytf.run.journal import Record
-from tinytf.run.tracking_settings import WandbSettings
 
 
 class Wandb(WandbLogger):
-    """One W&B run over all attempts of a run. `WANDB_MODE=offline` writes into the run's folder, for `wandb sync`.
+    """One W&B run over all attempts of a run. `WANDB_MODE=offline` writes into the run directory, for `wandb sync`.
 
     W&B takes rows in the order of their steps and leaves out one that comes again. A resumed run repeats what it
-    did before, so what is left out is what is there. One row can be missing: a validation's, where the run was
+    did before, so what is left out is what is there. One row can be missing: a validation's, if the run was
     killed between the training row of the same step and it.
 
     Args:
-        settings: project, entity and tags.
-        run_dir: the run's folder, ``<name>/version_<N>``, which names it.
+        config: project, entity and tags.
+        run_dir: the run directory, ``<name>/version_<N>``, which names it.
         run_id: the id in W&B; the same when a run is resumed.
     """
 
-    def __init__(self, settings: WandbSettings, run_dir: Path, run_id: str) -> None:
+    def __init__(self, config: WandbConfig, run_dir: Path, run_id: str) -> None:
         super().__init__(
             name=f"{run_dir.parent.name}/{run_dir.name}", save_dir=str(run_dir), id=run_id,
-            project=settings.project, entity=settings.entity, tags=settings.tags, group=run_dir.parent.name,
+            project=config.project, entity=config.entity, tags=config.tags, group=run_dir.parent.name,
         )  # fmt: skip
         # Lightning passes it always, and W&B warns that it means nothing any more.
         self._wandb_init.pop("anonymous", None)
@@ -40,7 +40,7 @@ class Wandb(WandbLogger):
         """The run of W&B, begun at the first call.
 
         Raises:
-            UserError: where W&B knows no account to log to.
+            UserError: if W&B knows no account to log to.
         """
         import wandb
 
@@ -68,7 +68,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_best(self, path: Path) -> None:
-        """Upload a checkpoint as the artefact with the alias ``best``."""
+        """Upload a checkpoint as the artifact with the alias ``best``."""
         import wandb
 
         artifact = wandb.Artifact(f"model-{self.version}", type="model")
@@ -76,14 +76,14 @@ class Wandb(WandbLogger):
         self.experiment.log_artifact(artifact, aliases=["best"])
 
     def log_export(self, folder: Path) -> None:
-        """Upload an export's folder as an artefact."""
+        """Upload an export's folder as an artifact."""
         import wandb
 
         artifact = wandb.Artifact(f"export-{self.version}", type="export")
         artifact.add_dir(str(folder))
         self.experiment.log_artifact(artifact)
 
-    def go_on(self, records: Iterable[Record]) -> None:
+    def on_resume(self, records: Iterable[Record]) -> None:
         """Nothing: W&B's server knows what it has."""
 
 

@@ -1,4 +1,4 @@
-"""The loss, looked after: smoothed for the eye, and a warning where it jumps."""
+"""Smooth the loss for the eye, and warn when it spikes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tinytf.run.callbacks.journal import note
+from tinytf.errors import UserError
+from tinytf.run.callbacks.journal import log_to_row
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +22,21 @@ ENOUGH = 10
 """Logged losses before a median means anything: at the start the loss falls quickly."""
 
 
-class LossHealth(Callback):
-    """Logs ``train/loss_smooth`` and warns once a spike.
+class LossMonitor(Callback):
+    """Log ``train/loss_smooth``, and warn once per spike.
+
+    A spike begins when the loss passes ``spike_factor`` times its running median, and ends when it comes back below.
 
     Args:
-        smoothing: share of the old value at each logging step, in [0, 1); 0 logs none.
-        spike_factor: a spike begins where the loss passes this many times its running median, and ends where it
-            comes back below; 0 never warns.
+        smoothing: share of the old value in train/loss_smooth at each logging step, in [0, 1); 0 logs none.
+        spike_factor: warn when train/loss passes this many times its running median; 0 never does.
     """
 
-    def __init__(self, smoothing: float, spike_factor: float) -> None:
+    def __init__(self, smoothing: float = 0.9, spike_factor: float = 2.0) -> None:
+        if not 0 <= smoothing < 1:
+            raise UserError(f"tracking.loss.smoothing is {smoothing}, but must be at least 0 and below 1")
+        if spike_factor != 0 and not spike_factor > 1:
+            raise UserError(f"tracking.loss.spike_factor is {spike_factor}, but must be above 1, or 0")
         self.smoothing = smoothing
         self.spike_factor = spike_factor
         self._smooth: float | None = None
@@ -48,7 +54,7 @@ class LossHealth(Callback):
             return
         loss = trainer.callback_metrics["train/loss"].item()
         if self.smoothing:
-            note(trainer, {"train/loss_smooth": self._smoothed(loss)})
+            log_to_row(trainer, {"train/loss_smooth": self._smoothed(loss)})
         if self.spike_factor and trainer.is_global_zero:
             self._watch(loss)
 

@@ -1,4 +1,4 @@
-"""What every tracker does with a run, whatever program shows it afterwards."""
+"""What every tracker does with a run, whatever program shows it afterwards, and the trackers that a config asks for."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from lightning.pytorch import Trainer
+
 from tinytf.run.journal import Record
+from tinytf.utils.text import flatten
 
 OUTSIDE_ROW = frozenset({"event", "time", "step"})
-"""Keys of a journal's ``metrics`` record that are no metrics."""
+"""Keys of a journal's ``metrics`` record that are not metrics."""
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A Lightning logger that can also go on where a journal was rewound to, and show text and files."""
+    """A Lightning logger that can also resume where a journal was rewound to, and show text and files."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """One row of numbers, under the names of metrics.jsonl."""
@@ -29,10 +32,15 @@ class Tracker(Protocol):
         """The best checkpoint, once the run has ended."""
 
     def log_export(self, folder: Path) -> None:
-        """The exported bundle, where the run makes one."""
+        """The exported bundle, if the run makes one."""
 
-    def go_on(self, records: Iterable[Record]) -> None:
+    def on_resume(self, records: Iterable[Record]) -> None:
         """Called before the first row with the records that the journal holds: after a resume, none newer."""
+
+
+def trackers(trainer: Trainer) -> list[Tracker]:
+    """Those of a trainer's loggers that are ours; any other Lightning logger gets the metrics alone."""
+    return [logger for logger in trainer.loggers if isinstance(logger, Tracker)]
 
 
 def row_of(record: Record) -> dict[str, float]:
@@ -40,21 +48,17 @@ def row_of(record: Record) -> dict[str, float]:
     return {name: float(value) for name, value in record.items() if name not in OUTSIDE_ROW}
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists stay as they are written, None is "null"."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        elif isinstance(value, (bool, int, float, str)):
-            found[f"{prefix}{key}"] = value
-        else:
-            found[f"{prefix}{key}"] = "null" if value is None else str(value)
-    return found
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as dotted keys with plain values; lists as they are written, None as "null"."""
+    plain = (bool, int, float, str)
+    return {
+        key: value if isinstance(value, plain) else "null" if value is None else str(value)
+        for key, value in flatten(config)
+    }
 
 
-def fenced(text: str) -> str:
-    """Text as a Markdown code block, whatever it holds."""
+def as_code_block(text: str) -> str:
+    """Text as a Markdown code block, whatever is in it."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -1,0 +1,102 @@
+"""What Lightning's own resume gets wrong, corrected in the checkpoint when it is written and when it is read."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+log = logging.getLogger(__name__)
+
+
+class ExactResume(Callback):
+    """Make a resumed run the run that was never stopped; added automatically.
+
+    Saved at a step where a validation is due but not done, Lightning 2.6's loop state reads as if it were done (it
+    would be skipped); saved in the middle of one, as if the batches before had been seen (a wrong val/loss). Also
+    restates the count of micro-batches when a step is made of more or fewer of them than before.
+    """
+
+    def __init__(self) -> None:
+        self.validated_at = -1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated_at = batches_done(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        done = batches_done(trainer)
+        due = trainer.enable_validation and done % int(trainer.val_check_batch or 1) == 0
+        normalize_loop_state(
+            checkpoint["loops"]["fit_loop"], due=due, validated=self.validated_at == done, done=done,
+            step=trainer.global_step,
+        )  # fmt: skip
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        before = checkpoint.get("tinytf", {}).get("world_size", trainer.world_size)
+        if before != trainer.world_size:
+            log.warning(
+                "resuming on %d processes a run of %d: it sees the same samples, but sums in another order, "
+                "so it will not be bitwise the same",
+                trainer.world_size,
+                before,
+            )
+        # Lightning steps when the count divides by the accumulation: with another accumulation than before, the first
+        # step would be made of too few micro-batches.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        now = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        added = now - progress["total"]["processed"]
+        if added == 0:
+            return
+        for counts in (progress["total"], progress["current"]):
+            counts.update({key: count + added for key, count in counts.items()})
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:
+            data.load_state_dict({**checkpoint[type(data).__qualname__], "batches": now})
+
+
+def normalize_loop_state(loop: dict[str, Any], *, due: bool, validated: bool, done: int, step: int) -> None:
+    """Make the fit loop's state say what a restart must do next. Changes ``loop`` in place.
+
+    With ``done`` = 6 micro-batches, a validation of 3 batches, counts as (ready, started, processed, completed):
+
+    =====================================  ==============================  ==================  ====================
+    saved                                  part of the state               Lightning wrote     it becomes
+    =====================================  ==============================  ==================  ====================
+    in the last hook of a step, before     batch_progress                  (6, 6, 6, 5)        (6, 6, 6, 6)
+    the validation that is due at it       val_loop.batch_progress.total   (3, 3, 3, 3)        (1, 1, 0, 0)
+    in the middle of that validation       val_loop.batch_progress.total   (5, 5, 5, 4)        (1, 1, 0, 0)
+    after it, at the same step             val_loop.batch_progress.total   (6, 6, 6, 6)        unchanged
+    at a step without one, after a         val_loop.batch_progress.total   (5, 4, 4, 4)        (4, 4, 4, 4)
+    restart that repeated one
+    in or after a validation               _batches_that_stepped           step                step - 1
+    =====================================  ==============================  ==================  ====================
+
+    (1, 1, 0, 0) reads as "in a validation, nothing seen yet": Lightning runs the whole of it. Uneven counts read as an
+    unfinished one. The restarted loop adds one to ``_batches_that_stepped``, which numbers the rows of Lightning's own
+    loggers.
+
+    Args:
+        loop: ``checkpoint["loops"]["fit_loop"]``.
+        due: whether a validation is due at this step.
+        validated: whether it is done.
+        done: micro-batches processed.
+        step: optimizer steps taken.
+    """
+    batch = loop["epoch_loop.batch_progress"]
+    validation = loop["epoch_loop.val_loop.batch_progress"]
+    if due and batch["total"]["completed"] == done:
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
+    if due and not validated:
+        for counts in (batch["total"], batch["current"]):
+            counts["completed"] = counts["processed"]
+        validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        validation["current"] = dict.fromkeys(validation["current"], 0)
+        validation["is_last_batch"] = False
+    else:
+        validation["total"] = dict.fromkeys(validation["total"], validation["total"]["completed"])
+
+
+def batches_done(trainer: Trainer) -> int:
+    """Micro-batches processed since the run began, those of earlier attempts included."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
