@@ -13,12 +13,12 @@ from tinytf.errors import UserError
 if sys.platform == "win32":
     import msvcrt
 
-    def lock_exclusively(descriptor: int) -> None:
+    def _lock(descriptor: int) -> None:
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
-    def lock_exclusively(descriptor: int) -> None:
+    def _lock(descriptor: int) -> None:
         # A record lock, not flock: the data workers that this process forks would inherit an flock and outlive it.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -43,7 +43,7 @@ def acquire_run_lock(run_dir: Path) -> None:
         except OSError as error:
             raise UserError(f"run {run_dir}: its directory cannot be written to ({error.strerror})") from error
     try:
-        lock_exclusively(DESCRIPTORS[path])
+        _lock(DESCRIPTORS[path])
     except OSError as error:
         os.close(DESCRIPTORS.pop(path))
         if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):

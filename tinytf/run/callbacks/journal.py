@@ -303,6 +303,7 @@ class WarningsHandler(logging.Handler):
         self._shown: list[logging.Logger] = []
 
     def install(self) -> None:
+        """Begin to take what is logged and warned."""
         logging.captureWarnings(True)
         for logger in map(logging.getLogger, self.LOGGERS):
             # Python's last resort prints what no handler takes. With this handler in place, it must be asked to.
@@ -313,6 +314,7 @@ class WarningsHandler(logging.Handler):
             logger.addHandler(self)
 
     def remove(self) -> None:
+        """End it, and leave logging as it was."""
         for logger in map(logging.getLogger, self.LOGGERS):
             logger.removeHandler(self)
         while self._shown and logging.lastResort:
