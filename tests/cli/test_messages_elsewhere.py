@@ -142,7 +142,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PackageNotFoundError(name)
 
     # These first: one that is imported only now would take the wrong one for its own.
-    for module in ("tinytf.export.formats", "tinytf.export.running"):
+    for module in ("tinytf.export.formats", "tinytf.export.formats.onnx.runtime"):
         monkeypatch.setattr(f"{module}.find_spec", hidden)
     monkeypatch.setattr("importlib.util.find_spec", hidden)
     monkeypatch.setattr("tinytf.data.shakespeare.files", no_files)

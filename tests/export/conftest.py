@@ -13,10 +13,10 @@ import pytest
 
 from tests.export.small_model import LOOSE, TEXT, Exported, save_checkpoint, small_model, tokenizer_of
 from tinytf.cli import export as export_command
-from tinytf.export import speed
-from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import FORMATS
-from tinytf.export.subject import Subject
+from tinytf.export.parity import speed
+from tinytf.export.parity.cases import Evaluation
+from tinytf.run.checkpoint import LoadedModel
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,15 +29,15 @@ def a_short_measurement() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def subject() -> Subject:
+def loaded() -> LoadedModel:
     tokenizer = tokenizer_of("char")
-    return Subject(small_model(tokenizer.get_vocab_size()), tokenizer, "trial", {"sha256": "0" * 64, "step": 7})
+    return LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer, {"config": {"name": "trial"}}, 7)
 
 
 @pytest.fixture(scope="session")
-def evaluation(subject: Subject) -> Evaluation:
-    ids = np.random.default_rng(0).integers(0, subject.model.config.vocab_size, 500)
-    return Evaluation.from_ids(ids, "random ids", subject.model.config.max_seq_len)
+def evaluation(loaded: LoadedModel) -> Evaluation:
+    ids = np.random.default_rng(0).integers(0, loaded.model.config.vocab_size, 500)
+    return Evaluation.from_ids(ids, "random ids", loaded.model.config.max_seq_len)
 
 
 @pytest.fixture(scope="session")
@@ -61,10 +61,10 @@ def export(text_file: Path) -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def exported(
-    subject: Subject, export: Callable[..., int], text_file: Path, tmp_path_factory: pytest.TempPathFactory
+    loaded: LoadedModel, export: Callable[..., int], text_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
     """Every format that can be written here."""
-    checkpoint = save_checkpoint(tmp_path_factory.mktemp("run") / "version_0" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path_factory.mktemp("run") / "version_0" / "best.ckpt", loaded)
     names = [name for name, format in FORMATS.items() if not format.missing("writing")]
     with redirect_stderr(io.StringIO()) as said:
         code = export(checkpoint, ",".join(names))

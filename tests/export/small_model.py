@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer
 
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
-from tinytf.export.subject import Subject
 from tinytf.model import Transformer, TransformerConfig
+from tinytf.run.checkpoint import LoadedModel
 
 TEXT = (
     "Now is the winter of our discontent\nMade glorious summer by this sun of York;\nAnd all the clouds that lour'd "
@@ -47,18 +47,18 @@ def tokenizer_of(kind: str) -> Tokenizer:
     return byte_pair_tokenizer(iter([TEXT]), 300)
 
 
-def save_checkpoint(path: Path, subject: Subject, **config: Any) -> Path:
+def save_checkpoint(path: Path, loaded: LoadedModel, **config: Any) -> Path:
     """A file as Lightning writes it, with nothing but what export reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = {
         "format": 1,
-        "model": asdict(subject.model.config),
-        "tokenizer": subject.tokenizer.to_str(),
-        "config": {"name": subject.name, **config},
+        "model": asdict(loaded.model.config),
+        "tokenizer": loaded.tokenizer.to_str(),
+        "config": {"name": loaded.name, **config},
         "data": {"corpus": "a test"},
         "provenance": {},
     }
-    weights = {f"model.{name}": value for name, value in subject.model.state_dict().items()}
+    weights = {f"model.{name}": value for name, value in loaded.model.state_dict().items()}
     torch.save({"state_dict": weights, "tinytf": entry, "global_step": 7}, path)
     return path
 
@@ -75,4 +75,4 @@ class Exported:
     text: Path
 
     def entry(self, name: str) -> dict[str, Any]:
-        return next(entry for entry in self.content["artefacts"] if entry["name"] == name)
+        return next(entry for entry in self.content["artifacts"] if entry["name"] == name)

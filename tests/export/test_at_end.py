@@ -28,7 +28,7 @@ def test_the_bundle_is_there_proven_and_given_to_the_trackers(
     assert main(["fit", *SMALL, *flags, "--trainer.limit_val_batches=2"]) == 0
     folder = tmp_path / "checkpoints" / "tiny" / "version_0" / "export"
     content = json.loads((folder / "export.json").read_text())
-    assert [artefact["name"] for artefact in content["artefacts"]] == ["torchscript"]
+    assert [artifact["name"] for artifact in content["artifacts"]] == ["torchscript"]
     assert content["failed"] == []
     assert given == [folder]
     assert "torchscript" in capsys.readouterr().out
@@ -37,7 +37,7 @@ def test_the_bundle_is_there_proven_and_given_to_the_trackers(
 def test_a_format_that_does_not_pass_is_told_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinytf.export import thresholds
+    from tinytf.export.parity import thresholds
 
     monkeypatch.setitem(thresholds.THRESHOLDS, "exact", {"max_abs": -1.0})
     monkeypatch.setitem(thresholds.THRESHOLDS, "fp32", {"max_abs": -1.0})

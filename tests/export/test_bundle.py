@@ -14,9 +14,10 @@ import torch
 from tests.export.small_model import LOOSE, Exported, save_checkpoint, small_model
 from tinytf.cli.export import run as run_export
 from tinytf.errors import RunError, UserError
-from tinytf.export import formats, manifest, pt2, torchscript
-from tinytf.export.formats import DEFAULT, FORMATS, GROUPS
-from tinytf.export.subject import Subject, sha256
+from tinytf.export import formats, manifest
+from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, pt2, torchscript
+from tinytf.run.checkpoint import LoadedModel
+from tinytf.utils.files import sha256_of
 
 
 def files(folder: Path) -> set[str]:
@@ -26,8 +27,8 @@ def files(folder: Path) -> set[str]:
 def test_every_format_passes_where_its_runtime_is_installed(exported: Exported) -> None:
     assert exported.content["failed"] == []
     assert exported.code == 0
-    assert {entry["name"] for entry in exported.content["artefacts"]} >= {"torchscript", "pt2"}
-    for entry in exported.content["artefacts"]:
+    assert {entry["name"] for entry in exported.content["artifacts"]} >= {"torchscript", "pt2"}
+    for entry in exported.content["artifacts"]:
         installed = not FORMATS[entry["name"]].missing("running")
         assert entry["status"] == ("passed" if installed else "not verified")
         assert entry["verified"] == installed
@@ -35,21 +36,21 @@ def test_every_format_passes_where_its_runtime_is_installed(exported: Exported) 
 
 
 def test_the_folder_holds_what_the_manifest_says_and_nothing_else(exported: Exported) -> None:
-    listed = {entry["file"] for entry in exported.content["artefacts"]}
-    beside = {"export.json", "evaluation.npy", "tokenizer.json", "config.json"}
+    listed = {entry["file"] for entry in exported.content["artifacts"]}
+    companions = {"export.json", "evaluation.npy", "tokenizer.json", "config.json"}
     weights = exported.content["reference"]["file"]
-    assert files(exported.folder) == listed | beside | {weights.split("/")[0]}
-    assert sha256(exported.folder / weights) == exported.content["reference"]["sha256"]
-    for entry in exported.content["artefacts"]:
+    assert files(exported.folder) == listed | companions | {weights.split("/")[0]}
+    assert sha256_of(exported.folder / weights) == exported.content["reference"]["sha256"]
+    for entry in exported.content["artifacts"]:
         for name, digest in entry["sha256"].items():
-            assert sha256(exported.folder / name) == digest
+            assert sha256_of(exported.folder / name) == digest
 
 
 def test_the_manifest_names_checkpoint_text_and_versions(exported: Exported) -> None:
     content = exported.content
     assert content["checkpoint"] == {
         "path": str(exported.checkpoint.resolve()),
-        "sha256": sha256(exported.checkpoint),
+        "sha256": sha256_of(exported.checkpoint),
         "step": 7,
     }
     assert content["evaluation"]["source"] == "file held_out.txt"
@@ -60,28 +61,28 @@ def test_the_manifest_names_checkpoint_text_and_versions(exported: Exported) -> 
     assert content["thresholds"]["fp32"]["max_abs"] == 1e-4
 
 
-def test_rounded_artefacts_are_smaller(exported: Exported) -> None:
+def test_quantized_artifacts_are_smaller(exported: Exported) -> None:
     if FORMATS["onnx-int8"].missing("writing"):
         pytest.skip("onnx is not installed")
-    graph = 80_000  # nodes and the rotary tables, which are not rounded
+    graph = 80_000  # nodes and the rotary tables, which are not quantized
     whole = exported.entry("onnx-kv")["bytes"] - graph
     assert exported.entry("onnx-int8")["bytes"] - graph < whole / 3
     assert exported.entry("onnx-int4")["bytes"] - graph < whole / 4
 
 
-def test_an_artefact_past_its_threshold_fails_the_command_and_is_not_left(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_an_artifact_past_its_threshold_fails_the_command_and_is_not_left(
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """A writer with a bug: it exports a model of which one weight is off by 0.01."""
+    """A writer with a bug: it exports a model with one weight off by 0.01."""
     write = torchscript.write
 
-    def broken(subject: Subject, path: Path, base: Path | None) -> None:
-        other = small_model(subject.model.config.vocab_size)
-        other.load_state_dict(subject.model.state_dict())
+    def broken(loaded: LoadedModel, path: Path, base: Path | None) -> None:
+        other = small_model(loaded.model.config.vocab_size)
+        other.load_state_dict(loaded.model.state_dict())
         other.layers[0].mlp.up_proj.weight.data[3, 5] += 0.01
-        write(Subject(other, subject.tokenizer), path, base)
+        write(LoadedModel(other, loaded.tokenizer), path, base)
 
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     folder = checkpoint.parent / "export"
     assert export(checkpoint, "torchscript") == 0
     monkeypatch.setattr(torchscript, "write", broken)
@@ -91,23 +92,23 @@ def test_an_artefact_past_its_threshold_fails_the_command_and_is_not_left(
         "model.pt2", "reference.safetensors", "export.json", "evaluation.npy", "tokenizer.json", "config.json"
     }  # fmt: skip
     content = manifest.read(folder)
-    assert [entry["name"] for entry in content["artefacts"]] == ["pt2"]
+    assert [entry["name"] for entry in content["artifacts"]] == ["pt2"]
     assert [entry["name"] for entry in content["failed"]] == ["torchscript"]
     assert content["failed"][0]["measured"]["max_abs"] > 1e-4
 
 
 def test_nothing_is_made_from_an_fp32_file_that_failed(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gguf")
-    from tinytf.export import gguf_file
+    from tinytf.export.formats import gguf as gguf_format
 
-    right = gguf_file.to_llama_cpp
+    right = gguf_format.to_llama_cpp
     swapped = {"layers.1.mlp.gate_proj.weight": 0.5}
     monkeypatch.setattr(
-        gguf_file, "to_llama_cpp", lambda name, weight, config: right(name, weight, config) * swapped.get(name, 1.0)
+        gguf_format, "to_llama_cpp", lambda name, weight, config: right(name, weight, config) * swapped.get(name, 1.0)
     )
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "gguf-q8_0") == 1
     content = manifest.read(checkpoint.parent / "export")
     (reason,) = content["failed"][0]["reasons"]
@@ -116,14 +117,14 @@ def test_nothing_is_made_from_an_fp32_file_that_failed(
 
 
 def test_a_runtime_that_is_not_installed_is_never_a_pass(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     pytest.importorskip("gguf")
     there = formats.find_spec
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "llama_cpp" else there(name))
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "gguf-f32") == 0
-    entry = manifest.read(checkpoint.parent / "export")["artefacts"][0]
+    entry = manifest.read(checkpoint.parent / "export")["artifacts"][0]
     assert (entry["status"], entry["verified"]) == ("not verified", False)
     assert "measured" not in entry
     table = capsys.readouterr().out
@@ -132,14 +133,14 @@ def test_a_runtime_that_is_not_installed_is_never_a_pass(
 
 
 def test_a_crash_in_one_format_shows_its_traceback_and_spares_the_others(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def crash(subject: Subject, path: Path, base: Path | None) -> None:
+    def crash(loaded: LoadedModel, path: Path, base: Path | None) -> None:
         path.write_text("half")
         raise KeyError("an exporter's bug")
 
     monkeypatch.setattr(pt2, "write", crash)
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "pt2,torchscript") == 1
     assert "Traceback" in capsys.readouterr().err
     left = files(checkpoint.parent / "export")
@@ -148,7 +149,7 @@ def test_a_crash_in_one_format_shows_its_traceback_and_spares_the_others(
 
 
 def test_the_validation_split_is_the_default_text(
-    subject: Subject, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+    loaded: LoadedModel, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tinytf.data.prepare import TextSettings, prepare
 
@@ -156,8 +157,8 @@ def test_the_validation_split_is_the_default_text(
         "corpus": str(text_file), "tokenizer": "char", "vocab_size": 300, "val_fraction": 0.2, "test_fraction": 0.0,
         "val_corpus": None, "test_corpus": None, "cache_dir": str(tmp_path / "cache"),
     }  # fmt: skip
-    prepared = prepare(TextSettings(**data), subject.tokenizer)
-    path = save_checkpoint(tmp_path / "run" / "best.ckpt", subject, data={**data, "batch_size": 4})
+    prepared = prepare(TextSettings(**data), loaded.tokenizer)
+    path = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded, data={**data, "batch_size": 4})
     saved = torch.load(path, weights_only=True)
     saved["tinytf"]["data"] = prepared.fingerprint
     torch.save(saved, path)
@@ -187,9 +188,9 @@ def test_the_defaults_are_formats() -> None:
 
 
 def test_json_is_strict_and_the_same_as_the_file(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "torchscript", "--json") == 0
 
     def refuse(word: str) -> None:
@@ -205,31 +206,31 @@ def test_a_manifest_with_nan_is_still_json(tmp_path: Path) -> None:
 
 
 def test_json_on_the_screen_is_strict_where_a_format_fails(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     write = torchscript.write
 
-    def broken(subject: Subject, path: Path, base: Path | None) -> None:
-        other = small_model(subject.model.config.vocab_size)
+    def broken(loaded: LoadedModel, path: Path, base: Path | None) -> None:
+        other = small_model(loaded.model.config.vocab_size)
         other.norm.weight.data[0] = float("nan")
-        write(Subject(other, subject.tokenizer), path, base)
+        write(LoadedModel(other, loaded.tokenizer), path, base)
 
     monkeypatch.setattr(torchscript, "write", broken)
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "torchscript", "--json") == 1
     printed = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))
     assert printed["failed"][0]["measured"]["kl"] == "NaN"
 
 
 def test_a_full_disk_is_one_line_and_the_earlier_export_stands(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     folder = checkpoint.parent / "export"
     assert export(checkpoint, "torchscript") == 0
     before = {path: path.read_bytes() for path in folder.iterdir()}
 
-    def full(subject: Subject, path: Path, base: Path | None) -> None:
+    def full(loaded: LoadedModel, path: Path, base: Path | None) -> None:
         path.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 

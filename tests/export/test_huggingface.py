@@ -11,51 +11,63 @@ import pytest
 import torch
 
 from tests.export.small_model import TEXT, small_model, tokenizer_of
-from tinytf.data.tokenizer import character_tokenizer, encode
-from tinytf.export import huggingface
-from tinytf.export.subject import Subject
+from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, encode
+from tinytf.export.formats import huggingface
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
+from tinytf.run.checkpoint import LoadedModel
 
 transformers = pytest.importorskip("transformers")
 
 TEXTS = [TEXT[:200], "  two  spaces\n\n\tand a tab ", "n't 've it's", "—", "aaaaaaaa"]
 
 
-def folder_of(kind: str, tmp_path: Path, **changes: object) -> tuple[Subject, Path]:
+def folder_of(kind: str, tmp_path: Path, **changes: object) -> tuple[LoadedModel, Path]:
     tokenizer = tokenizer_of(kind)
-    subject = Subject(small_model(tokenizer.get_vocab_size(), **changes), tokenizer, "trial", {"step": 7})
+    loaded = LoadedModel(
+        small_model(tokenizer.get_vocab_size(), **changes), tokenizer, {"config": {"name": "trial"}}, 7
+    )
     path = tmp_path / "huggingface"
-    huggingface.write(subject, path, None)
-    return subject, path
+    huggingface.write(loaded, path, None)
+    return loaded, path
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_token_ids_are_equal_and_texts_come_back(kind: str, tmp_path: Path) -> None:
-    subject, path = folder_of(kind, tmp_path)
+    loaded, path = folder_of(kind, tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     for text in TEXTS if kind == "bpe" else TEXTS[:1]:
         ids = tokenizer(text)["input_ids"]
-        assert ids == encode(subject.tokenizer, text)
+        assert ids == encode(loaded.tokenizer, text)
         assert tokenizer.decode(ids) == text
-    assert huggingface.problems(subject, TEXTS[0], path) == []
+    assert huggingface.validate_artifact(loaded, TEXTS[0], path) == []
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_a_literal_end_of_text_is_text(kind: str, tmp_path: Path) -> None:
+    text = "Now<|endoftext|>is"
+    tokenizer = byte_pair_tokenizer(iter([TEXT]), 300) if kind == "bpe" else character_tokenizer(text, end_of_text=True)
+    loaded = LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer)
+    huggingface.write(loaded, tmp_path / "huggingface", None)
+    assert len(encode(tokenizer, text)) > 5
+    assert huggingface.validate_artifact(loaded, text, tmp_path / "huggingface") == []
 
 
 def test_another_tokenizer_is_caught(tmp_path: Path) -> None:
-    subject, path = folder_of("bpe", tmp_path)
+    loaded, path = folder_of("bpe", tmp_path)
     tokenizer_of("char").save(str(path / "tokenizer.json"))
-    assert huggingface.problems(subject, TEXTS[0], path) == ["AutoTokenizer gives other token ids"]
+    assert huggingface.validate_artifact(loaded, TEXTS[0], path) == ["AutoTokenizer gives other token ids"]
 
 
 @pytest.mark.parametrize("qk_norm", [True, False], ids=["Qwen3", "Llama"])
 def test_greedy_text_is_equal(qk_norm: bool, tmp_path: Path) -> None:
-    subject, path = folder_of("bpe", tmp_path, qk_norm=qk_norm)
-    prompt = encode(subject.tokenizer, "Now is")
+    loaded, path = folder_of("bpe", tmp_path, qk_norm=qk_norm)
+    prompt = encode(loaded.tokenizer, "Now is")
     model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
     assert type(model).__name__.startswith("Qwen3" if qk_norm else "Llama")
     new = 48 - len(prompt)
     written = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=new, eos_token_id=None)
-    steps = decode(TransformerEngine(subject.model), prompt, Sampling(0.0), [0])
+    steps = decode(TransformerEngine(loaded.model), prompt, Sampling(0.0), [0])
     assert written[0, len(prompt) :].tolist() == [int(next(steps)) for _ in range(new)]
 
 
@@ -86,16 +98,16 @@ def test_it_opens_in_a_python_without_tinytf(tmp_path: Path) -> None:
 
 
 def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
-    subject, path = folder_of("char", tmp_path)
+    loaded, path = folder_of("char", tmp_path)
     card = (path / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n")
-    assert f"{subject.model.config.parameter_count:,}" in card
+    assert f"{loaded.model.config.parameter_count:,}" in card
     assert "| Steps | 7 |" in card
 
 
 def test_the_cards_example_can_be_encoded(tmp_path: Path) -> None:
     tokenizer = character_tokenizer("äöü\n", end_of_text=False)
-    card = huggingface.model_card(Subject(small_model(tokenizer.get_vocab_size()), tokenizer))
+    card = huggingface.model_card(LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer))
     assert 'tokenizer("ä", return_tensors' in card
     assert 'tokenizer("Once", return_tensors' in huggingface.model_card(folder_of("bpe", tmp_path)[0])
 
@@ -105,7 +117,7 @@ def test_no_default_token_id_stands_in_for_a_missing_one(tmp_path: Path) -> None
     from tinytf.data.tokenizer import character_tokenizer
 
     tokenizer = character_tokenizer(TEXT, end_of_text=False)
-    huggingface.write(Subject(small_model(tokenizer.get_vocab_size()), tokenizer), tmp_path / "hf", None)
+    huggingface.write(LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer), tmp_path / "hf", None)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["eos_token_id"] is None
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True)

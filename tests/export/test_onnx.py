@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tests.export.small_model import Exported
-from tinytf.export import onnx_int8
-from tinytf.export.onnx_files import open_session
-from tinytf.export.onnx_graph import Graph
-from tinytf.export.onnx_int8 import per_column
-from tinytf.export.subject import Subject
+from tinytf.export.formats.onnx import quantize
+from tinytf.export.formats.onnx.graph import Graph
+from tinytf.export.formats.onnx.quantize import per_column
+from tinytf.export.formats.onnx.runtime import open_session
+from tinytf.run.checkpoint import LoadedModel
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -88,7 +88,7 @@ def rounded_product(name: str) -> Callable[[np.ndarray], np.ndarray]:
         [onnx.numpy_helper.from_array(weight, name)],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx_int8.round_products(Graph(proto))
+    quantize.quantize_products(Graph(proto))
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"x": x.astype(np.float32)})[0]
 
@@ -117,7 +117,7 @@ def test_dynamic_sizes_are_named(exported: Exported) -> None:
     assert session.get_inputs()[1].shape == ["batch", 2, "past_len", 16]
 
 
-def test_a_graph_runs_without_tinytf(exported: Exported, subject: Subject) -> None:
+def test_a_graph_runs_without_tinytf(exported: Exported, loaded: LoadedModel) -> None:
     """As a server would: names as transformers and onnxruntime-genai use them."""
     session = open_session(exported.folder / "model_kv.onnx", 1)
     past = {
@@ -127,5 +127,5 @@ def test_a_graph_runs_without_tinytf(exported: Exported, subject: Subject) -> No
     }
     logits = session.run(["logits"], {"tokens": np.array([[1, 2, 3, 4]]), **past})[0]
     with torch.no_grad():
-        wanted = subject.model(torch.tensor([[1, 2, 3, 4]]))
+        wanted = loaded.model(torch.tensor([[1, 2, 3, 4]]))
     assert np.abs(logits - wanted.numpy()).max() < 1e-4

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from tests.export.small_model import LOOSE, Exported, small_model, tokenizer_of
-from tinytf.export import onnx_int4, onnx_int8, onnx_kv
-from tinytf.export.evaluation import Evaluation
 from tinytf.export.formats import FORMATS
-from tinytf.export.judge import FAILED, PASSED, Judge
-from tinytf.export.onnx_graph import Array, Graph
-from tinytf.export.onnx_reading import _rounded
-from tinytf.export.subject import Subject
-from tinytf.export.thresholds import with_overrides
+from tinytf.export.formats.onnx import WITH_CACHE, quantize
+from tinytf.export.formats.onnx.graph import Array, Graph
+from tinytf.export.formats.onnx.weight_check import quantized_weights
+from tinytf.export.parity.cases import Evaluation
+from tinytf.export.parity.check import FAILED, PASSED, ParityCheck
+from tinytf.export.parity.thresholds import with_overrides
 from tinytf.model.transformer import rotary_tables
+from tinytf.run.checkpoint import LoadedModel
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -37,26 +37,26 @@ def like(graph: Graph, value: Any) -> str:
     return next(name for name in graph.names("") if np.array_equal(graph.weight(name), wanted))
 
 
-def other_eps(graph: Graph, subject: Subject) -> None:
-    change(graph, like(graph, subject.model.config.norm_eps), lambda eps: eps / 10)
+def other_eps(graph: Graph, loaded: LoadedModel) -> None:
+    change(graph, like(graph, loaded.model.config.norm_eps), lambda eps: eps / 10)
 
 
-def last_position_off(graph: Graph, subject: Subject) -> None:
+def last_position_off(graph: Graph, loaded: LoadedModel) -> None:
     def first_for_last(table: Array) -> Array:
         table[-1] = table[0]
         return table
 
-    change(graph, like(graph, subject.model.cos.numpy()), first_for_last)
+    change(graph, like(graph, loaded.model.cos.numpy()), first_for_last)
 
 
-def other_base(graph: Graph, subject: Subject) -> None:
-    config, old = subject.model.config, subject.model.cos.numpy()
+def other_base(graph: Graph, loaded: LoadedModel) -> None:
+    config, old = loaded.model.config, loaded.model.cos.numpy()
     cos, _ = rotary_tables(config.max_seq_len, config.head_dim, 10_001.0)
     change(graph, like(graph, old), lambda _: cos.numpy())
 
 
-def interleaved(graph: Graph, subject: Subject) -> None:
-    config = subject.model.config
+def interleaved(graph: Graph, loaded: LoadedModel) -> None:
+    config = loaded.model.config
     for layer in range(config.n_layers):
         change(graph, f"layers.{layer}.attention.qkv", lambda qkv: pairs_for_halves(qkv, config.head_dim))
 
@@ -67,20 +67,20 @@ def pairs_for_halves(qkv: Array, head_dim: int) -> Array:
     return heads.reshape(qkv.shape)
 
 
-def gate_up_swapped(graph: Graph, subject: Subject) -> None:
+def gate_up_swapped(graph: Graph, loaded: LoadedModel) -> None:
     change(graph, "layers.1.gate_up", lambda both: np.roll(both, both.shape[1] // 2, axis=1))
 
 
-def last_row_zeroed(graph: Graph, subject: Subject) -> None:
+def last_row_zeroed(graph: Graph, loaded: LoadedModel) -> None:
     """As what is read; in a graph as small as this the head has a table of its own."""
     change(graph, "embed_tokens.weight", lambda table: table * (np.arange(len(table)) < len(table) - 1)[:, None])
 
 
-def final_norm_lost(graph: Graph, subject: Subject) -> None:
+def final_norm_lost(graph: Graph, loaded: LoadedModel) -> None:
     change(graph, "norm.weight", np.ones_like)
 
 
-def one_weight_off(graph: Graph, subject: Subject) -> None:
+def one_weight_off(graph: Graph, loaded: LoadedModel) -> None:
     def off(both: Array) -> Array:
         both[5, 3] += 0.01
         return both
@@ -88,7 +88,7 @@ def one_weight_off(graph: Graph, subject: Subject) -> None:
     change(graph, "layers.0.gate_up", off)
 
 
-def one_value_column_lost(graph: Graph, subject: Subject) -> None:
+def one_value_column_lost(graph: Graph, loaded: LoadedModel) -> None:
     """Thresholds on the logits alone pass this one in 8 bits, on a model that was trained."""
 
     def lost(qkv: Array) -> Array:
@@ -109,36 +109,36 @@ BUGS = [
     one_weight_off,
     one_value_column_lost,
 ]
-WRITERS: dict[str, Any] = {"onnx-int8": onnx_int8, "onnx-int4": onnx_int4}
+WRITERS: dict[str, Any] = {"onnx-int8": quantize.INT8, "onnx-int4": quantize.INT4}
 PLANTED = [(plant, name) for plant in BUGS for name in ("onnx-kv", *WRITERS)]
 PLANTED.remove((one_weight_off, "onnx-int4"))  # A hundredth is less than half a step of 4 bits.
 
 
-def verdict(name: str, path: Path, subject: Subject, evaluation: Evaluation) -> tuple[str, list[str]]:
-    judge = Judge.of(subject, evaluation, with_overrides(LOOSE), 1)
-    outcome = judge.verdict(FORMATS[name], path)
+def verdict(name: str, path: Path, loaded: LoadedModel, evaluation: Evaluation) -> tuple[str, list[str]]:
+    check = ParityCheck.of(loaded, evaluation, with_overrides(LOOSE), 1)
+    outcome = check.run(FORMATS[name], path)
     return outcome.status, outcome.reasons
 
 
 @pytest.mark.parametrize(("plant", "name"), PLANTED, ids=lambda part: getattr(part, "__name__", part))
 def test_a_bug_in_the_file_is_caught(
-    plant: Callable[[Graph, Subject], None],
+    plant: Callable[[Graph, LoadedModel], None],
     name: str,
     exported: Exported,
-    subject: Subject,
+    loaded: LoadedModel,
     evaluation: Evaluation,
     tmp_path: Path,
 ) -> None:
     model = onnx.load(exported.folder / "model_kv.onnx")
-    plant(Graph(model), subject)
+    plant(Graph(model), loaded)
     path = tmp_path / "model_kv.onnx"
     onnx.save(model, path)
     if name in WRITERS:
-        WRITERS[name].write(subject, tmp_path / "rounded.onnx", path)
-        path = tmp_path / "rounded.onnx"
-    status, reasons = verdict(name, path, subject, evaluation)
+        WRITERS[name].write(loaded, tmp_path / "quantized.onnx", path)
+        path = tmp_path / "quantized.onnx"
+    status, reasons = verdict(name, path, loaded, evaluation)
     assert status == FAILED
-    # Not by chance of rounding: by the weights, or by the graph in float32.
+    # Not by chance of quantization: by the weights, or by the graph in float32.
     assert any("max_abs" in reason or "further from the model's" in reason for reason in reasons), reasons
 
 
@@ -151,8 +151,8 @@ def test_a_bug_in_the_file_is_caught(
         ("onnx-int8", "model_kv.int8.onnx", "head.quantized"),
     ],
 )
-def test_a_channel_that_rounding_lost_is_named(
-    name: str, file: str, weight: str, exported: Exported, subject: Subject, evaluation: Evaluation, tmp_path: Path
+def test_a_channel_that_quantization_lost_is_named(
+    name: str, file: str, weight: str, exported: Exported, loaded: LoadedModel, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     model = onnx.load(exported.folder / file)
 
@@ -163,10 +163,10 @@ def test_a_channel_that_rounding_lost_is_named(
 
     change(Graph(model), weight, lost)
     onnx.save(model, tmp_path / file)
-    status, reasons = verdict(name, tmp_path / file, subject, evaluation)
+    status, reasons = verdict(name, tmp_path / file, loaded, evaluation)
     assert status == FAILED
     owner = weight.removesuffix(".quantized").removesuffix(".scale").removesuffix("_scales")
-    assert reasons[0] == f"weight {owner} is further from the model's than rounding takes it"
+    assert reasons[0] == f"weight {owner} is further from the model's than quantization takes it"
 
 
 @pytest.mark.parametrize(
@@ -176,22 +176,22 @@ def test_a_channel_that_rounding_lost_is_named(
         ("onnx-int4", "model_kv.int4.onnx"),
     ],
 )
-def test_a_rounded_file_with_the_models_own_weights_is_the_model(name: str, file: str, exported: Exported) -> None:
+def test_a_quantized_file_with_the_models_own_weights_is_the_model(name: str, file: str, exported: Exported) -> None:
     entry = exported.entry(name)
     assert entry["file"] == file
-    assert entry["unrounded"]["max_abs"] < 5e-5 < 0.01 < entry["measured"]["max_abs"]
-    assert entry["unrounded"]["cases"] == entry["measured"]["cases"]
+    assert entry["dequantized"]["max_abs"] < 5e-5 < 0.01 < entry["measured"]["max_abs"]
+    assert entry["dequantized"]["cases"] == entry["measured"]["cases"]
     assert entry["status"] == PASSED
 
 
 def test_four_bits_with_the_scales_of_another_product_are_caught(
-    exported: Exported, subject: Subject, evaluation: Evaluation, tmp_path: Path
+    exported: Exported, loaded: LoadedModel, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     model = onnx.load(exported.folder / "model_kv.int4.onnx")
     for node in model.graph.node:
         node.input[:] = [name.replace("layers.0.down_scales", "layers.1.down_scales") for name in node.input]
     onnx.save(model, tmp_path / "model_kv.int4.onnx")
-    status, reasons = verdict("onnx-int4", tmp_path / "model_kv.int4.onnx", subject, evaluation)
+    status, reasons = verdict("onnx-int4", tmp_path / "model_kv.int4.onnx", loaded, evaluation)
     assert status == FAILED
     assert reasons[0] == "product with layers.0.down_Q4 takes the scales layers.1.down_scales"
 
@@ -206,29 +206,32 @@ def with_a_small_column(size: float) -> Array:
     return weight
 
 
-@pytest.mark.parametrize("weight", [values(32, 5), values(96, 3), np.zeros((64, 2), np.float32)], ids=str)
-def test_four_bits_are_near_to_half_a_step_and_no_further(weight: Array, tmp_path: Path) -> None:
-    """Against onnxruntime's own quantizer; a value off by one step more, or cut off, is not rounding."""
-    (rounded,) = four_bits(weight)
-    assert rounded.is_near(weight)
-    inside = np.argwhere(~rounded.clipped & (rounded.step > 0))
+@pytest.mark.parametrize(
+    "weight", [values(32, 5), values(96, 3), np.zeros((64, 2), np.float32)], ids=["one block", "blocks", "zeros"]
+)
+def test_four_bits_are_near_to_half_a_step_and_no_further(weight: Array) -> None:
+    """Against onnxruntime's own quantizer; a value off by one step more, or truncated, is not quantization."""
+    (quantized,) = four_bits(weight)
+    assert quantized.is_near(weight)
+    step = np.repeat(np.abs(quantized.scale), 32, axis=0)
+    inside = np.argwhere((quantized.integers != 15) & (step > 0))
     if len(inside):
         off = weight.copy()
         row, column = inside[0]
-        off[row, column] = rounded.values[row, column] + 0.6 * rounded.step[row, column]
-        assert not rounded.is_near(off)
-        cut = np.trunc(weight / np.where(rounded.step == 0, 1, rounded.step)) * rounded.step
-        assert not replace(rounded, values=cut).is_near(weight)
+        off[row, column] = quantized.values[row, column] + 0.6 * step[row, column]
+        assert not quantized.is_near(off)
+        truncated = np.trunc(weight / np.repeat(quantized.scale, 32, axis=0)) + 8
+        assert not replace(quantized, integers=truncated).is_near(weight)
 
 
 def four_bits(weight: Array) -> list[Any]:
-    """A product's weight through the quantizer that `onnx_int4` uses."""
+    """A product's weight through the quantizer that `quantize.INT4` uses."""
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     settings = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4, bits=4)
     quantizer = MatMulNBitsQuantizer(product(weight), algo_config=settings)
     quantizer.process()
-    return list(_rounded(Graph(quantizer.model.model)))
+    return list(quantized_weights(Graph(quantizer.model.model)))
 
 
 def product(weight: Array) -> Any:
@@ -246,26 +249,26 @@ def product(weight: Array) -> Any:
 @pytest.mark.parametrize("size", [0.0, 1e-39, 1e-30, 1e-13])
 def test_eight_bits_keep_a_column_that_is_all_but_zero(size: float) -> None:
     proto = product(with_a_small_column(size))
-    onnx_int8.round_products(Graph(proto))
-    (rounded,) = _rounded(Graph(proto))
-    assert rounded.is_near(with_a_small_column(size))
+    quantize.quantize_products(Graph(proto))
+    (quantized,) = quantized_weights(Graph(proto))
+    assert quantized.is_near(with_a_small_column(size))
     if size > 1e-38:
-        assert not rounded.is_near(with_a_small_column(2 * size))
+        assert not quantized.is_near(with_a_small_column(2 * size))
 
 
 @pytest.mark.parametrize("changes", [{"d_model": 32, "n_heads": 2}, {"d_ff": 32}, {"qk_norm": False, "n_layers": 1}])
 def test_shapes_at_the_edge_pass(changes: dict[str, Any], evaluation: Evaluation, tmp_path: Path) -> None:
     tokenizer = tokenizer_of("char")
-    small = Subject(small_model(tokenizer.get_vocab_size(), **changes), tokenizer)
+    small = LoadedModel(small_model(tokenizer.get_vocab_size(), **changes), tokenizer)
     base = tmp_path / "model_kv.onnx"
-    onnx_kv.write(small, base, None)
+    WITH_CACHE.write(small, base, None)
     for name, writer in WRITERS.items():
-        writer.write(small, tmp_path / "rounded.onnx", base)
-        assert verdict(name, tmp_path / "rounded.onnx", small, evaluation) == (PASSED, [])
+        writer.write(small, tmp_path / "quantized.onnx", base)
+        assert verdict(name, tmp_path / "quantized.onnx", small, evaluation) == (PASSED, [])
 
 
 def test_scales_read_from_the_wrong_place_are_caught(
-    exported: Exported, subject: Subject, evaluation: Evaluation, tmp_path: Path
+    exported: Exported, loaded: LoadedModel, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     """Every weight is right, and a node takes another's scales."""
     model = onnx.load(exported.folder / "model_kv.int8.onnx")
@@ -273,6 +276,6 @@ def test_scales_read_from_the_wrong_place_are_caught(
     for node in model.graph.node:
         node.input[:] = [second if name == first else name for name in node.input]
     onnx.save(model, tmp_path / "model_kv.int8.onnx")
-    status, reasons = verdict("onnx-int8", tmp_path / "model_kv.int8.onnx", subject, evaluation)
+    status, reasons = verdict("onnx-int8", tmp_path / "model_kv.int8.onnx", loaded, evaluation)
     assert status == FAILED
-    assert any(reason.startswith("unrounded: max_abs") for reason in reasons), reasons
+    assert any(reason.startswith("dequantized: max_abs") for reason in reasons), reasons

@@ -1,9 +1,11 @@
-"""`tinytf verify`: the same verdict later, elsewhere, without the run."""
+"""`tinytf verify`: the same check later, elsewhere, without the run."""
 
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,28 +17,29 @@ from tinytf.cli.verify import run
 from tinytf.errors import UserError
 from tinytf.export import formats
 from tinytf.export.formats import FORMATS
-from tinytf.export.subject import Subject
+from tinytf.run.checkpoint import LoadedModel
+from tinytf.utils.files import sha256_of
 
 
 @pytest.fixture
-def bundle(subject: Subject, export: Callable[..., int], tmp_path: Path) -> Path:
-    """A folder with two artefacts, and its checkpoint beside it."""
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+def bundle(loaded: LoadedModel, export: Callable[..., int], tmp_path: Path) -> Path:
+    """A folder with two artifacts, next to its checkpoint."""
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "torchscript,huggingface") == 0
     return checkpoint.parent / "export"
 
 
 def verified(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict[str, Any]]:
     capsys.readouterr()
-    code = run([str(folder), "--json", *flags])
+    code = run([str(folder), "--json", "--trust", *flags])
     return code, json.loads(capsys.readouterr().out)
 
 
 def test_the_whole_bundle_passes_again(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
     code, content = verified(exported.folder, capsys)
     assert code == 0
-    assert content["verified_against"] == f"the checkpoint {exported.checkpoint.resolve()}"
-    for before, after in zip(exported.content["artefacts"], content["artefacts"], strict=True):
+    assert content["verified_against"] == "the weights in huggingface/model.safetensors"
+    for before, after in zip(exported.content["artifacts"], content["artifacts"], strict=True):
         assert after["status"] == before["status"]
         assert after["sha256"] == before["sha256"]
         if "measured" in before:
@@ -50,13 +53,13 @@ def test_a_copied_folder_is_enough(bundle: Path, tmp_path: Path, capsys: pytest.
     code, content = verified(elsewhere, capsys)
     assert code == 0
     assert content["verified_against"].startswith("the weights in huggingface/model.safetensors")
-    assert all(entry["measured"]["max_abs"] < 1e-4 for entry in content["artefacts"])
+    assert all(entry["measured"]["max_abs"] < 1e-4 for entry in content["artifacts"])
 
 
 def test_without_huggingface_the_folder_still_has_its_weights(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "torchscript") == 0
     checkpoint.unlink()
     code, content = verified(checkpoint.parent / "export", capsys)
@@ -80,19 +83,21 @@ def test_a_missing_file_fails(bundle: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_wrong_model_under_a_right_sum_fails_by_its_logits(
-    bundle: Path, subject: Subject, capsys: pytest.CaptureFixture[str]
+    bundle: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As if the artefact had been exported wrong and its sum recorded: the proof does not rest on sums."""
-    from tinytf.export import torchscript
-    from tinytf.export.subject import sha256
+    """As if the artifact had been exported wrong and its sum recorded: the check does not rest on sums."""
+    from tinytf.export.formats import torchscript
+    from tinytf.utils.files import sha256_of
 
     path = bundle / "model.torchscript.pt"
-    other = small_model(subject.model.config.vocab_size)
-    other.load_state_dict(subject.model.state_dict())
+    other = small_model(loaded.model.config.vocab_size)
+    other.load_state_dict(loaded.model.state_dict())
     other.embed_tokens.weight.data[-1] = 0
-    torchscript.write(Subject(other, subject.tokenizer), path, None)
+    torchscript.write(LoadedModel(other, loaded.tokenizer), path, None)
     stated = json.loads((bundle / "export.json").read_text())
-    next(entry for entry in stated["artefacts"] if entry["name"] == "torchscript")["sha256"][path.name] = sha256(path)
+    next(entry for entry in stated["artifacts"] if entry["name"] == "torchscript")["sha256"][path.name] = sha256_of(
+        path
+    )
     (bundle / "export.json").write_text(json.dumps(stated))
     code, content = verified(bundle, capsys)
     assert code == 1
@@ -102,33 +107,33 @@ def test_a_wrong_model_under_a_right_sum_fails_by_its_logits(
 def test_thresholds_are_those_of_the_export_unless_given(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verified(bundle, capsys, "--threshold", "fp32.max_abs=0")[0] == 1
     stated = json.loads((bundle / "export.json").read_text())
-    stated["artefacts"][1]["thresholds"]["fp32"]["max_abs"] = 0.0
+    stated["artifacts"][1]["thresholds"]["fp32"]["max_abs"] = 0.0
     (bundle / "export.json").write_text(json.dumps(stated))
     assert verified(bundle, capsys)[0] == 1
 
 
-def test_each_artefact_is_held_to_the_thresholds_it_was_exported_with(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_each_artifact_keeps_the_thresholds_it_was_exported_with(
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "huggingface", "--threshold", "fp32.max_abs=0.5") == 0
     assert export(checkpoint, "pt2", "--threshold", "fp32.max_abs=0.25") == 0
     content = verified(checkpoint.parent / "export", capsys)[1]
-    assert [entry["thresholds"]["fp32"]["max_abs"] for entry in content["artefacts"]] == [0.5, 0.25]
+    assert [entry["thresholds"]["fp32"]["max_abs"] for entry in content["artifacts"]] == [0.5, 0.25]
 
 
-def test_a_rounded_file_keeps_the_float32_limits_it_was_exported_with(
-    subject: Subject, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_quantized_file_keeps_the_float32_limits_it_was_exported_with(
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if FORMATS["onnx-int8"].missing("writing"):
         pytest.skip("onnx is not installed")
-    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", subject)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "onnx-int8", "--threshold", "fp32.max_abs=0.5") == 0
     assert export(checkpoint, "torchscript", "--threshold", "fp32.max_abs=0") == 0
     assert verified(checkpoint.parent / "export", capsys)[0] == 0
 
 
-def test_a_rounded_file_that_cannot_be_read_back_is_not_verified(
+def test_a_quantized_file_that_cannot_be_read_back_is_not_verified(
     exported: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if FORMATS["onnx-int8"].missing("writing"):
@@ -136,23 +141,23 @@ def test_a_rounded_file_that_cannot_be_read_back_is_not_verified(
     there = formats.find_spec
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name in ("onnx", "onnxscript") else there(name))
     code, content = verified(exported.folder, capsys)
-    status = {entry["name"]: entry["status"] for entry in content["artefacts"]}
+    status = {entry["name"]: entry["status"] for entry in content["artifacts"]}
     assert code == 0
     assert status["onnx-kv"] == "passed"
     assert status["onnx-int8"] == status["onnx-int4"] == "not verified"
 
 
-def test_another_tokenizer_beside_the_graphs_is_named(bundle: Path) -> None:
+def test_another_bundled_tokenizer_the_graphs_is_named(bundle: Path) -> None:
     path = bundle / "tokenizer.json"
     path.write_text(path.read_text().replace("[", "[ ", 1))
     with pytest.raises(UserError, match=r"tokenizer\.json: it is not the file that was exported"):
         run([str(bundle)])
 
 
-def test_an_artefact_that_does_not_load_fails_alone(
+def test_an_artifact_that_does_not_load_fails_alone(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinytf.export import torchscript
+    from tinytf.export.formats import torchscript
 
     def crash(path: Path, threads: int) -> None:
         raise RuntimeError("no such operator")
@@ -160,7 +165,7 @@ def test_an_artefact_that_does_not_load_fails_alone(
     monkeypatch.setattr(torchscript, "open_runner", crash)
     code, content = verified(bundle, capsys)
     assert code == 1
-    assert [entry["status"] for entry in content["artefacts"]] == ["passed"]
+    assert [entry["status"] for entry in content["artifacts"]] == ["passed"]
     assert content["failed"][0]["reasons"] == ["RuntimeError: no such operator"]
 
 
@@ -169,8 +174,8 @@ def test_a_folder_for_a_checkpoint_is_one_line(bundle: Path) -> None:
         run([str(bundle), "--ckpt_path", str(bundle)])
 
 
-def test_another_checkpoint_is_refused(bundle: Path, subject: Subject, tmp_path: Path) -> None:
-    other = save_checkpoint(tmp_path / "other" / "best.ckpt", subject, more=1)
+def test_another_checkpoint_is_refused(bundle: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+    other = save_checkpoint(tmp_path / "other" / "best.ckpt", loaded, more=1)
     with pytest.raises(UserError, match="it is not the checkpoint that"):
         run([str(bundle), "--ckpt_path", str(other)])
 
@@ -182,7 +187,7 @@ def test_changed_weights_are_no_reference(bundle: Path) -> None:
     with pytest.raises(UserError, match="it is not the file that was exported"):
         run([str(bundle)])
     weights.unlink()
-    with pytest.raises(UserError, match="give --ckpt_path to verify against"):
+    with pytest.raises(UserError, match="give --ckpt_path, the checkpoint to verify against"):
         run([str(bundle)])
 
 
@@ -202,7 +207,7 @@ def test_a_changed_evaluation_set_is_refused(bundle: Path) -> None:
         (None, "it holds no export.json"),
         ("{", "it is not JSON"),
         ("[]", "not written by tinytf"),
-        ('{"format": 1}', "it has no checkpoint, so it is not whole"),
+        ('{"format": 1}', "it has no name, so it is not whole"),
     ],
 )
 def test_a_folder_that_is_no_export_is_refused(content: str | None, said: str, tmp_path: Path) -> None:
@@ -221,3 +226,52 @@ def test_an_export_of_a_later_tinytf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="upgrade tinytf"):
         run([str(tmp_path)])
+
+
+class Touch:
+    """Unpickled, it makes a file: a stranger's code would do worse."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_file_that_can_run_code_is_opened_only_with_trust(
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
+    assert export(checkpoint, "pt2,torchscript,huggingface") == 0
+    folder, ran = checkpoint.parent / "export", tmp_path / "it-ran"
+    plant(folder / "model.pt2", pickle.dumps(Touch(ran)))
+    stated = json.loads((folder / "export.json").read_text())
+    stated["artifacts"][0]["sha256"]["model.pt2"] = sha256_of(folder / "model.pt2")
+    (folder / "export.json").write_text(json.dumps(stated))
+    capsys.readouterr()
+    assert run([str(folder), "--json"]) == 0
+    status = {entry["name"]: entry["status"] for entry in json.loads(capsys.readouterr().out)["artifacts"]}
+    assert status == {"pt2": "not verified", "torchscript": "not verified", "huggingface": "passed"}
+    assert not ran.exists()
+    assert run([str(folder), "--trust"]) == 1
+    assert "model.pt2" in capsys.readouterr().out
+    assert ran.exists(), "this test sees what it is about"
+
+
+def plant(program: Path, payload: bytes) -> None:
+    """Put a pickle in the place of the example inputs, which torch.export.load unpickles."""
+    with zipfile.ZipFile(program) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(program, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, payload if "sample_inputs" in name else content)
+
+
+def test_a_file_in_the_huggingface_folder_that_transformers_would_read_fails(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An adapter_config.json names weights anywhere on the disk."""
+    (bundle / "huggingface" / "adapter_config.json").write_text("{}")
+    code, content = verified(bundle, capsys)
+    assert code == 1
+    assert "adapter_config.json is not a file that tinytf exports" in content["failed"][0]["reasons"][0]

@@ -13,7 +13,7 @@ from tinytf.cli.export import run as run_export
 from tinytf.errors import UserError
 from tinytf.export import formats
 from tinytf.export.formats import FORMATS, GROUPS
-from tinytf.export.subject import Subject
+from tinytf.run.checkpoint import LoadedModel
 
 
 def test_without_data_settings_it_asks_for_text(exported: Exported) -> None:
@@ -59,11 +59,11 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_model_that_a_format_cannot_express_is_refused_before_anything_is_written(
-    name: str, changes: dict[str, Any], said: str, subject: Subject, export: Callable[..., int], tmp_path: Path
+    name: str, changes: dict[str, Any], said: str, loaded: LoadedModel, export: Callable[..., int], tmp_path: Path
 ) -> None:
     if any(FORMATS[member].missing("writing") for member in GROUPS.get(name, (name,))):
         pytest.skip(f"{name} cannot be written here")
-    odd = Subject(small_model(subject.model.config.vocab_size, **changes), subject.tokenizer)
+    odd = LoadedModel(small_model(loaded.model.config.vocab_size, **changes), loaded.tokenizer)
     checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", odd)
     with pytest.raises(UserError, match=said):
         export(checkpoint, f"huggingface,{name}")

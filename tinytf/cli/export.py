@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 from tinytf.cli.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
 from tinytf.errors import UserError
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
+from tinytf.utils.text import strict_json
 
 
 def parser() -> CommandParser:
     """The command's flags."""
     flags = CommandParser(
         prog="tinytf export",
-        description="Export a checkpoint and prove each artefact against it.",
+        description="Export a checkpoint and compare each artifact with it.",
         epilog=_notes(),
     )
     add_checkpoint_flags(flags)
@@ -24,12 +24,12 @@ def parser() -> CommandParser:
         "--formats", default=",".join(DEFAULT), metavar="A,B", help="comma-separated (default: %(default)s)"
     )
     flags.add_argument("--output_dir", metavar="DIR", help="default: export in the checkpoint's folder")
-    add_proof_flags(flags)
+    add_check_flags(flags)
     flags.add_argument("--text", metavar="FILE", help="held-out UTF-8 text (default: the run's validation split)")
     return flags
 
 
-def add_proof_flags(flags: CommandParser) -> None:
+def add_check_flags(flags: CommandParser) -> None:
     """What export and verify share."""
     flags.add_argument(
         "--threshold", action="append", default=[], metavar="NAME=VALUE",
@@ -49,10 +49,13 @@ def _notes() -> str:
             *singles,
             *groups,
             "",
-            "Every artefact is loaded from disk in its own runtime and compared with the checkpoint in float32.",
+            "Every artifact is loaded from disk in its own runtime and compared with the checkpoint in float32.",
             "One that is past a threshold is not left in the folder, and the command exits 1. One whose runtime is",
             'not installed is kept and marked "not verified". export.json records all numbers; tinytf verify',
-            "measures them again.",
+            "measures them again. What you put into the folder yourself stays there.",
+            "",
+            "Graphs with onnxruntime's fused attention are built from the huggingface folder:",
+            "  python -m onnxruntime_genai.models.builder -i huggingface -o fused -p int4 -e cpu",
         ]
     )
 
@@ -61,17 +64,17 @@ def run(argv: list[str]) -> int:
     """Parse the flags, export, print the table.
 
     Returns:
-        0, or 1 where an artefact failed.
+        0, or 1 if an artifact failed.
 
     Raises:
-        UserError: where flags, checkpoint, text or folder cannot be used.
+        UserError: if flags, checkpoint, text or folder cannot be used.
     """
     args = parser().parse_args(argv)
     for flag, value in (("--output_dir", args.output_dir), ("--text", args.text)):
         if value == "":
             raise UserError(f"{flag} is empty: give a path, or leave it out")
     formats = choose([name.strip() for name in args.formats.split(",") if name.strip()])
-    from tinytf.export.checkpoint import export_checkpoint
+    from tinytf.export.bundle import export_checkpoint
 
     content = export_checkpoint(
         checkpoint_path(args),
@@ -88,10 +91,9 @@ def run(argv: list[str]) -> int:
 
 def print_result(content: dict[str, Any], *, as_json: bool) -> None:
     """The content of ``export.json`` on stdout, as a table or as it is."""
-    from tinytf.export.manifest import strict
-    from tinytf.export.report import table
+    from tinytf.export.parity.report import report
 
-    print(json.dumps(strict(content), indent=2, allow_nan=False) if as_json else table(content))
+    print(strict_json(content, indent=2) if as_json else report(content))
 
 
 def say(line: str) -> None:

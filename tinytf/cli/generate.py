@@ -159,13 +159,13 @@ def from_checkpoint(args: argparse.Namespace) -> TextGenerator:
 
 def from_export(args: argparse.Namespace) -> TextGenerator:
     """The model of --model, in onnxruntime."""
-    from tinytf.export.running import OnnxEngine, tokenizer_beside
+    from tinytf.export.formats.onnx.runtime import OnnxEngine, bundled_tokenizer
     from tinytf.generation.generator import TextGenerator
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"--device {args.device}: an exported model runs on the CPU here")
     path = Path(args.model)
-    return TextGenerator(OnnxEngine(path, args.threads), tokenizer_beside(path))
+    return TextGenerator(OnnxEngine(path, args.threads), bundled_tokenizer(path))
 
 
 def note(message: str) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinytf.cli.export import add_proof_flags, print_result, say
+from tinytf.cli.export import add_check_flags, print_result, say
 from tinytf.cli.flags import CommandParser
 
 NOTES = """\
-The artefacts are compared with the checkpoint where it is still there and unchanged, else with the weights in the
-folder, so that a copied folder is enough. Thresholds are those of the export unless given here.
-Exits 1 where a file is missing, changed or past a threshold.
+The artifacts are compared with the weights in the folder, so that a copied folder is enough, or with the checkpoint of
+--ckpt_path. Thresholds are those of the export unless given here. Exits 1 if a file is missing, changed or past a
+threshold.
+
+Nothing in the folder runs: files that can hold code (pt2, torchscript) are opened only with --trust, for a folder that
+you or someone you trust exported. Without it they are "not verified".
 """
 
 
@@ -18,8 +21,9 @@ def parser() -> CommandParser:
     """The command's flags."""
     flags = CommandParser(prog="tinytf verify", description="Measure an export again.", epilog=NOTES)
     flags.add_argument("folder", metavar="DIR", help="the folder that tinytf export wrote")
-    flags.add_argument("--ckpt_path", metavar="PATH", help="compare with this checkpoint (default: the one recorded)")
-    add_proof_flags(flags)
+    flags.add_argument("--ckpt_path", metavar="PATH", help="compare with this checkpoint (default: the weights in DIR)")
+    flags.add_argument("--trust", action="store_true", help="open files that can run code: pt2, torchscript")
+    add_check_flags(flags)
     return flags
 
 
@@ -27,10 +31,10 @@ def run(argv: list[str]) -> int:
     """Parse the flags, measure, print the table.
 
     Returns:
-        0, or 1 where an artefact failed.
+        0, or 1 if an artifact failed.
 
     Raises:
-        UserError: where the folder is no export, or there is nothing to compare it with.
+        UserError: if the folder is not an export, or there is nothing to compare it with.
     """
     args = parser().parse_args(argv)
     from tinytf.export.verify import verify
@@ -40,6 +44,6 @@ def run(argv: list[str]) -> int:
         from tinytf.run.directory import resolve_checkpoint
 
         ckpt_path = resolve_checkpoint(args.ckpt_path)
-    content = verify(Path(args.folder), ckpt_path, args.threshold, args.threads, say)
+    content = verify(Path(args.folder), ckpt_path, args.threshold, args.threads, say, trust=args.trust)
     print_result(content, as_json=args.json)
     return 1 if content["failed"] else 0

@@ -1,1 +1,1 @@
-"""One file per target format, and the one proof they all must pass."""
+"""Export a checkpoint as a bundle of artifacts, each compared with the model it was made from."""

@@ -1,27 +1,29 @@
-"""The callback that exports when training ends."""
+"""Export the best checkpoint when training ends."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from tokenizers import Tokenizer
 
 from tinytf.errors import RunError
-from tinytf.export.formats import DEFAULT, choose
-from tinytf.export.subject import Subject
+from tinytf.export.formats import DEFAULT, Format, choose
 from tinytf.model import Transformer, TransformerConfig
-from tinytf.run.loggers.base import trackers
+from tinytf.run.checkpoint import LoadedModel
+from tinytf.run.loggers.base import Tracker
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class ExportSettings:
+class ExportConfig:
     """The `export` section of a config.
 
     Args:
@@ -33,44 +35,63 @@ class ExportSettings:
     formats: list[str] = field(default_factory=lambda: list(DEFAULT))
 
 
-class ExportAtEnd(Callback):
-    """Does what `tinytf export --ckpt_path best` does, once the training has ended; one that a signal stops goes on.
+def require_exportable_config(formats: Sequence[Format], config: TransformerConfig, tokenizer: Tokenizer) -> None:
+    """Raise UserError if a format cannot express the model that is to be trained: not after hours of training it."""
+    from tinytf.export.bundle import require_exportable
+
+    with torch.device("meta"):
+        require_exportable(formats, LoadedModel(Transformer(config), tokenizer))
+
+
+def export_at_end(ckpt_path: Path, config: ExportConfig, loggers: Iterable[Logger] = ()) -> dict[str, Any]:
+    """Do what `tinytf export --ckpt_path best` does, print its table and give the bundle to the trackers.
 
     Args:
-        formats: names of formats.
+        ckpt_path: the best checkpoint; the bundle is ``export`` beside it.
+        config: which formats.
+        loggers: of the run; those that are ours get the bundle.
+
+    Returns:
+        The content of ``export.json``.
 
     Raises:
-        UserError: at once, where a format is unknown or its packages are missing.
+        RunError: if a format did not pass; names it.
+        UserError: as `export_checkpoint`.
+    """
+    from tinytf.export.bundle import export_checkpoint
+    from tinytf.export.parity.report import report
+
+    content = export_checkpoint(ckpt_path, choose(config.formats), say=log.info)
+    print(report(content))
+    if content["failed"]:
+        names = ", ".join(entry["name"] for entry in content["failed"])
+        raise RunError(f"export: {names} did not pass; the checkpoint {ckpt_path} is whole")
+    for logger in loggers:
+        if isinstance(logger, Tracker):
+            logger.log_export(ckpt_path.resolve().parent / "export")
+    return content
+
+
+class ExportAtEnd(Callback):
+    """`export_at_end` once the training has ended; a run that a signal stops is not exported, for it resumes.
+
+    Args:
+        formats: names of formats; UserError at once if one is unknown or its packages are missing.
     """
 
     def __init__(self, formats: list[str]) -> None:
         self.formats = choose(formats)
 
     def refuse_unfit(self, config: TransformerConfig, tokenizer: Tokenizer) -> None:
-        """Raise UserError where a format cannot express the model: not after hours of training it."""
-        from tinytf.export.bundle import refuse_unfit
-
-        with torch.device("meta"):
-            subject = Subject(Transformer(config), tokenizer)
-        refuse_unfit(self.formats, subject)
+        """As `require_exportable_config`, for these formats."""
+        require_exportable_config(self.formats, config, tokenizer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         best: Any = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if best:
-            self._export(trainer, Path(best))
+            config = ExportConfig(at_end=True, formats=[format.name for format in self.formats])
+            export_at_end(Path(best), config, trainer.loggers)
         else:
             log.warning("export: no checkpoint was kept as the best (checkpoint.save_top_k, val_check_interval)")
-
-    def _export(self, trainer: Trainer, best: Path) -> None:
-        from tinytf.export.checkpoint import export_checkpoint
-        from tinytf.export.report import table
-
-        content = export_checkpoint(best, self.formats, say=log.info)
-        print(table(content))
-        if content["failed"]:
-            names = ", ".join(entry["name"] for entry in content["failed"])
-            raise RunError(f"export: {names} did not pass; the checkpoint {best} is whole")
-        for tracker in trackers(trainer):
-            tracker.log_export(best.resolve().parent / "export")

@@ -1,136 +1,254 @@
-"""Making a bundle: every artefact is written aside, proven, and only then takes its name."""
+"""Making a bundle: every artifact is written and compared in a temporary folder, and the whole is then published."""
 
 from __future__ import annotations
 
-import errno
 import json
+import os
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinytf.errors import RunError, UserError
 from tinytf.export import manifest
-from tinytf.export.evaluation import FILE as EVALUATION
-from tinytf.export.folder import Earlier, partial_folder, publish, refuse_strangers, remove
+from tinytf.export.folder import link_or_copy, publish, staging_folder
 from tinytf.export.formats import FORMATS, Format
-from tinytf.export.huggingface import WEIGHTS, write_weights
-from tinytf.export.judge import FAILED, Judge, Outcome, crashed
-from tinytf.export.subject import Subject, sha256
-
-HUGGINGFACE = FORMATS["huggingface"].file
-REFERENCE = "reference.safetensors"
-COMPANIONS = ("tokenizer.json", "config.json", EVALUATION, REFERENCE)
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from tinytf.export.formats.huggingface import write_weights
+from tinytf.export.parity.cases import held_out_text
+from tinytf.export.parity.check import FAILED, CheckResult, ParityCheck, failed_result
+from tinytf.export.parity.thresholds import with_overrides
+from tinytf.run.checkpoint import LoadedModel, load_model
+from tinytf.utils.files import is_disk_full, remove, sha256_of
 
 Say = Callable[[str], None]
 
 
-def refuse_unfit(formats: Sequence[Format], subject: Subject) -> None:
-    """Raise UserError where a format, or the one it is made from, cannot express this model; before any is written."""
-    if subject.model.config.max_seq_len < 2:
-        raise UserError("max_seq_len is 1: a model that reads one token writes no text to compare; there is no export")
-    for format in formats:
-        for needed in (format, FORMATS[format.base]) if format.base else (format,):
-            why = needed.refusal(subject)
-            if why:
-                raise UserError(f"format {format.name} cannot express this model: {why}; leave it out of --formats")
-
-
-def export(judge: Judge, formats: Sequence[Format], folder: Path, *, replace: bool, say: Say) -> dict[str, Any]:
-    """Write, prove and publish a bundle.
+def export_checkpoint(
+    ckpt_path: Path,
+    formats: Sequence[Format],
+    *,
+    output_dir: Path | None = None,
+    text: Path | None = None,
+    thresholds: Sequence[str] = (),
+    threads: int = 1,
+    say: Say,
+) -> dict[str, Any]:
+    """Export one checkpoint: what `tinytf export` and the end of a training run do.
 
     Args:
-        judge: the model and what it is compared on.
-        formats: what to make.
-        folder: where; made if missing.
-        replace: let the export of another checkpoint make way; otherwise it is refused.
-        say: told what happens, line by line.
+        output_dir: None means ``export`` beside the checkpoint, where the export of an earlier one is replaced.
+        text: held-out text; None means the run's validation split.
+        thresholds: settings such as ``int8.kl=1e-3``.
+        threads: CPU threads.
+        say: called with each line of progress.
 
     Returns:
-        The content of ``export.json``; its ``failed`` lists what did not pass, and is not in the folder.
+        The content of ``export.json``; its ``failed`` lists what did not pass, and is not in the bundle.
 
     Raises:
-        UserError: where the folder holds something else, or a format cannot express the model.
+        UserError: if checkpoint, text, thresholds or folder cannot be used.
     """
-    refuse_unfit(formats, judge.subject)
-    refuse_strangers(folder)
-    with partial_folder(folder) as partial:
-        earlier = Earlier.found(folder, judge.subject, formats, replace, say)
-        workshop = Workshop(judge, partial, say)
-        outcomes = [workshop.make(format) for format in formats]
-        earlier = earlier.without([outcome.format.name for outcome in outcomes if not outcome.path.exists()], folder)
-        speed = judge.reference_speed(outcomes)
-        weights = _write_companions(partial, judge, folder, _has_weights(outcomes, earlier))
-        content = manifest.describe(judge, outcomes, speed, weights, _sums(partial))
-        content["artefacts"] = earlier.kept + content["artefacts"]
-        publish(partial, folder, [*_passed(outcomes), *COMPANIONS], earlier, content)
+    limits = with_overrides(thresholds)
+    loaded = load_model(ckpt_path)
+    check = ParityCheck.of(loaded, held_out_text(loaded, text), limits, threads)
+    folder = output_dir or ckpt_path.resolve().parent / "export"
+    if output_dir is None and folder.is_symlink():
+        raise UserError(f"{folder}: it is a link; give the folder that it names as --output_dir")
+    content = export(check, formats, folder.resolve(), replace=output_dir is None, say=say)
+    say(f"wrote {folder}")
     return content
 
 
-class Workshop:
+def export(check: ParityCheck, formats: Sequence[Format], folder: Path, *, replace: bool, say: Say) -> dict[str, Any]:
+    """Write, compare and publish a bundle.
+
+    Args:
+        check: the model and what it is compared on.
+        formats: what to make.
+        folder: where; made if missing.
+        replace: whether the export of another checkpoint is replaced; if not, it is refused.
+        say: called with each line of progress.
+
+    Returns:
+        As `export_checkpoint`.
+
+    Raises:
+        UserError: if the folder holds something else, or a format cannot express the model.
+    """
+    require_exportable(formats, check.loaded)
+    require_export_dir(folder)
+    with staging_folder(folder) as staging:
+        work, bundle = staging / "work", staging / "bundle"
+        work.mkdir()
+        bundle.mkdir()
+        previous = PreviousExport.read(folder, check.loaded, formats, replace=replace, say=say)
+        exporter = Exporter(check, work, say)
+        try:
+            results = [exporter.export_format(format) for format in formats]
+            kept = previous.kept + previous.still_valid([r.format.name for r in results if not r.path.exists()])
+            for name in [FORMATS[entry["name"]].file for entry in kept]:
+                link_or_copy(folder / name, bundle / name)
+            content = _write_companions(bundle, check, results, work)
+            content["artifacts"] = kept + content["artifacts"]
+            for result in results:
+                if result.status != FAILED:
+                    result.path.replace(bundle / result.format.file)
+            previous.carry_over(bundle)
+            manifest.write(bundle, content)
+            publish(bundle, folder)
+        except OSError as error:
+            if is_disk_full(error):
+                raise RunError(f"the disk is full, and {folder} is as it was") from error
+            raise
+    return content
+
+
+def require_exportable(formats: Sequence[Format], loaded: LoadedModel) -> None:
+    """Raise UserError if a format, or the one it is made from, cannot express this model; before any is written."""
+    if loaded.model.config.max_seq_len < 2:
+        raise UserError("max_seq_len is 1: a model that reads one token writes no text to compare; there is no export")
+    for format in formats:
+        for needed in (format, FORMATS[format.base]) if format.base else (format,):
+            reason = needed.unsupported_reason(loaded)
+            if reason:
+                raise UserError(f"format {format.name} cannot express this model: {reason}; leave it out of --formats")
+
+
+def require_export_dir(folder: Path) -> None:
+    """Raise UserError if a folder holds something, and not an export."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: it is a file; give a folder")
+    if not folder.exists() or (folder / manifest.NAME).exists():
+        return
+    strangers = sorted(path.name for path in folder.iterdir())
+    if strangers:
+        raise UserError(
+            f"--output_dir {folder}: it holds {strangers[0]} and no {manifest.NAME}, so it is not an export; "
+            "give an empty or a new folder"
+        )
+
+
+@dataclass(frozen=True)
+class PreviousExport:
+    """What an earlier export left in the folder.
+
+    Args:
+        kept: entries of its manifest that stay.
+        redone: entries of the same checkpoint that are made again now.
+        ours: paths in the folder that tinytf wrote, relative; everything else is the user's.
+    """
+
+    folder: Path
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    redone: list[dict[str, Any]] = field(default_factory=list)
+    ours: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(
+        cls, folder: Path, loaded: LoadedModel, formats: Sequence[Format], *, replace: bool, say: Say
+    ) -> PreviousExport:
+        """Raises UserError if the folder holds anything but an export that may be added to or replaced."""
+        require_export_dir(folder)
+        if not (folder / manifest.NAME).exists():
+            return cls(folder)
+        old = manifest.read(folder)
+        made, artifacts = old["checkpoint"], old["artifacts"]
+        ours = frozenset(manifest.own_paths(artifacts))
+        names = {format.name for format in formats}
+        listed = {entry["name"] for entry in artifacts}
+        for format in formats:
+            if format.name not in listed and (folder / format.file).exists():
+                raise UserError(f"{folder / format.file}: it is yours: move it away to export {format.name}")
+        others = [entry for entry in artifacts if entry["name"] not in names and _is_whole(folder, entry, say)]
+        if made.get("sha256") == loaded.sha256:
+            return cls(folder, others, [entry for entry in artifacts if entry["name"] in names], ours)
+        if not replace:
+            raise UserError(
+                f"--output_dir {folder}: it holds the export of another checkpoint ({made.get('path')}); "
+                "give another folder, or delete it"
+            )
+        say(f"replacing the export of {made.get('path')} (step {made.get('step')})")
+        return cls(folder, ours=ours)
+
+    def still_valid(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Entries made again under these names, but in vain, whose earlier artifact is whole."""
+        return [e for e in self.redone if e["name"] in names and not manifest.changes(self.folder, e)]
+
+    def carry_over(self, bundle: Path) -> None:
+        """Put what the user added to the folder into the new bundle too."""
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder).as_posix()
+            if name in self.ours or os.path.lexists(bundle / name):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                (bundle / name).mkdir(parents=True)
+            else:
+                link_or_copy(path, bundle / name)
+
+
+def _is_whole(folder: Path, entry: dict[str, Any], say: Say) -> bool:
+    """Whether an artifact is still what was exported; one that was deleted is no longer listed."""
+    changed = manifest.changes(folder, entry)
+    if not (folder / FORMATS[entry["name"]].file).exists():
+        say(f"{entry['name']}: {changed[0]}, so it is no longer listed")
+        return False
+    if changed:
+        raise UserError(f"{folder}: {changed[0]}; add {entry['name']} to --formats, or delete {entry['file']}")
+    return True
+
+
+class Exporter:
     """Makes each format once, its fp32 base first."""
 
-    def __init__(self, judge: Judge, folder: Path, say: Say) -> None:
-        self.judge, self.folder, self.say = judge, folder, say
-        self.outcomes: dict[str, Outcome] = {}
+    def __init__(self, check: ParityCheck, folder: Path, say: Say) -> None:
+        self.check, self.folder, self.say = check, folder, say
+        self.results: dict[str, CheckResult] = {}
 
-    def make(self, format: Format) -> Outcome:
-        """Write and prove one format, once; later calls return the same outcome."""
-        if format.name not in self.outcomes:
-            self.outcomes[format.name] = self._make(format)
-        return self.outcomes[format.name]
+    def export_format(self, format: Format) -> CheckResult:
+        """Write and compare one format, once; later calls return the same result."""
+        if format.name not in self.results:
+            self.results[format.name] = self._export(format)
+        return self.results[format.name]
 
-    def _make(self, format: Format) -> Outcome:
+    def _export(self, format: Format) -> CheckResult:
         path, base = self.folder / format.file, None
         if format.base:
-            base = self.make(FORMATS[format.base])
+            base = self.export_format(FORMATS[format.base])
             if base.status == FAILED:
                 why = "; ".join(base.reasons)
-                return Outcome(format, FAILED, path, reasons=[f"{format.base}, which it is made from, failed ({why})"])
+                reason = f"{format.base}, which it is made from, failed ({why})"
+                return CheckResult(format, FAILED, path, reasons=[reason])
         try:
             self.say(f"{format.name}: writing")
-            format.write(self.judge.subject, path, base.path if base else None)
+            format.write(self.check.loaded, path, base.path if base else None)
             self.say(f"{format.name}: comparing with the model")
-            return self.judge.verdict(format, path)
+            return self.check.run(format, path)
         except Exception as error:
-            if getattr(error, "errno", None) in DISK_FULL:
-                raise RunError(f"{format.name}: the disk is full, and {self.folder.parent} is as it was") from error
+            if is_disk_full(error):
+                raise RunError(f"{format.name}: the disk is full, and the earlier export is as it was") from error
             # The other formats are worth having; this one's traceback is shown whole, and the command fails.
             self.say(traceback.format_exc())
             remove(path)
-            return crashed(format, path, error)
+            return failed_result(format, path, error)
 
 
-def _write_companions(partial: Path, judge: Judge, folder: Path, has_weights: bool) -> dict[str, Any]:
-    """What running and verifying need beside the artefacts: tokenizer, shape, evaluation set, reference weights.
-
-    Returns:
-        Name and sha256 of the file with the weights, which is transformers' own where that was exported.
-    """
-    subject = judge.subject
-    subject.tokenizer.save(str(partial / "tokenizer.json"))
-    shape = {"name": subject.name, "model": asdict(subject.model.config), "config": subject.entry.get("config", {})}
-    (partial / "config.json").write_text(json.dumps(shape, indent=2) + "\n", encoding="utf-8")
-    judge.evaluation.save(partial / EVALUATION)
-    name = f"{HUGGINGFACE}/{WEIGHTS}" if has_weights else REFERENCE
-    if not has_weights:
-        write_weights(subject, partial / REFERENCE)
-    path = next(place / name for place in (partial, folder) if (place / name).exists())
-    return {"file": name, "sha256": sha256(path)}
-
-
-def _sums(partial: Path) -> dict[str, str]:
-    """What graphs are run with: `tinytf verify` looks whether it is still there."""
-    return {name: sha256(partial / name) for name in ("tokenizer.json", "config.json")}
-
-
-def _has_weights(outcomes: Sequence[Outcome], earlier: Earlier) -> bool:
-    return HUGGINGFACE in [*_passed(outcomes), *(entry["file"] for entry in earlier.kept)]
-
-
-def _passed(outcomes: Sequence[Outcome]) -> list[str]:
-    """The files to publish; bases that nobody asked for are not among the outcomes and stay behind."""
-    return [outcome.format.file for outcome in outcomes if outcome.status != FAILED]
+def _write_companions(bundle: Path, check: ParityCheck, results: Sequence[CheckResult], work: Path) -> dict[str, Any]:
+    """Write what running and verifying a bundle need besides artifacts; returns the manifest of the new artifacts."""
+    loaded = check.loaded
+    loaded.tokenizer.save(str(bundle / "tokenizer.json"))
+    config = {"name": loaded.name, "model": asdict(loaded.model.config), "config": loaded.entry.get("config", {})}
+    (bundle / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    check.evaluation.save(bundle / manifest.EVALUATION)
+    passed = [result.format.name for result in results if result.status != FAILED]
+    in_huggingface, own = manifest.REFERENCES
+    if "huggingface" in passed:
+        reference, path = in_huggingface, work / in_huggingface
+    elif (bundle / in_huggingface).exists():
+        reference, path = in_huggingface, bundle / in_huggingface
+    else:
+        reference, path = own, bundle / own
+        write_weights(loaded, path)
+    weights = {"file": reference, "sha256": sha256_of(path)}
+    runtime_files = {name: sha256_of(bundle / name) for name in manifest.RUNTIME_FILES}
+    return manifest.describe(check, results, check.baseline_speed(results), weights, runtime_files)

@@ -1,148 +1,119 @@
-"""The folder of an export: what an earlier one left there, and how a new one takes its place."""
+"""Publishing a bundle: it is made whole in a temporary folder beside its final name, then renamed into place.
+
+Beside a bundle ``export`` there may be, for a while: ``.export.lock`` (one export at a time), ``.export.tmp-<pid>-…``
+(a bundle in the making) and ``.export.old`` (the earlier bundle, between two renames). Nothing else outside of the
+bundle is touched, and nothing in it that the user put there is removed.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tinytf.errors import UserError
-from tinytf.export import manifest
-from tinytf.export.formats import Format
-from tinytf.export.subject import Subject
-
-PARTIAL = ".partial-"
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """What an earlier export left in the folder.
-
-    Args:
-        kept: entries of its manifest that stay.
-        redone: entries whose files go when the new ones come.
-        same: whether it is of the same checkpoint.
-    """
-
-    kept: list[dict[str, Any]] = field(default_factory=list)
-    redone: list[dict[str, Any]] = field(default_factory=list)
-    same: bool = False
-
-    @classmethod
-    def found(
-        cls, folder: Path, subject: Subject, formats: Sequence[Format], replace: bool, say: Callable[[str], None]
-    ) -> Earlier:
-        """Raises UserError where the folder holds anything but an export that may be added to or replaced."""
-        refuse_strangers(folder)
-        if not (folder / manifest.NAME).exists():
-            return cls()
-        old = manifest.read(folder)
-        made, artefacts = old["checkpoint"], old["artefacts"]
-        if made.get("sha256") != subject.source.get("sha256"):
-            if not replace:
-                raise UserError(
-                    f"--output_dir {folder}: it holds the export of another checkpoint ({made.get('path')}); "
-                    "give another folder, or delete it"
-                )
-            say(f"replacing the export of {made.get('path')} (step {made.get('step')})")
-            return cls([], artefacts)
-        again = {format.name for format in formats}
-        kept = [entry for entry in artefacts if entry["name"] not in again and _is_whole(folder, entry, say)]
-        return cls(kept, [entry for entry in artefacts if entry["name"] in again], same=True)
-
-    def without(self, unwritten: Container[str], folder: Path) -> Earlier:
-        """With the earlier artefacts of the same checkpoint, if whole, where these formats could not be written."""
-        if not self.same:
-            return self
-        spared = [entry for entry in self.redone if entry["name"] in unwritten and not manifest.changes(folder, entry)]
-        return Earlier([*self.kept, *spared], [entry for entry in self.redone if entry not in spared], same=True)
-
-
-def _is_whole(folder: Path, entry: dict[str, Any], say: Callable[[str], None]) -> bool:
-    """Whether an artefact that stays is still what was proven; one that was taken away is no longer listed."""
-    if not (folder / entry["file"]).exists():
-        say(f"{entry['name']}: {entry['file']} is gone, so it is no longer listed")
-        return False
-    changed = manifest.changes(folder, entry)
-    if changed:
-        raise UserError(f"{folder}: {changed[0]}; add {entry['name']} to --formats, or delete {entry['file']}")
-    return True
-
-
-def refuse_strangers(folder: Path) -> None:
-    """Raise UserError where a folder holds something, and no export."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: it is a file; give a folder")
-    if not folder.exists() or (folder / manifest.NAME).exists():
-        return
-    strangers = [path.name for path in folder.iterdir() if not path.name.startswith((PARTIAL, manifest.TEMPORARY))]
-    if strangers:
-        raise UserError(
-            f"--output_dir {folder}: it holds {strangers[0]} and no {manifest.NAME}, so it is not an export; "
-            "give an empty or a new folder"
-        )
+from tinytf.utils.files import fsync_dir, remove
 
 
 @contextmanager
-def partial_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the artefacts, so that publishing is a rename; taken away however the work ends.
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """Lock ``folder``, finish what a killed export left, and yield an empty folder beside it, removed at the end.
 
     Raises:
-        UserError: where it cannot be made, or another export is writing into the folder.
+        UserError: if it cannot be made, or another export is writing to ``folder``.
     """
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(folder))
-            for leftover in folder.glob(f"{PARTIAL}*"):
-                remove(leftover)
-            partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
-        except OSError as error:
-            raise UserError(f"--output_dir {folder}: it cannot be written to ({error.strerror})") from error
-        stack.callback(remove, partial)
-        yield partial
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two exports into one folder would take each other's files away. The lock goes when the process does."""
-    lock = os.open(folder, os.O_RDONLY)
+    lock_file = _beside(folder, "lock")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock_file.touch()
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: it cannot be written to ({error.strerror})") from error
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
         raise UserError(
-            f"--output_dir {folder}: another export is writing into it; wait for it, or give another folder"
+            f"--output_dir {folder}: another export is writing to it; wait for it, or give another folder"
         ) from None
     try:
-        yield
+        recover(folder)
+        staging = Path(tempfile.mkdtemp(prefix=f"{_beside(folder, 'tmp').name}-{os.getpid()}-", dir=folder.parent))
+        try:
+            yield staging
+        finally:
+            remove(staging)
     finally:
-        os.close(lock)
+        if os.name != "nt":  # Windows removes no open file.
+            lock_file.unlink(missing_ok=True)
+        lock.release()
 
 
-def publish(partial: Path, folder: Path, names: Sequence[str], earlier: Earlier, content: dict[str, Any]) -> None:
-    """Rename files from the partial folder into place, and take away what they replace.
+def recover(folder: Path) -> None:
+    """Undo what a killed export left half done: one whole bundle keeps its name. Call it under the lock."""
+    old = _beside(folder, "old")
+    if old.is_dir() and not old.is_symlink() and not folder.exists():
+        old.rename(folder)  # Killed between the two renames of `publish`.
+    remove(old)  # Killed after them.
+    for unfinished in folder.parent.glob(f"{_beside(folder, 'tmp').name}-*"):
+        remove(unfinished)
 
-    The manifest goes first and last: stopped between the two, the folder is still an export, of what was kept.
+
+def publish(bundle: Path, folder: Path) -> None:
+    """Make ``bundle`` durable and give it the name ``folder``; what has that name makes way.
+
+    A kill at any instant leaves the old bundle or the new one, whole, as ``folder`` or for `recover` to name so.
     """
-    manifest.write(folder, content | {"artefacts": earlier.kept})
-    for name in [*(entry["file"] for entry in earlier.redone), *names]:
-        remove(folder / name)
-    for name in names:
-        if (partial / name).exists():
-            (partial / name).replace(folder / name)
-    manifest.write(folder, content)
+    for path in bundle.rglob("*"):
+        if path.is_dir():
+            fsync_dir(path)
+        elif path.is_file():
+            _fsync(path)
+    fsync_dir(bundle)
+    old = _beside(folder, "old")
+    try:
+        if folder.exists():
+            folder.rename(old)
+        bundle.rename(folder)
+    except BaseException as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        if isinstance(error, OSError):
+            raise UserError(
+                f"--output_dir {folder}: it cannot be replaced ({error.strerror}); give a new folder"
+            ) from error
+        raise
+    fsync_dir(folder.parent)
+    remove(old)
 
 
-def remove(path: Path) -> None:
-    """A file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file, or folder of files, under a second name: by hard links if the file system can make them."""
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, copy_function=_link_or_copy, symlinks=True, dirs_exist_ok=True)
     else:
-        path.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(str(source), str(target))
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        # Of a link, the link itself is kept: it may be relative, but the new folder takes the place of the old.
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, target, follow_symlinks=False)
+    return target
+
+
+def _fsync(path: Path) -> None:
+    # Windows syncs only what is open for writing.
+    with path.open("r+b" if os.name == "nt" else "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")

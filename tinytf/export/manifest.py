@@ -1,4 +1,8 @@
-"""``export.json``: what a bundle holds, where it came from, and how far each artefact is from its model."""
+"""``export.json``: what a bundle holds, where it came from, and how far each artifact is from its model.
+
+A manifest may come from a stranger. Its names are looked up in our own tables and never joined to a path: what is
+opened, linked or removed is always one of our own file names.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,48 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tinytf import __version__
 from tinytf.errors import UserError
-from tinytf.export.evaluation import FILE
-from tinytf.export.judge import FAILED, PASSED, Judge, Outcome
-from tinytf.export.speed import Speed
-from tinytf.export.subject import sha256
+from tinytf.export.formats import FORMATS
+from tinytf.export.formats.huggingface import FILES, WEIGHTS
+from tinytf.export.parity.check import FAILED, PASSED, CheckResult, ParityCheck
+from tinytf.export.parity.speed import Speed
+from tinytf.export.parity.thresholds import THRESHOLDS
+from tinytf.utils.files import atomic_write, sha256_of
+from tinytf.utils.machine import cpu_name, package_versions
+from tinytf.utils.text import strict_json, utc_now
 
 NAME = "export.json"
-TEMPORARY = f".{NAME}.tmp"
+EVALUATION = "evaluation.npy"
+REFERENCE = "reference.safetensors"
+REFERENCES = (f"{FORMATS['huggingface'].file}/{WEIGHTS}", REFERENCE)
+"""Where the weights to compare with may be: transformers' own file if that was exported."""
+
+RUNTIME_FILES = ("tokenizer.json", "config.json")
+"""What graphs are run with."""
+
+COMPANIONS = (NAME, EVALUATION, REFERENCE, *RUNTIME_FILES)
+"""What tinytf writes into a bundle besides artifacts."""
+
 FORMAT = 1
 """Raise it when a reader of the old one would misread the new."""
 
-READ = ("checkpoint", "model", "evaluation", "reference", "thresholds", "artefacts")
-"""What adding to an export or verifying it looks up."""
+MAX_BYTES = 16 * 2**20
+
+KINDS = {
+    "name": str,
+    "checkpoint": dict,
+    "model": dict,
+    "evaluation": dict,
+    "reference": dict,
+    "runtime_files": dict,
+    "thresholds": dict,
+    "artifacts": list,
+}
+"""What adding to a bundle or verifying it looks up."""
 
 VERSIONED = (
     "torch",
@@ -42,166 +69,174 @@ VERSIONED = (
 
 
 def describe(
-    judge: Judge, outcomes: Sequence[Outcome], eager: Speed, weights: dict[str, Any], beside: dict[str, str]
+    check: ParityCheck,
+    results: Sequence[CheckResult],
+    baseline: Speed,
+    reference: dict[str, Any],
+    runtime_files: dict[str, str],
 ) -> dict[str, Any]:
     """The manifest of what was made or verified now.
 
     Args:
-        eager: the checkpoint's own speed.
-        weights: name and sha256 of the bundle's file with the reference weights.
-        beside: sha256 of the files that graphs are run with, by name.
+        baseline: the checkpoint's own speed.
+        reference: name and sha256 of the bundle's file with the reference weights.
+        runtime_files: sha256 of the files that graphs are run with, by name.
     """
-    config = judge.subject.model.config
+    loaded, evaluation = check.loaded, check.evaluation
+    config = loaded.model.config
     return {
         "format": FORMAT,
         "tinytf": __version__,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "name": judge.subject.name,
-        "checkpoint": judge.subject.source,
+        "created": utc_now(),
+        "name": loaded.name,
+        "checkpoint": {"path": loaded.path and str(loaded.path), "sha256": loaded.sha256, "step": loaded.step},
         "model": asdict(config) | {"parameters": config.parameter_count},
         "evaluation": {
-            "file": FILE,
-            "source": judge.evaluation.source,
-            "tokens": judge.evaluation.tokens,
-            "sequence": judge.evaluation.windows.shape[1] - 1,
-            "sha256": judge.evaluation.sha256,
+            "file": EVALUATION,
+            "source": evaluation.source,
+            "tokens": evaluation.tokens,
+            "sequence": evaluation.windows.shape[1] - 1,
+            "sha256": evaluation.sha256,
         },
         "reference": {
-            **weights,
+            **reference,
             "runtime": "torch eager, float32, highest precision, key-value cache",
-            "prefill_tokens_per_sec": round(eager.prefill, 1),
-            "decode_tokens_per_sec": round(eager.decode, 1),
+            "prefill_tokens_per_sec": round(baseline.prefill, 1),
+            "decode_tokens_per_sec": round(baseline.decode, 1),
         },
-        "beside": beside,
-        "thresholds": judge.thresholds,
-        "machine": machine(judge.threads),
-        "versions": versions(),
-        "artefacts": [entry(outcome, judge) for outcome in outcomes if outcome.status != FAILED],
-        "failed": [entry(outcome, judge) for outcome in outcomes if outcome.status == FAILED],
+        "runtime_files": runtime_files,
+        "thresholds": check.thresholds,
+        "machine": {
+            "processor": cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": check.threads,
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+        },
+        "versions": package_versions(VERSIONED),
+        "artifacts": [entry(result, check) for result in results if result.status != FAILED],
+        "failed": [entry(result, check) for result in results if result.status == FAILED],
     }
 
 
-def entry(outcome: Outcome, judge: Judge) -> dict[str, Any]:
-    """One artefact: files with their sums, verdict, and every number measured."""
+def entry(result: CheckResult, check: ParityCheck) -> dict[str, Any]:
+    """One artifact: files with their sums, status, and every number measured."""
     written: dict[str, Any] = {
-        "name": outcome.format.name,
-        "file": outcome.format.file,
-        "precision": outcome.format.precision,
-        "status": outcome.status,
-        "verified": outcome.status == PASSED,
-        "reasons": outcome.reasons,
-        "runtime": outcome.runtime,
-        "evaluation_sha256": judge.evaluation.sha256,
-        "thresholds": outcome.limits,
+        "name": result.format.name,
+        "file": result.format.file,
+        "precision": result.format.precision,
+        "status": result.status,
+        "verified": result.status == PASSED,
+        "reasons": result.reasons,
+        "runtime": result.runtime,
+        "evaluation_sha256": check.evaluation.sha256,
+        "thresholds": result.limits,
     }
-    if outcome.format.label:
-        written["label"] = outcome.format.label
-    if outcome.path.exists():
-        sums = file_sums(outcome.path)
-        written |= {"bytes": sum(size for _, size in sums.values()), "sha256": {name: sums[name][0] for name in sums}}
-    if outcome.measured:
-        written["measured"] = asdict(outcome.measured)
-    if outcome.unrounded:
-        written["unrounded"] = asdict(outcome.unrounded)
-    if outcome.speed:
-        written["prefill_tokens_per_sec"] = round(outcome.speed.prefill, 1)
-        written["decode_tokens_per_sec"] = round(outcome.speed.decode, 1)
-    if outcome.speed and outcome.beside:
-        written["decode_times_eager"] = round(outcome.speed.decode / outcome.beside.decode, 2)
+    if result.format.label:
+        written["label"] = result.format.label
+    if result.path.exists():
+        files = artifact_files(result.path)
+        written["bytes"] = sum(file.stat().st_size for file in files.values())
+        written["sha256"] = {name: sha256_of(file) for name, file in files.items()}
+    if result.metrics:
+        written["measured"] = asdict(result.metrics)
+    if result.dequantized:
+        written["dequantized"] = asdict(result.dequantized)
+    if result.speed:
+        written["prefill_tokens_per_sec"] = round(result.speed.prefill, 1)
+        written["decode_tokens_per_sec"] = round(result.speed.decode, 1)
+    if result.speed and result.baseline:
+        written["decode_times_eager"] = round(result.speed.decode / result.baseline.decode, 2)
     return written
 
 
-def file_sums(path: Path) -> dict[str, tuple[str, int]]:
-    """sha256 and size of a file, or of each file in a folder, by names that start with the artefact's own."""
+def artifact_files(path: Path) -> dict[str, Path]:
+    """A file, or each file in a folder, by names that start with the artifact's own."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return {file.relative_to(path.parent).as_posix(): (sha256(file), file.stat().st_size) for file in files}
+    return {file.relative_to(path.parent).as_posix(): file for file in files}
+
+
+def own_paths(artifacts: Sequence[dict[str, Any]]) -> set[str]:
+    """Paths in a bundle with these artifacts that tinytf writes; every other is the user's."""
+    paths = {*COMPANIONS, *(FORMATS[entry["name"]].file for entry in artifacts)}
+    folder = FORMATS["huggingface"].file
+    return paths | {f"{folder}/{name}" for name in FILES} if folder in paths else paths
 
 
 def changes(folder: Path, entry: dict[str, Any]) -> list[str]:
-    """Files of an artefact whose bytes are not those that were exported, each in words."""
-    path = folder / entry["file"]
+    """Files of an artifact that are gone or whose bytes are not those that were exported, each in words."""
+    path = folder / FORMATS[entry["name"]].file
     if not path.exists():
-        return [f"{entry['file']} is gone"]
-    now = {name: digest for name, (digest, _) in file_sums(path).items()}
+        return [f"{path.name} is gone"]
+    files = artifact_files(path)
     return [
-        f"{name} changed since it was exported" for name in entry["sha256"] if now.get(name) != entry["sha256"][name]
+        f"{name} changed since it was exported"
+        for name, digest in entry["sha256"].items()
+        if name not in files or sha256_of(files[name]) != digest
     ]
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the speeds were measured on."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that write and run artefacts, as far as they are installed."""
-    found = {}
-    for name in VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def read(folder: Path) -> dict[str, Any]:
-    """A bundle's manifest.
+    """A bundle's manifest, with every name in it one of ours.
 
     Raises:
-        UserError: where there is none, or none that this version reads.
+        UserError: if there is none, or none that this version reads; names what is not ours.
     """
     path = folder / NAME
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the folder that tinytf export wrote")
+    if not path.exists():
+        raise UserError(f"{folder}: it holds no {NAME}, so it is not an export of tinytf, or one that did not finish")
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: it was not written by tinytf")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: it holds no {NAME}, so it is no export of tinytf, or one that did not finish"
-        ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: it is not JSON ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path}: it was not written by tinytf")
     if content["format"] > FORMAT:
         raise UserError(f"{path}: its format {content['format']} is newer than this tinytf reads: upgrade tinytf")
-    lost = [key for key in READ if key not in content]
-    if lost:
-        raise UserError(f"{path}: it has no {lost[0]}, so it is not whole: export again into an empty folder")
+    missing = [key for key, kind in KINDS.items() if not isinstance(content.get(key), kind)]
+    if missing:
+        raise UserError(f"{path}: it has no {missing[0]}, so it is not whole: export again into an empty folder")
+    _require_own_names(path, content)
     return content
 
 
+def _require_own_names(path: Path, content: dict[str, Any]) -> None:
+    names = set()
+    for entry in content["artifacts"]:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or name not in FORMATS:
+            raise UserError(f"{path}: {name!r} is a format that this tinytf does not know: upgrade tinytf")
+        _require(path, f"the file of {name}", entry.get("file"), (FORMATS[name].file,))
+        if name in names or not isinstance(entry.get("sha256"), dict):
+            raise UserError(f"{path}: its entry {name} is not whole: export again into an empty folder")
+        names.add(name)
+        _require_limits(path, entry.get("thresholds"))
+    _require(path, "evaluation.file", content["evaluation"].get("file"), (EVALUATION,))
+    _require(path, "reference.file", content["reference"].get("file"), REFERENCES)
+    for name in content["runtime_files"]:
+        _require(path, "a name in runtime_files", name, RUNTIME_FILES)
+    _require_limits(path, content["thresholds"])
+
+
+def _require(path: Path, what: str, name: Any, ours: Sequence[str]) -> None:
+    if name not in ours:
+        raise UserError(f"{path}: {what} is {name!r} and must be {' or '.join(ours)}: it was not written by tinytf")
+
+
+def _require_limits(path: Path, limits: Any) -> None:
+    known = isinstance(limits, dict) and all(
+        row in THRESHOLDS and isinstance(limit, dict) and limit.keys() <= THRESHOLDS[row].keys()
+        for row, limit in limits.items()
+    )
+    if not known or any(not isinstance(value, (int, float)) for limit in limits.values() for value in limit.values()):
+        raise UserError(f"{path}: its thresholds are not those of this tinytf: export again into an empty folder")
+
+
 def write(folder: Path, content: dict[str, Any]) -> None:
-    """In one rename, so that a bundle has a whole manifest or none."""
-    temporary = folder / TEMPORARY
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(strict(content), file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / NAME)
-
-
-def strict(value: Any) -> Any:
-    """Non-finite numbers as words: what a failed artefact gives, and JSON has no sign for."""
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {key: strict(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(part) for part in value]
-    return value
+    """Write a manifest in one rename."""
+    with atomic_write(folder / NAME) as file:
+        file.write(f"{strict_json(content, indent=2)}\n".encode())

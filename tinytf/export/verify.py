@@ -1,64 +1,112 @@
-"""Measuring a bundle again: the same proof, later or elsewhere."""
+"""Measure a bundle again: the same checks, later or elsewhere, with nothing but the bundle."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tinytf.data.tokenizer import tokenizer_from_file
 from tinytf.errors import UserError
-from tinytf.export import manifest, reference
-from tinytf.export.evaluation import Evaluation
+from tinytf.export import manifest
+from tinytf.export.bundle import Say
 from tinytf.export.formats import FORMATS
-from tinytf.export.judge import FAILED, Judge, Outcome, crashed
-from tinytf.export.subject import sha256
-from tinytf.export.thresholds import with_overrides
+from tinytf.export.parity.cases import Evaluation
+from tinytf.export.parity.check import FAILED, NOT_VERIFIED, CheckResult, ParityCheck, failed_result
+from tinytf.export.parity.thresholds import with_overrides
+from tinytf.model import Transformer, TransformerConfig
+from tinytf.run.checkpoint import MODEL_PREFIX, LoadedModel, load_model
+from tinytf.utils.files import sha256_of
 
 
 def verify(
-    folder: Path, ckpt_path: Path | None, thresholds: Sequence[str], threads: int, say: Callable[[str], None]
+    folder: Path, ckpt_path: Path | None, thresholds: Sequence[str], threads: int, say: Say, *, trust: bool = False
 ) -> dict[str, Any]:
     """The manifest as it would be written today; nothing is written.
 
+    Args:
+        folder: the bundle; nothing outside of it is read, but for ``ckpt_path``.
+        ckpt_path: the checkpoint to compare with; None means the weights in the bundle.
+        thresholds: settings in place of those of the export.
+        threads: CPU threads.
+        say: called with each line of progress.
+        trust: open formats whose files can run code; if not, they are "not verified".
+
     Raises:
-        UserError: where the folder is no export, or there is nothing to compare it with.
+        UserError: if the folder is not an export, or there is nothing to compare it with.
     """
     stated = manifest.read(folder)
-    subject, found = reference.find(folder, stated, ckpt_path)
-    say(f"comparing with {found}")
-    evaluation = Evaluation.load(folder / stated["evaluation"]["file"], stated["evaluation"]["source"])
-    if evaluation.sha256 != stated["evaluation"]["sha256"]:
-        raise UserError(f"{folder / stated['evaluation']['file']}: it is not the evaluation set that was exported")
-    beside = stated.get("beside", {})
-    for name, digest in beside.items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise UserError(f"{folder / name}: it is not the file that was exported; export again")
-    judge = Judge.of(subject, evaluation, with_overrides(thresholds, stated["thresholds"]), threads)
-    outcomes = []
-    for entry in stated["artefacts"]:
-        say(f"{entry['name']}: comparing with the model")
-        # What an earlier export left was let pass by thresholds of its own.
-        own = stated["thresholds"] | entry.get("thresholds", {})
-        outcomes.append(_again(replace(judge, thresholds=with_overrides(thresholds, own)), folder, entry, say))
-    weights = {key: stated["reference"][key] for key in ("file", "sha256")}
-    content = manifest.describe(judge, outcomes, judge.reference_speed(outcomes), weights, beside)
-    content["verified_against"] = found
-    return content
+    for name, digest in stated["runtime_files"].items():
+        _require_unchanged(folder / name, digest)
+    loaded, source = _reference_model(folder, stated, ckpt_path)
+    say(f"comparing with {source}")
+    evaluation = Evaluation.load(
+        folder / manifest.EVALUATION, str(stated["evaluation"].get("source")), loaded.model.config
+    )
+    if evaluation.sha256 != stated["evaluation"].get("sha256"):
+        raise UserError(f"{folder / manifest.EVALUATION}: it is not the evaluation set that was exported")
+    check = ParityCheck.of(loaded, evaluation, with_overrides(thresholds, stated["thresholds"]), threads)
+    results = []
+    for entry in stated["artifacts"]:
+        # An artifact that an earlier export left passed under thresholds of its own.
+        own = with_overrides(thresholds, stated["thresholds"] | entry["thresholds"])
+        results.append(_check_again(replace(check, thresholds=own), folder, entry, say, trust))
+    reference = {key: stated["reference"][key] for key in ("file", "sha256")}
+    content = manifest.describe(check, results, check.baseline_speed(results), reference, stated["runtime_files"])
+    return content | {"name": stated["name"], "checkpoint": stated["checkpoint"], "verified_against": source}
 
 
-def _again(judge: Judge, folder: Path, entry: dict[str, Any], say: Callable[[str], None]) -> Outcome:
-    format = FORMATS.get(entry["name"])
-    if format is None:
-        raise UserError(f"{folder}: {entry['name']} is a format that this tinytf does not know: upgrade tinytf")
-    path = folder / entry["file"]
+def _check_again(check: ParityCheck, folder: Path, entry: dict[str, Any], say: Say, trust: bool) -> CheckResult:
+    format = FORMATS[entry["name"]]
+    path = folder / format.file
     changed = manifest.changes(folder, entry)
     if changed:
-        return Outcome(format, FAILED, path, reasons=changed)
+        return CheckResult(format, FAILED, path, reasons=changed)
+    if format.runs_code and not trust:
+        reason = f"opening {format.file} can run code that is in it; if you trust who made it, give --trust"
+        return CheckResult(format, NOT_VERIFIED, path, reasons=[reason])
+    say(f"{format.name}: comparing with the model")
     try:
-        return judge.verdict(format, path)
+        return check.run(format, path)
     except Exception as error:
-        # One artefact that its runtime does not load is no reason to leave the others unmeasured.
+        # One artifact that its runtime does not load is no reason to leave the others unmeasured.
         say(traceback.format_exc())
-        return crashed(format, path, error)
+        return failed_result(format, path, error)
+
+
+def _reference_model(folder: Path, stated: dict[str, Any], ckpt_path: Path | None) -> tuple[LoadedModel, str]:
+    """The model of a bundle, and in words where it is from."""
+    if ckpt_path is None:
+        return _model_from_weights(folder, stated), f"the weights in {stated['reference']['file']}"
+    try:
+        digest = sha256_of(ckpt_path)
+    except OSError as error:
+        raise UserError(f"--ckpt_path {ckpt_path}: {error.strerror}; give a checkpoint file") from error
+    if digest != stated["checkpoint"].get("sha256"):
+        raise UserError(f"--ckpt_path {ckpt_path}: it is not the checkpoint that {folder} was exported from")
+    return load_model(ckpt_path), f"the checkpoint {ckpt_path}"
+
+
+def _model_from_weights(folder: Path, stated: dict[str, Any]) -> LoadedModel:
+    """The model from the safetensors file of the bundle."""
+    path = folder / stated["reference"]["file"]
+    if not path.is_file():
+        raise UserError(f"{path} is gone: give --ckpt_path, the checkpoint to verify against")
+    _require_unchanged(path, stated["reference"].get("sha256"), "; or give --ckpt_path, the checkpoint")
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError("verifying without --ckpt_path needs safetensors: pip install 'tinytf[export]'") from None
+    try:
+        model = Transformer(TransformerConfig.from_mapping(stated["model"]))
+        model.load_state_dict({key.removeprefix(MODEL_PREFIX): value for key, value in load_file(path).items()})
+    except Exception as error:  # Each library has its own error for a file of another kind or size.
+        raise UserError(f"{path}: it is not the model of export.json ({' '.join(str(error).split())})") from error
+    return LoadedModel(model.eval(), tokenizer_from_file(folder / "tokenizer.json"))
+
+
+def _require_unchanged(path: Path, digest: Any, hint: str = "") -> None:
+    if not path.is_file() or sha256_of(path) != digest:
+        raise UserError(f"{path}: it is not the file that was exported; export again{hint}")

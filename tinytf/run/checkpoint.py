@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import pickle
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 
 from tinytf.errors import UserError
 from tinytf.model import Transformer, TransformerConfig
+from tinytf.utils.files import sha256_of
 
 FORMAT = 1
 """Version of the ``tinytf`` entry. Raise it when a reader of the old one would misread the new."""
@@ -100,13 +102,32 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A trained model, its tokenizer, and what the checkpoint says of itself."""
+class LoadedModel:
+    """A trained model, its tokenizer, and what its checkpoint says of itself.
+
+    Args:
+        model: in float32 on the CPU, in eval mode.
+        tokenizer: its tokenizer.
+        entry: the checkpoint's ``tinytf`` entry.
+        step: optimizer steps behind the weights.
+        path: the checkpoint, links resolved; None if the model is from elsewhere.
+    """
 
     model: Transformer
     tokenizer: Tokenizer
-    entry: dict[str, Any]
-    step: int
+    entry: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.entry.get("config", {}).get("name") or (self.path.parent.name if self.path else "tinytf"))
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Of the checkpoint, in hex; computed when first asked for."""
+        return sha256_of(self.path) if self.path else None
 
 
 def shape_of(content: dict[str, Any]) -> TransformerConfig:
@@ -131,12 +152,14 @@ def refuse_misfit(content: dict[str, Any], path: Path) -> None:
             )
 
 
-def load_model(path: str | Path) -> Loaded:
+def load_model(path: str | Path) -> LoadedModel:
     """Rebuild model and tokenizer from a checkpoint alone; the model is in eval mode, on the CPU, in float32.
 
     Raises:
         UserError: as `read_checkpoint`, and where the weights are not those of the shape it states.
     """
+    # best.ckpt is a link that moves while a run trains: weights and sha256 must be those of one file.
+    path = Path(path).resolve()
     content = read_checkpoint(path)
     entry = content["tinytf"]
     try:
@@ -151,4 +174,4 @@ def load_model(path: str | Path) -> Loaded:
         model.load_state_dict(weights)
     except Exception as error:
         raise UserError(f"checkpoint {path}: its parts do not fit together ({' '.join(str(error).split())})") from error
-    return Loaded(model.float().eval(), tokenizer, entry, int(content["global_step"]))
+    return LoadedModel(model.float().eval(), tokenizer, entry, int(content["global_step"]), path)

@@ -21,7 +21,7 @@ from tinytf.cli.config.help import describe
 from tinytf.cli.config.validate import validate
 from tinytf.data.module import TextDataModule
 from tinytf.errors import UserError
-from tinytf.export.at_end import ExportSettings
+from tinytf.export.at_end import ExportConfig
 from tinytf.run.config import CheckpointConfig, TrackingConfig
 from tinytf.run.directory import LAST, ROOT, last_intact, resolve_checkpoint, run_dirs
 from tinytf.run.run import Resume
@@ -90,7 +90,7 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(CheckpointConfig, "checkpoint")
         parser.add_class_arguments(TrackingConfig, "tracking")
-        parser.add_class_arguments(ExportSettings, "export")
+        parser.add_class_arguments(ExportConfig, "export")
         # weights_only=False would let a checkpoint run code.
         skip = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
         parser.add_method_arguments(Trainer, self.command, skip=skip)

@@ -1,0 +1,116 @@
+"""An exported graph writes what its checkpoint writes."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.export.small_model import Exported
+from tinytf.cli import generate
+from tinytf.data.tokenizer import encode
+from tinytf.errors import UserError
+from tinytf.export.formats.onnx.runtime import OnnxEngine, bundled_tokenizer
+from tinytf.generation.decoding import TransformerEngine, decode
+from tinytf.generation.sampling import Sampling
+from tinytf.run.checkpoint import LoadedModel
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+GRAPHS = ["model_kv.onnx"]
+
+
+@pytest.mark.parametrize("file", GRAPHS)
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("prompt", ["Now is", "Made glorious summer by this sun of York; and all the clouds that"])
+def test_same_seed_same_text_past_the_context_too(
+    file: str, temperature: float, prompt: str, exported: Exported, loaded: LoadedModel
+) -> None:
+    """200 tokens on a context of 48 slide several times; the second prompt is longer than the context."""
+    engine = OnnxEngine(exported.folder / file)
+    ids = encode(bundled_tokenizer(exported.folder / file), prompt.replace("and", "And"))
+    sampling = Sampling(temperature)
+    texts = [
+        torch.stack(list(islice(decode(each, ids, sampling, [1, 2]), 200)))
+        for each in (engine, TransformerEngine(loaded.model))
+    ]
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("file", GRAPHS)
+def test_past_the_context_it_refuses_in_words(file: str, exported: Exported) -> None:
+    engine = OnnxEngine(exported.folder / file)
+    engine.prefill(torch.zeros(1, 48, dtype=torch.long))
+    with pytest.raises(ValueError, match="a sequence of 49 tokens is past max_seq_len 48"):
+        engine.step(torch.zeros(1, dtype=torch.long))
+
+
+def test_rounded_graphs_run_too(exported: Exported, loaded: LoadedModel) -> None:
+    prompt = torch.arange(20)[None]
+    wanted = TransformerEngine(loaded.model).prefill(prompt)
+    for file in ("model_kv.int8.onnx", "model_kv.int4.onnx"):
+        logits = OnnxEngine(exported.folder / file).prefill(prompt)
+        assert logits.shape == wanted.shape
+        assert 0 < float((logits - wanted).abs().max()) < float(wanted.std()) * 2
+
+
+def test_a_graph_without_a_cache_is_refused(exported: Exported) -> None:
+    with pytest.raises(UserError, match="it has no key-value cache"):
+        OnnxEngine(exported.folder / "model.onnx")
+
+
+def test_other_files_are_refused(exported: Exported, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"give a \.onnx file"):
+        OnnxEngine(exported.folder / "model.pt2")
+    with pytest.raises(UserError, match="there is no such file"):
+        OnnxEngine(tmp_path / "model_kv.onnx")
+    broken = tmp_path / "model_kv.onnx"
+    broken.write_bytes((exported.folder / "model_kv.onnx").read_bytes()[:1000])
+    with pytest.raises(UserError, match="onnxruntime cannot load it") as caught:
+        OnnxEngine(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_someone_else_is_refused(exported: Exported, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(exported.folder / "model_kv.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "model_kv.onnx")
+    with pytest.raises(UserError, match="it was not exported by tinytf"):
+        OnnxEngine(tmp_path / "model_kv.onnx")
+
+
+def test_without_its_tokenizer_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tokenizer"):
+        bundled_tokenizer(tmp_path / "model_kv.onnx")
+
+
+@pytest.mark.parametrize("flags", [["--seed", "5"], ["--temperature", "0"], ["--num_samples", "2", "--json"]])
+def test_generate_writes_the_same_from_either(
+    flags: list[str], exported: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for source in (["--ckpt_path", str(exported.checkpoint)], ["--model", str(exported.folder / "model_kv.onnx")]):
+        assert generate.run([*source, "--device", "cpu", "--prompt", "Now is", *flags]) == 0
+        texts.append(capsys.readouterr())
+    assert texts[0].out == texts[1].out
+    assert texts[0].out.startswith("Now is") or "--json" in flags
+    assert "past max_seq_len 48" in texts[1].err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "give one of --ckpt_path and --model"),
+        (["--ckpt_path", "a", "--model", "b"], "give one of --ckpt_path and --model"),
+        (["--model", "b.onnx"], "there is no such file"),
+        (["--model", "b.onnx", "--device", "cuda"], "runs on the CPU here"),
+    ],
+)
+def test_generate_refuses_in_one_line(flags: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        generate.run(flags)

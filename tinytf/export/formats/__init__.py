@@ -1,0 +1,168 @@
+"""The formats: what each is called, which file it is, what it needs, and the module that writes and opens it.
+
+A format's module (or an object in it, after a colon) has the first two of these functions, the others if needed:
+
+    write(loaded, path, base)      the artifact, from the model or from the verified fp32 artifact at ``base``
+    open_runner(path, threads)     the artifact in its own runtime, as a `Runner`
+    unsupported_reason(loaded)     the property of the model that the format cannot express, or None
+    validate_artifact(loaded, text, path)    what is wrong with the file besides its logits, such as other token ids
+    open_dequantized(loaded, path, threads)  the artifact with the model's own weights in place of quantized ones
+
+This table imports none of them, so that ``tinytf export --help`` costs nothing. Graphs with onnxruntime's own fused
+attention are built from the Hugging Face folder: ``python -m onnxruntime_genai.models.builder -i huggingface``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinytf.errors import UserError
+
+if TYPE_CHECKING:
+    from tinytf.export.parity.runner import Runner
+    from tinytf.run.checkpoint import LoadedModel
+
+
+@dataclass(frozen=True)
+class Format:
+    """One artifact of a bundle.
+
+    Args:
+        name: as in ``--formats``.
+        file: name of the file or folder in the bundle.
+        module: what writes and opens it, see above.
+        precision: row of the threshold table that applies.
+        about: one line for ``--help``.
+        base: the fp32 format it is made from, which is verified first.
+        writing: packages needed to write it.
+        running: packages needed to run it; without them it is "not verified".
+        label: what a reader of the table must know of it.
+        runs_code: whether opening a file of this format can run code that a stranger put into it.
+    """
+
+    name: str
+    file: str
+    module: str
+    precision: str
+    about: str
+    base: str | None = None
+    writing: tuple[str, ...] = ()
+    running: tuple[str, ...] = ()
+    label: str = ""
+    runs_code: bool = False
+
+    def _call(self, function: str, *arguments: Any, default: Any = None) -> Any:
+        """Call a function of the format's module; ``default`` if it has none of this name."""
+        module, _, name = self.module.partition(":")
+        implementation: Any = import_module(f"{__name__}.{module}")
+        if name:
+            implementation = getattr(implementation, name)
+        return getattr(implementation, function, lambda *_: default)(*arguments)
+
+    def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
+        """Write the artifact to ``path``; ``base`` is the verified fp32 artifact it is made from, if any."""
+        self._call("write", loaded, path, base)
+
+    def open_runner(self, path: Path, threads: int) -> Runner:
+        """The artifact in its own runtime, on this many CPU threads."""
+        runner: Runner = self._call("open_runner", path, threads)
+        return runner
+
+    def unsupported_reason(self, loaded: LoadedModel) -> str | None:
+        """Why this model cannot be written so, or None."""
+        reason: str | None = self._call("unsupported_reason", loaded)
+        return reason
+
+    def validate_artifact(self, loaded: LoadedModel, text: str, path: Path) -> list[str]:
+        """What is wrong with the artifact besides its logits, each in words."""
+        problems: list[str] = self._call("validate_artifact", loaded, text, path, default=[])
+        return problems
+
+    def open_dequantized(self, loaded: LoadedModel, path: Path, threads: int) -> Runner | None:
+        """The artifact with the model's own weights in place of quantized ones; None if it holds none."""
+        runner: Runner | None = self._call("open_dequantized", loaded, path, threads)
+        return runner
+
+    def missing(self, purpose: str) -> list[str]:
+        """Packages that are not installed, of those needed for ``"writing"`` or ``"running"``."""
+        needed = self.writing if purpose == "writing" else self.running
+        return [package for package in needed if find_spec(package) is None]
+
+
+_ONNX: dict[str, Any] = {"writing": ("onnx", "onnxscript"), "running": ("onnxruntime",)}
+_QUANTIZED: dict[str, Any] = {"writing": ("onnx", "onnxscript", "onnxruntime"), "running": ("onnxruntime", "onnx")}
+_GGUF: dict[str, Any] = {"writing": ("gguf",), "running": ("gguf", "llama_cpp")}
+_TABLE = (
+    Format(
+        "huggingface", "huggingface", "huggingface", "fp32",
+        "folder for transformers and vLLM: config, safetensors, tokenizer, model card",
+        writing=("transformers",), running=("transformers",),
+    ),
+    Format("onnx", "model.onnx", "onnx:PLAIN", "fp32", "tokens -> logits, dynamic batch and sequence", **_ONNX),
+    Format(
+        "onnx-kv", "model_kv.onnx", "onnx:WITH_CACHE", "fp32",
+        "ONNX with past and present key-values: prefill and decode in one graph", **_ONNX,
+    ),
+    Format(
+        "onnx-int8", "model_kv.int8.onnx", "onnx.quantize:INT8", "int8",
+        "onnx-kv in int8, standard operators", base="onnx-kv", **_QUANTIZED,
+    ),
+    Format(
+        "onnx-int4", "model_kv.int4.onnx", "onnx.quantize:INT4", "int4",
+        "onnx-kv with 4-bit weights (MatMulNBits), for onnxruntime", base="onnx-kv", **_QUANTIZED,
+    ),
+    Format(
+        "torchscript", "model.torchscript.pt", "torchscript", "exact", "traced; loads with torch alone",
+        label="PyTorch is retiring TorchScript: prefer pt2", runs_code=True,
+    ),
+    Format("pt2", "model.pt2", "pt2", "fp32", "torch.export program; loads with torch alone", runs_code=True),
+    Format("gguf-f32", "model.f32.gguf", "gguf:F32", "llamacpp", "llama.cpp, float32", **_GGUF),
+    Format("gguf-f16", "model.f16.gguf", "gguf:F16", "fp16", "llama.cpp, float16", base="gguf-f32", **_GGUF),
+    Format("gguf-q8_0", "model.q8_0.gguf", "gguf:Q8_0", "int8", "llama.cpp, 8 bits", base="gguf-f32", **_GGUF),
+)  # fmt: skip
+
+FORMATS = {format.name: format for format in _TABLE}
+GROUPS = {"gguf": ("gguf-f32", "gguf-f16", "gguf-q8_0")}
+"""Names for several formats."""
+
+ALWAYS = ("safetensors",)
+"""Every bundle carries the weights it can be verified against."""
+
+DEFAULT = ("huggingface", "onnx", "onnx-kv", "onnx-int8", "torchscript", "gguf", "pt2")
+
+
+def choose(names: Sequence[str]) -> list[Format]:
+    """The formats of these names, groups expanded, each once, in the order given.
+
+    Raises:
+        UserError: if a name is none of them, or a package to write one is missing.
+    """
+    known = [*FORMATS, *GROUPS]
+    if not names:
+        raise UserError(f"--formats is empty: give some of {', '.join(known)}")
+    chosen: dict[str, Format] = {}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean {near[0]}?" if near else "."
+            raise UserError(f"unknown format {name!r}{hint} Formats: {', '.join(known)}")
+        for member in GROUPS.get(name, (name,)):
+            chosen[member] = FORMATS[member]
+    for format in chosen.values():
+        require(format)
+    return list(chosen.values())
+
+
+def require(format: Format) -> None:
+    """Raise UserError if a package that writes this format, or the one it is made from, is missing."""
+    absent = [name for name in ALWAYS if find_spec(name) is None] + format.missing("writing")
+    if absent:
+        raise UserError(f"format {format.name} needs {', '.join(absent)}: pip install 'tinytf[export]'")
+    if format.base:
+        require(FORMATS[format.base])

@@ -1,0 +1,233 @@
+"""A folder that transformers, vLLM and the hub open with no code of ours: Qwen3's layout, Llama's without QK-norm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from tinytf import __version__
+from tinytf.data.tokenizer import encode, end_of_text_id
+from tinytf.errors import UserError
+from tinytf.export.parity.runner import Feed, Runner, quiet
+from tinytf.model import TransformerConfig
+from tinytf.run.checkpoint import MODEL_PREFIX, LoadedModel
+
+WEIGHTS = "model.safetensors"
+FILES = {WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
+FILES |= {"special_tokens_map.json"}  # Releases before 5 write it.
+
+READ_BY_TRANSFORMERS = {".json", ".safetensors", ".bin", ".py", ".model", ".jinja"}
+
+
+def write(loaded: LoadedModel, path: Path, base: Path | None) -> None:
+    """Write the folder that ``from_pretrained`` reads: weights, configs, tokenizer, model card."""
+    import transformers
+
+    path.mkdir()
+    write_weights(loaded, path / WEIGHTS)
+    with silent():
+        config = transformers_config(loaded.model.config, end_of_text_id(loaded.tokenizer))
+        config.save_pretrained(path)
+        transformers.GenerationConfig.from_model_config(config).save_pretrained(path)
+        wrapped_tokenizer(loaded).save_pretrained(path)
+    # Releases before 5 look for rope_theta outside of rope_parameters, and take 10,000 if it is not there.
+    _change_json(path / "config.json", rope_theta=loaded.model.config.rope_theta)
+    # Release 5 writes "TokenizersBackend", which releases before it do not know.
+    _change_json(path / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    # Release 5 adds a truncation or padding of its own to tokenizer.json: ours is the bundle's, unchanged.
+    loaded.tokenizer.save(str(path / "tokenizer.json"))
+    (path / "README.md").write_text(model_card(loaded), encoding="utf-8")
+
+
+def write_weights(loaded: LoadedModel, path: Path) -> None:
+    """The tied weights alone: the reference that `tinytf verify` compares with."""
+    from safetensors.torch import save_file
+
+    weights = {MODEL_PREFIX + name: tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def transformers_config(config: TransformerConfig, end: int | None) -> Any:
+    """The model's config in transformers' words; ``end`` is the id of end-of-text, which begins texts too."""
+    import transformers
+
+    name = "Qwen3" if config.qk_norm else "Llama"
+    return getattr(transformers, f"{name}Config")(
+        architectures=[f"{name}ForCausalLM"],
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=config.ff_dim,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_seq_len,
+        rms_norm_eps=config.norm_eps,
+        rope_theta=config.rope_theta,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=True,
+        # Left out, Llama's default ids 1 and 2 would stand for the beginning and the end of a text.
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=None,
+        dtype="float32",
+    )
+
+
+def wrapped_tokenizer(loaded: LoadedModel) -> Any:
+    """The tokenizer as transformers wraps it."""
+    import transformers
+
+    end = end_of_text_id(loaded.tokenizer)
+    word = None if end is None else loaded.tokenizer.id_to_token(end)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(loaded.tokenizer.to_str()),
+        bos_token=word,
+        eos_token=word,
+        unk_token="<unk>" if loaded.tokenizer.token_to_id("<unk>") is not None else None,
+        model_max_length=loaded.model.config.max_seq_len,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _change_json(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def model_card(loaded: LoadedModel) -> str:
+    """README.md: what the model is, where it came from, how to run it."""
+    config = loaded.model.config
+    layout = "Qwen3" if config.qk_norm else "Llama"
+    corpus = loaded.entry.get("data", {}).get("corpus", "see the checkpoint")
+    facts = {
+        "Layout": f"{layout}: {config.n_layers} layers, {config.d_model} wide, {config.n_heads} heads "
+        f"({config.kv_heads} key-value), tied embeddings",
+        "Parameters": f"{config.parameter_count:,}",
+        "Vocabulary": f"{config.vocab_size:,}",
+        "Context": f"{config.max_seq_len} tokens",
+        "Trained on": corpus if isinstance(corpus, str) else json.dumps(corpus),
+        "Steps": loaded.step,
+        "Checkpoint (sha256)": f"`{loaded.sha256}`",
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [tinytf, {layout.lower()}]
+---
+# {loaded.name}
+
+A small language model trained with tinytf {__version__}.
+
+| | |
+|---|---|
+{rows}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+inputs = tokenizer({json.dumps(_prompt(loaded.tokenizer), ensure_ascii=False)}, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+```
+
+It continues text in the manner of what it was trained on. It was not tuned to follow instructions, nor tested for
+anything beyond the losses that the run recorded.
+"""
+
+
+def _prompt(tokenizer: Tokenizer) -> str:
+    """A word that it can encode: one by character knows only the characters of its text."""
+    with suppress(UserError):
+        encode(tokenizer, "Once")
+        return "Once"
+    visible = (token for token in sorted(tokenizer.get_vocab()) if token.isprintable() and not token.isspace())
+    return next(visible, "")
+
+
+def validate_artifact(loaded: LoadedModel, text: str, path: Path) -> list[str]:
+    """Whether ``AutoTokenizer``, if it is installed, gives a text the same ids and gives it back."""
+    if find_spec("transformers") is None:
+        return []
+    import transformers
+
+    require_known_files(path)
+    with silent():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        # A literal <|endoftext|> in a text is text here: without this it would be the special token there.
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if ids != encode(loaded.tokenizer, text):
+        return ["AutoTokenizer gives other token ids"]
+    back = tokenizer.decode(ids, skip_special_tokens=False)
+    return [] if back == text else ["AutoTokenizer does not give back the text"]
+
+
+def require_known_files(path: Path) -> None:
+    """Raise RuntimeError at a file that transformers may read and tinytf does not write.
+
+    An ``adapter_config.json``, say, names weights anywhere on the disk.
+    """
+    strangers = sorted(file.name for file in path.iterdir() if file.name not in FILES)
+    strangers = [name for name in strangers if Path(name).suffix in READ_BY_TRANSFORMERS]
+    if strangers:
+        raise RuntimeError(f"{path.name}/{strangers[0]} is not a file that tinytf exports: it is not opened with it")
+
+
+def open_runner(path: Path, threads: int) -> Runner:
+    """The folder in transformers; an error if a weight is missing or left over."""
+    import transformers
+
+    require_known_files(path)
+    with silent():
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    left = {what: sorted(names) for what, names in info.items() if names}
+    if left:
+        raise RuntimeError(f"transformers did not take the weights as they are: {left}")
+    model.eval()
+
+    def start(batch_size: int) -> Feed:
+        past = transformers.DynamicCache(config=model.config)
+
+        def feed(tokens: Tensor) -> Tensor:
+            with torch.inference_mode():
+                logits: Tensor = model(input_ids=tokens, past_key_values=past, use_cache=True).logits
+            return logits
+
+        return feed
+
+    return Runner(f"transformers {transformers.__version__}", start)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """transformers sets its logger up as it is imported, and draws a bar as it loads; both are put back."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with quiet():
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,147 @@
+"""ONNX in float32: the model without a cache, and with past and present key-values in one graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tinytf.export.formats.onnx.fused_projections import FusedTransformer
+from tinytf.export.formats.onnx.runtime import (
+    METADATA,
+    PAST,
+    PRESENT,
+    cache_names,
+    cached_runner,
+    open_session,
+    runtime_name,
+)
+from tinytf.export.parity.cases import example_tokens, too_short_to_trace
+from tinytf.export.parity.runner import Runner, quiet, recomputing
+from tinytf.model import TransformerConfig
+from tinytf.run.checkpoint import LoadedModel
+
+OPSET = 18
+"""The oldest that every operator here needs, so that old runtimes load the file too."""
+
+PROTOBUF_LIMIT = 2**31
+EXAMPLE_PAST = 5
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Ids ``[batch, seq]`` in, logits ``[batch, seq, vocab_size]`` out."""
+
+    def unsupported_reason(self, loaded: LoadedModel) -> str | None:
+        """Why this model cannot be written so, or None."""
+        return too_large(loaded.model.config) or too_short_to_trace(loaded.model.config)
+
+    def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
+        """Export the model as it is."""
+        limit = loaded.model.config.max_seq_len
+        write_graph(
+            loaded,
+            path,
+            loaded.model,
+            (example_tokens(),),
+            input_names=["tokens"],
+            output_names=["logits"],
+            dynamic_shapes={"tokens": {0: "batch", 1: torch.export.Dim("seq", max=limit)}},
+        )
+
+    def open_runner(self, path: Path, threads: int) -> Runner:
+        """The graph in onnxruntime, which reads the whole text again for each token."""
+        session = open_session(path, threads)
+
+        def forward(tokens: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(session.run(["logits"], {"tokens": tokens.numpy()})[0])
+
+        return Runner(runtime_name(), recomputing(forward), cached=False)
+
+
+@dataclass(frozen=True)
+class WithCache:
+    """Prefill, chunked prefill and decode in one graph of standard operators."""
+
+    def unsupported_reason(self, loaded: LoadedModel) -> str | None:
+        """Why this model cannot be written so, or None."""
+        return too_large(loaded.model.config)
+
+    def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
+        """Export one graph that takes past keys and values of any length, 0 included."""
+        config = loaded.model.config
+        tokens = example_tokens()
+        sizes = (len(tokens), config.kv_heads, EXAMPLE_PAST, config.head_dim)
+        # Distinct tensors: the exporter merges inputs that share one object, and the graph is then silently wrong.
+        past = [torch.randn(sizes) for _ in range(2 * config.n_layers)]
+        write_graph(
+            loaded,
+            path,
+            FusedTransformer(loaded.model),
+            (tokens, past),
+            input_names=["tokens", *cache_names(PAST, config.n_layers)],
+            output_names=["logits", *cache_names(PRESENT, config.n_layers)],
+            dynamic_shapes={"tokens": {0: "batch", 1: "seq"}, "past": [{0: "batch", 2: "past_len"}] * len(past)},
+        )
+
+    def open_runner(self, path: Path, threads: int) -> Runner:
+        """The graph in onnxruntime, with its cache."""
+        return cached_runner(open_session(path, threads))
+
+
+PLAIN = Plain()
+WITH_CACHE = WithCache()
+
+
+def too_large(config: TransformerConfig, extra: int = 0) -> str | None:
+    """Why the model and ``extra`` values more do not fit into one ONNX file, or None."""
+    size = 4 * (config.parameter_count + extra)
+    if size < 0.95 * PROTOBUF_LIMIT:
+        return None
+    return f"its {size / 1e9:.1f} GB of float32 weights are past the 2 GB that one ONNX file holds"
+
+
+def write_graph(
+    loaded: LoadedModel,
+    path: Path,
+    graph: nn.Module,
+    example: tuple[Any, ...],
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: Mapping[str, Any],
+) -> None:
+    """Export with torch.export, into one checked file that states the model's config in its metadata."""
+    with quiet():
+        program = torch.onnx.export(
+            graph.eval(),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=dict(dynamic_shapes),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    save(program.model_proto, path, loaded.model.config)
+
+
+def save(proto: Any, path: Path, config: TransformerConfig) -> None:
+    """Write and check a graph, with the model's config in its metadata and without the exporter's notes."""
+    import onnx
+
+    # The notes are half of a small file, and hold paths of the machine that wrote it.
+    del proto.graph.metadata_props[:]
+    for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        del part.metadata_props[:]
+    del proto.graph.value_info[:]
+    onnx.helper.set_model_props(proto, {METADATA: json.dumps(asdict(config))})
+    onnx.save(proto, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
