@@ -55,7 +55,7 @@ def export_checkpoint(
     folder = output_dir or ckpt_path.resolve().parent / "export"
     if output_dir is None and folder.is_symlink():
         raise UserError(f"{folder}: it is a link; give the folder that it names as --output_dir")
-    content = export(check, formats, folder.resolve(), replace=output_dir is None, say=say)
+    content = export(check, formats, folder, replace=output_dir is None, say=say)
     say(f"wrote {folder}")
     return content
 

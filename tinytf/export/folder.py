@@ -29,7 +29,7 @@ def staging_folder(folder: Path) -> Iterator[Path]:
     """
     lock_file = _beside(folder, "lock")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock_file.touch()
     except OSError as error:
         raise UserError(f"--output_dir {folder}: it cannot be written to ({error.strerror})") from error
@@ -42,7 +42,7 @@ def staging_folder(folder: Path) -> Iterator[Path]:
         ) from None
     try:
         recover(folder)
-        staging = Path(tempfile.mkdtemp(prefix=f"{_beside(folder, 'tmp').name}-{os.getpid()}-", dir=folder.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f"{_beside(folder, 'tmp').name}-{os.getpid()}-", dir=lock_file.parent))
         try:
             yield staging
         finally:
@@ -55,12 +55,13 @@ def staging_folder(folder: Path) -> Iterator[Path]:
 
 def recover(folder: Path) -> None:
     """Undo what a killed export left half done: one whole bundle keeps its name. Call it under the lock."""
-    old = _beside(folder, "old")
+    folder, old = folder.resolve(), _beside(folder, "old")
     if old.is_dir() and not old.is_symlink() and not folder.exists():
         old.rename(folder)  # Killed between the two renames of `publish`.
     remove(old)  # Killed after them.
-    for unfinished in folder.parent.glob(f"{_beside(folder, 'tmp').name}-*"):
-        remove(unfinished)
+    for path in folder.parent.iterdir():
+        if path.name.startswith(f"{_beside(folder, 'tmp').name}-"):
+            remove(path)
 
 
 def publish(bundle: Path, folder: Path) -> None:
@@ -69,12 +70,12 @@ def publish(bundle: Path, folder: Path) -> None:
     A kill at any instant leaves the old bundle or the new one, whole, as ``folder`` or for `recover` to name so.
     """
     for path in bundle.rglob("*"):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             fsync_dir(path)
         elif path.is_file():
             _fsync(path)
     fsync_dir(bundle)
-    old = _beside(folder, "old")
+    folder, old = folder.resolve(), _beside(folder, "old")
     try:
         if folder.exists():
             folder.rename(old)
@@ -116,4 +117,6 @@ def _fsync(path: Path) -> None:
 
 
 def _beside(folder: Path, what: str) -> Path:
+    # Of a link, what it names: the link stays.
+    folder = folder.resolve()
     return folder.with_name(f".{folder.name}.{what}")
