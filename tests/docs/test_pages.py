@@ -69,6 +69,15 @@ def test_files_that_the_pages_name_are_there() -> None:
             assert (REPOSITORY / name).exists(), f"{page.name}: {name}"
 
 
+def test_keys_that_the_pages_name_are_keys() -> None:
+    known = set(re.findall(r"^\| `([\w.]+)`", keys(), re.MULTILINE))
+    sections = "|".join(sorted({key.partition(".")[0] for key in known if "." in key}))
+    for page in PAGES:
+        for key in re.findall(rf"`((?:{sections})\.[a-z][\w.]*)[`:]", page.read_text(encoding="utf-8")):
+            is_file = key.rsplit(".", 1)[-1] in ("json", "onnx", "pt", "pt2", "gguf")
+            assert is_file or any(name == key or name.startswith(f"{key}.") for name in known), f"{page.name}: {key}"
+
+
 def test_commands_and_targets_that_the_pages_name_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
