@@ -47,7 +47,7 @@ def export_at_end(ckpt_path: Path, config: ExportConfig, loggers: Iterable[Logge
     """Do what `tinytf export --ckpt_path best` does, print its table and give the bundle to the trackers.
 
     Args:
-        ckpt_path: the best checkpoint; the bundle is ``export`` beside it.
+        ckpt_path: the best checkpoint; the bundle is ``export`` in its folder.
         config: which formats.
         loggers: of the run; those that are ours get the bundle.
 

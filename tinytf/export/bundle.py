@@ -37,7 +37,7 @@ def export_checkpoint(
     """Export one checkpoint: what `tinytf export` and the end of a training run do.
 
     Args:
-        output_dir: None means ``export`` beside the checkpoint, where the export of an earlier one is replaced.
+        output_dir: None means ``export`` in the checkpoint's folder, where the export of an earlier one is replaced.
         text: held-out text; None means the run's validation split.
         thresholds: settings such as ``int8.kl=1e-3``.
         threads: CPU threads.

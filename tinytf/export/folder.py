@@ -1,6 +1,6 @@
-"""Publishing a bundle: it is made whole in a temporary folder beside its final name, then renamed into place.
+"""Publishing a bundle: it is made whole in a temporary folder next to its final name, then renamed into place.
 
-Beside a bundle ``export`` there may be, for a while: ``.export.lock`` (one export at a time), ``.export.tmp-<pid>-…``
+Next to a bundle ``export`` there may be, for a while: ``.export.lock`` (one export at a time), ``.export.tmp-<pid>-…``
 (a bundle in the making) and ``.export.old`` (the earlier bundle, between two renames). Nothing else outside of the
 bundle is touched, and nothing in it that the user put there is removed.
 """
@@ -22,12 +22,12 @@ from tinytf.utils.files import fsync_dir, remove
 
 @contextmanager
 def staging_folder(folder: Path) -> Iterator[Path]:
-    """Lock ``folder``, finish what a killed export left, and yield an empty folder beside it, removed at the end.
+    """Lock ``folder``, finish what a killed export left, and yield an empty folder next to it, removed at the end.
 
     Raises:
         UserError: if it cannot be made, or another export is writing to ``folder``.
     """
-    lock_file = _beside(folder, "lock")
+    lock_file = _hidden(folder, "lock")
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock_file.touch()
@@ -42,7 +42,7 @@ def staging_folder(folder: Path) -> Iterator[Path]:
         ) from None
     try:
         recover(folder)
-        staging = Path(tempfile.mkdtemp(prefix=f"{_beside(folder, 'tmp').name}-{os.getpid()}-", dir=lock_file.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f"{_hidden(folder, 'tmp').name}-{os.getpid()}-", dir=lock_file.parent))
         try:
             yield staging
         finally:
@@ -55,12 +55,12 @@ def staging_folder(folder: Path) -> Iterator[Path]:
 
 def recover(folder: Path) -> None:
     """Undo what a killed export left half done: one whole bundle keeps its name. Call it under the lock."""
-    folder, old = folder.resolve(), _beside(folder, "old")
+    folder, old = folder.resolve(), _hidden(folder, "old")
     if old.is_dir() and not old.is_symlink() and not folder.exists():
         old.rename(folder)  # Killed between the two renames of `publish`.
     remove(old)  # Killed after them.
     for path in folder.parent.iterdir():
-        if path.name.startswith(f"{_beside(folder, 'tmp').name}-"):
+        if path.name.startswith(f"{_hidden(folder, 'tmp').name}-"):
             remove(path)
 
 
@@ -75,7 +75,7 @@ def publish(bundle: Path, folder: Path) -> None:
         elif path.is_file():
             _fsync(path)
     fsync_dir(bundle)
-    folder, old = folder.resolve(), _beside(folder, "old")
+    folder, old = folder.resolve(), _hidden(folder, "old")
     try:
         if folder.exists():
             folder.rename(old)
@@ -116,7 +116,7 @@ def _fsync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _beside(folder: Path, what: str) -> Path:
+def _hidden(folder: Path, what: str) -> Path:
     # Of a link, what it names: the link stays.
     folder = folder.resolve()
     return folder.with_name(f".{folder.name}.{what}")
