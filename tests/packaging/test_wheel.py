@@ -61,6 +61,10 @@ def test_it_runs_outside_the_checkout(place: Path, tmp_path: Path) -> None:
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
 
     assert tinytf("--version").startswith("tinytf ")
-    printed = yaml.safe_load(tinytf("fit", "--config", "tiny", "--config", "loggers/csv", "--print_config"))
-    assert (printed["name"], printed["trainer"]["max_steps"], printed["tracking"]["csv"]) == ("tiny", 30, True)
+    printed = yaml.safe_load(tinytf("fit", "--config", "tiny", "--config", "loggers/wandb", "--print_config"))
+    assert (printed["name"], printed["trainer"]["max_steps"], printed["tracking"]["wandb"]["project"]) == (
+        "tiny",
+        30,
+        "tinytf",
+    )
     assert list(tmp_path.iterdir()) == []
