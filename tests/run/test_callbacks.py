@@ -1,4 +1,4 @@
-"""The overlays in configs/ turn on what they are named after."""
+"""Callbacks in a Trainer of anybody's, and the overlays in configs/ that turn them on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ from pathlib import Path
 import jsonargparse
 import pytest
 import yaml
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from tests.run.toy_run import ToyModule, fit
+from tinytf.errors import UserError
+from tinytf.run.callbacks import run_dir_of
+from tinytf.run.callbacks.best import BestCheckpoints
+from tinytf.run.callbacks.loss import LossMonitor
+from tinytf.run.callbacks.norms import LayerwiseNorms
+from tinytf.run.callbacks.periodic import PeriodicCheckpoint
+from tinytf.run.callbacks.profiler import Profiler
+from tinytf.run.callbacks.progress import StepProgress
+from tinytf.run.callbacks.samples import Samples
+from tinytf.run.callbacks.throughput import Throughput
 from tinytf.run.config import TrackingConfig
+from tinytf.run.exact_resume import ExactResume
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -29,3 +42,26 @@ def test_an_overlay_turns_on_one_thing_and_leaves_the_rest(overlay: str) -> None
 def test_lightnings_private_name_that_is_used_still_exists() -> None:
     pytest.importorskip("wandb")
     assert "anonymous" in WandbLogger(offline=True)._wandb_init
+
+
+def test_the_optional_callbacks_work_in_a_trainer_without_a_journal(tmp_path: Path) -> None:
+    callbacks = [
+        Profiler(start_step=1, steps=1), Throughput(), LayerwiseNorms(2), LossMonitor(), Samples(1, max_new_tokens=2),
+        StepProgress(), PeriodicCheckpoint(6), ExactResume(),
+    ]  # fmt: skip
+    fit(tmp_path, callbacks, steps=6, progress=True)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"profile", "step=0000006.ckpt", "last.ckpt"} <= written
+    assert "metrics.jsonl" not in written
+
+
+def test_a_callback_writes_into_the_open_run_else_where_the_trainer_does(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[PeriodicCheckpoint()])
+    assert run_dir_of(trainer) == tmp_path
+    trainer.callbacks.append(BestCheckpoints(run_dir=tmp_path / "run"))  # type: ignore[attr-defined]
+    assert run_dir_of(trainer) == tmp_path / "run"
+
+
+def test_samples_without_a_text_to_begin_with_ask_for_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tracking\.samples: the datamodule has no tokenizer"):
+        Samples().setup(Trainer(accelerator="cpu", logger=False), ToyModule(), "fit")

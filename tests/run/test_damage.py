@@ -99,7 +99,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
     assert harmless < len(whole) / 2
 
 
-def test_a_run_goes_on_past_its_damaged_newest_files(tmp_path: Path) -> None:
+def test_a_run_resumes_past_its_damaged_newest_files(tmp_path: Path) -> None:
     """They are set aside: counted as the newest, they would push intact ones out."""
     case = {**CASES["plain"], "checkpoint.keep_last": 1}
     prepare(tmp_path / "spoilt")
@@ -164,12 +164,16 @@ def test_recovery_touches_only_what_is_ours(tmp_path: Path) -> None:
     spoil(older, "truncated")
     for name in ("notes.txt", "mine.ckpt", "step=9.ckpt.bak", ".hidden", "nonfinite_step=0000009.pt"):
         (tmp_path / name).write_text("the user's")
-    stale = tmp_path / ".step=0000006.ckpt.4711.tmp"
-    stale.write_text("torn")
+    stale = {
+        tmp_path / f".{name}.tmp"
+        for name in ("step=0000006.ckpt.4711.ab", "metrics.jsonl.7.cd", "nonfinite_step=0000009.pt.1.ef", "best.ckpt.9")
+    }
+    for path in stale:
+        path.write_text("torn")
     before = set(tmp_path.iterdir())
     recover_run_dir(tmp_path, resumed, finished=False)
     after = set(tmp_path.iterdir())
-    assert before - after == {stale}
+    assert before - after == stale
     assert {path.name for path in after - before} == {"last.ckpt"}
 
 

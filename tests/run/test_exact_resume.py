@@ -93,7 +93,7 @@ def test_extending_one_that_decays_until_its_end_says_so(tmp_path: Path) -> None
     assert "trainer.max_steps was 4 and is 6: Linear decays until max_steps" in (tmp_path / "attempts.log").read_text()
 
 
-def test_a_run_that_was_moved_and_renamed_goes_on_with_its_list_of_the_best(
+def test_a_run_that_was_moved_and_renamed_resumes_with_its_list_of_the_best(
     reference: Unbroken, tmp_path: Path
 ) -> None:
     prepare(tmp_path)
@@ -138,7 +138,7 @@ def test_what_would_make_a_resume_inexact_is_refused_by_name(
     assert not list(tmp_path.rglob("version_*"))
 
 
-def test_the_overlay_for_requeued_jobs_starts_and_goes_on(tmp_path: Path) -> None:
+def test_the_overlay_for_requeued_jobs_starts_and_resumes(tmp_path: Path) -> None:
     prepare(tmp_path)
     overlay = Path(__file__).parents[2] / "configs" / "scale" / "slurm-requeue.yaml"
     flags = [*arguments({**CASES["plain"], "model.schedule": "Constant"})[:-1], f"--config={overlay}"]

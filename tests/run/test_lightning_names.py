@@ -52,7 +52,7 @@ def test_a_loops_state_has_the_keys_that_are_put_right(trainer: Trainer) -> None
 def test_a_best_list_has_the_keys_that_follow_the_folder(tmp_path: Any) -> None:
     state = ModelCheckpoint(dirpath=tmp_path, monitor="val/loss").state_dict()
     assert {
-        "dirpath", "best_model_path", "kth_best_model_path", "last_model_path", "best_k_models", "best_model_score",
+        "dirpath", "best_model_path", "kth_best_model_path", "kth_value", "best_k_models", "best_model_score",
     } <= set(state)  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert provenance.collect()["git"]["note"] == "git is not installed"
 
 
-def test_what_cannot_be_learnt_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_found_out_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> str:
         raise OSError("no such machine")
 

@@ -58,23 +58,22 @@ class ExactResume(Callback):
 def normalize_loop_state(loop: dict[str, Any], *, due: bool, validated: bool, done: int, step: int) -> None:
     """Make the fit loop's state say what a restart must do next. Changes ``loop`` in place.
 
-    With ``done`` = 6 micro-batches, a validation of 3 batches, counts as (ready, started, processed, completed):
+    At step 4, with a validation of 3 batches every 2 steps, counts as (ready, started, processed, completed):
 
-    =====================================  ==============================  ==================  ====================
-    saved                                  part of the state               Lightning wrote     it becomes
-    =====================================  ==============================  ==================  ====================
-    in the last hook of a step, before     batch_progress                  (6, 6, 6, 5)        (6, 6, 6, 6)
-    the validation that is due at it       val_loop.batch_progress.total   (3, 3, 3, 3)        (1, 1, 0, 0)
-    in the middle of that validation       val_loop.batch_progress.total   (5, 5, 5, 4)        (1, 1, 0, 0)
-    after it, at the same step             val_loop.batch_progress.total   (6, 6, 6, 6)        unchanged
-    at a step without one, after a         val_loop.batch_progress.total   (5, 4, 4, 4)        (4, 4, 4, 4)
-    restart that repeated one
-    in or after a validation               _batches_that_stepped           step                step - 1
-    =====================================  ==============================  ==================  ====================
+    =============================================  ============================  =================  ============
+    saved                                          part of the state             Lightning wrote    it becomes
+    =============================================  ============================  =================  ============
+    in the last hook of the step, before its       batch_progress.total          (4, 4, 4, 3)       (4, 4, 4, 4)
+    validation                                     val_loop batch_progress       (3, 3, 3, 3)       (1, 1, 0, 0)
+    in that validation, after its first batch      val_loop batch_progress       (4, 4, 4, 3)       (1, 1, 0, 0)
+    after that validation                          val_loop batch_progress       (6, 6, 6, 6)       unchanged
+    the same, in a run resumed into it             val_loop batch_progress       (4, 4, 3, 3)       (3, 3, 3, 3)
+    when training ends, after that validation      _batches_that_stepped         4                  3
+    =============================================  ============================  =================  ============
 
-    (1, 1, 0, 0) reads as "in a validation, nothing seen yet": Lightning runs the whole of it. Uneven counts read as an
-    unfinished one. The restarted loop adds one to ``_batches_that_stepped``, which numbers the rows of Lightning's own
-    loggers.
+    (1, 1, 0, 0) reads as "in a validation, nothing seen yet": a restart runs the whole of it. Uneven counts read as an
+    unfinished one, which would run again. A restart after a validation adds one to ``_batches_that_stepped``, by which
+    Lightning's own loggers number their rows.
 
     Args:
         loop: ``checkpoint["loops"]["fit_loop"]``.

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run" / "version_0"
 
 
-def test_one_row_a_logging_step_and_one_a_validation(folder: Path) -> None:
+def test_one_row_per_logging_step_and_one_per_validation(folder: Path) -> None:
     fit(folder, [JournalCallback({}, folder)])
     written = rows(folder)
     assert [row["step"] for row in written if "train/loss" in row] == [2, 4, 6, 8, 10, 12]
@@ -62,7 +62,7 @@ class Notes(Callback):
             log_to_row(trainer, {"train/noted": float(trainer.global_step), "train/tensor": torch.tensor(0.5)})
 
 
-def test_a_note_is_in_the_next_row_and_in_no_other(folder: Path) -> None:
+def test_an_added_value_is_in_the_next_row_and_in_no_other(folder: Path) -> None:
     fit(folder, [Notes(), JournalCallback({}, folder)])
     noted = {row["step"]: row["train/noted"] for row in rows(folder) if "train/noted" in row}
     assert noted == {2: 2.0, 4: 3.0, 8: 8.0}
@@ -99,7 +99,7 @@ class DiesAfterValidation(Callback):
         raise RuntimeError("killed")
 
 
-def test_the_validation_of_the_checkpoints_own_step_is_dropped_where_it_was_still_to_come(folder: Path) -> None:
+def test_the_validation_of_the_checkpoints_own_step_is_dropped_if_it_was_still_to_come(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         fit(folder, [JournalCallback({}, folder), DiesAfterValidation()], val_every=5, save_every=5)
     assert [row["step"] for row in rows(folder)] == [2, 4, 5]
@@ -129,7 +129,7 @@ def test_the_row_of_a_saved_step_is_on_disk_before_the_checkpoint(
     assert seen == {"6": [2, 4, 6], "12": [2, 4, 6, 8, 10, 12]}
 
 
-def test_a_torn_line_is_removed_and_said(folder: Path) -> None:
+def test_a_torn_line_is_removed_and_reported(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         fit(folder, [JournalCallback({}, folder)], dies=Dies(7, RuntimeError("killed")))
     with (folder / "metrics.jsonl").open("ab") as file:
@@ -199,7 +199,7 @@ def test_warnings_and_log_records_are_events_and_are_still_shown(
     events = records(folder, "warning")
     texts = [event["message"] for event in events]
     assert any("early" in text for text in texts)
-    assert any("the weather" in text and "test_metrics_file.py" in text for text in texts)
+    assert any("the weather" in text and "test_journal_callback.py" in text for text in texts)
     ours = next(event for event in events if event["message"] == "cache of x is stale")
     assert (ours["step"], ours["level"], ours["logger"]) == (3, "WARNING", "tinytf.data")
     assert not any("not ours" in text for text in texts)

@@ -62,7 +62,7 @@ def test_a_torn_last_line_is_no_record_and_a_broken_one_elsewhere_is_an_error(tm
         list(read(path))
 
 
-def test_rewinding_drops_newer_and_broken_lines_and_goes_on(tmp_path: Path) -> None:
+def test_rewinding_drops_newer_and_broken_lines(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
     for step in range(5):
         journal.write("metrics", step, {})

@@ -35,7 +35,7 @@ def test_plain_lines_at_logging_steps_and_validations(tmp_path: Path, capsys: py
     assert not lines(shown.out)
 
 
-def test_a_resumed_run_goes_on_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_continues_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError):
         fit(tmp_path, [JournalCallback({}, tmp_path)], dies=Dies(7, RuntimeError("killed")))
     capsys.readouterr()

@@ -33,7 +33,7 @@ def test_the_smoothed_loss_is_a_running_average_of_the_logged_one(tmp_path: Path
         assert value == pytest.approx(wanted, rel=1e-6)
 
 
-def test_it_goes_on_smoothing_after_a_resume(tmp_path: Path) -> None:
+def test_it_continues_smoothing_after_a_resume(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     fit(whole, [LossMonitor(0.9, 2.0), JournalCallback({}, whole)], val_every=3)
     with pytest.raises(RuntimeError):
@@ -47,7 +47,7 @@ def test_it_goes_on_smoothing_after_a_resume(tmp_path: Path) -> None:
     assert column(broken, "train/loss_smooth") == column(whole, "train/loss_smooth")
 
 
-def test_one_warning_a_spike(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_warning_per_spike(caplog: pytest.LogCaptureFixture) -> None:
     health = LossMonitor(0.0, 2.0)
     with caplog.at_level(logging.WARNING, logger="tinytf"):
         for loss in [9.0] + [3.0] * ENOUGH:

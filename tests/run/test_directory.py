@@ -1,0 +1,139 @@
+"""Which run is the newest, links where links cannot be made, and one run directory for each process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tinytf.errors import UserError
+from tinytf.run.callbacks.best import BestCheckpoints
+from tinytf.run.checkpoint_io import write_checkpoint
+from tinytf.run.directory import (
+    best_intact,
+    create_run_dir,
+    link,
+    link_best,
+    linked_checkpoint,
+    resolve_checkpoint,
+    run_dirs,
+)
+from tinytf.run.journal import FILE_NAME, encode
+from tinytf.run.lock import acquire_run_lock, release_run_locks
+
+
+def run_started(root: Path, name: str, hour: int | None) -> Path:
+    run_dir = create_run_dir(root, name)
+    (run_dir / "config.yaml").touch()
+    if hour is not None:
+        start = {"event": "start", "time": f"2026-01-31T{hour:02}:00:00.000000Z", "step": 0}
+        (run_dir / FILE_NAME).write_bytes(encode(start) + encode({"event": "metrics", "step": 2}))
+    return run_dir
+
+
+def test_runs_are_in_the_order_of_their_journals_whatever_their_files_times(tmp_path: Path) -> None:
+    later, earlier = run_started(tmp_path, "a", 12), run_started(tmp_path, "b", 9)
+    shutil.copytree(earlier, tmp_path / "c" / "version_7")
+    os.utime(later / "config.yaml", (0, 0))
+    assert run_dirs(tmp_path) == [earlier, tmp_path / "c" / "version_7", later]
+    assert run_dirs(tmp_path, "b") == [earlier]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\0" * 64, b'{"event": "st', b"no JSON\n", b'{"event": "start"}\n'])
+def test_a_run_whose_journal_does_not_say_follows_the_version_before_it(tmp_path: Path, content: bytes | None) -> None:
+    first = run_started(tmp_path, "a", 9)
+    torn = run_started(tmp_path, "a", None)
+    other = run_started(tmp_path, "b", 10)
+    if content is not None:
+        (torn / FILE_NAME).write_bytes(content)
+    assert run_dirs(tmp_path) == [first, torn, other]
+
+
+def test_names_that_look_like_patterns_are_names(tmp_path: Path) -> None:
+    odd = run_started(tmp_path, "lr=[1e-3]*", 9)
+    run_started(tmp_path, "lr=1", 10)
+    assert run_dirs(tmp_path, "lr=[1e-3]*") == [odd]
+
+
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+
+
+def saved(run_dir: Path, name: str) -> Path:
+    path = run_dir / name
+    write_checkpoint(path, {"text": name})
+    return path
+
+
+@pytest.mark.usefixtures("no_links")
+def test_where_links_cannot_be_made_a_small_file_points(tmp_path: Path) -> None:
+    worse = saved(tmp_path, "step=0000002-val_loss=2.5000.ckpt")
+    better = saved(tmp_path, "step=0000004-val_loss=2.0000.ckpt")
+    link(tmp_path, "best", better)
+    assert not (tmp_path / "best.ckpt").is_symlink()
+    assert best_intact(tmp_path) == resolve_checkpoint(str(tmp_path / "best.ckpt")) == better
+    better.unlink()
+    with pytest.raises(UserError, match=r"it points to step=0000004-val_loss=2\.0000\.ckpt, which is gone"):
+        resolve_checkpoint(str(tmp_path / "best.ckpt"))
+    link_best(tmp_path)
+    assert linked_checkpoint(tmp_path, "best") == worse
+    assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", worse.name}
+
+
+@pytest.mark.parametrize("target", ["../secret/step=0000001.ckpt", "/etc/passwd", "best.ckpt", "step=0000001.ckpt\n"])
+def test_a_pointer_leads_nowhere_but_to_a_checkpoint_next_to_it(tmp_path: Path, target: str) -> None:
+    path = tmp_path / "best.ckpt"
+    path.write_text(target)
+    assert resolve_checkpoint(str(path)) == path
+
+
+def test_the_list_of_the_best_follows_the_folder_and_loses_what_is_not_there(tmp_path: Path) -> None:
+    losses = {2: 2.5, 4: 2.0, 6: 2.25, 8: 2.25}
+    names = {step: f"step={step:07d}-val_loss={loss:.4f}.ckpt" for step, loss in losses.items()}
+    state = {
+        **BestCheckpoints(4).state_dict(),
+        "dirpath": "/where/it/was",
+        "best_k_models": {f"/where/it/was/{names[step]}": loss for step, loss in losses.items()},
+        "best_model_path": f"/where/it/was/{names[4]}",
+        "best_model_score": 2.0,
+    }
+    for step in (2, 6, 8):
+        (tmp_path / names[step]).touch()
+    best = BestCheckpoints(2)
+    best.dirpath = str(tmp_path)
+    best.load_state_dict(state)
+    assert list(best.best_k_models) == [str(tmp_path / names[6]), str(tmp_path / names[8])]
+    # Of equal ones Lightning displaces the one that came first, in a run that was never stopped too.
+    assert best.kth_best_model_path == best.best_model_path == str(tmp_path / names[6])
+    assert best.best_model_score == best.kth_value == 2.25
+
+    branched = BestCheckpoints(2)
+    branched.dirpath = str(tmp_path / "elsewhere")
+    branched.load_state_dict(state)
+    assert (branched.best_k_models, branched.best_model_path, branched.best_model_score) == ({}, "", None)
+
+
+def test_a_lock_ends_with_its_release_and_not_with_a_fork(tmp_path: Path) -> None:
+    def in_another_process() -> bool:
+        child = os.fork()
+        if child == 0:
+            try:
+                release_run_locks()
+                acquire_run_lock(tmp_path)
+            except UserError:
+                os._exit(1)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    acquire_run_lock(tmp_path)
+    acquire_run_lock(tmp_path)
+    assert not in_another_process()
+    assert not in_another_process()
+    release_run_locks()
+    assert in_another_process()
