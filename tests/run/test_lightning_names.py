@@ -10,7 +10,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from torch.utils.tensorboard import SummaryWriter
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +91,11 @@ def test_torch_clips_with_a_norm_that_is_known() -> None:
     for name in ("get_total_norm", "clip_grads_with_norm_"):
         assert callable(getattr(torch.nn.utils, name))
     assert callable(LightningModule.configure_gradient_clipping)
+
+
+def test_the_loggers_have_what_ours_use() -> None:
+    assert "_mlflow_client" in inspect.getsource(MLFlowLogger)
+    assert "_run_id" in inspect.getsource(MLFlowLogger)
+    assert "_experiment_name" in inspect.getsource(MLFlowLogger)
+    assert "_wandb_init" in inspect.getsource(WandbLogger)
+    assert callable(SummaryWriter._get_file_writer)
