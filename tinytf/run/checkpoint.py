@@ -21,23 +21,22 @@ FORMAT = 1
 """Version of the ``tinytf`` entry. Raise it when a reader of the old one would misread the new."""
 
 ENTRY = {"model": dict, "tokenizer": str, "config": dict, "data": dict, "provenance": dict}
-"""What the ``tinytf`` entry of format 1 holds."""
+"""What the ``tinytf`` entry of format 1 has."""
 
 MODEL_PREFIX = "model."
-"""Where the transformer's weights stand in a checkpoint's ``state_dict``: the layout of ``transformers``."""
-
+"""What the transformer's weights begin with in a checkpoint's ``state_dict``: the layout of ``transformers``."""
 
 CANNOT_READ = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ETIMEDOUT}
-"""Failures of the system that say nothing of the file; zipfile raises other OSErrors where an archive is damaged."""
+"""Failures of the system that say nothing of the file; zipfile raises other OSErrors if an archive is damaged."""
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the file as an archive, or None where every record's checksum holds.
+    """What is wrong with the file as an archive, or None if every record's checksum holds.
 
-    torch.save writes a zip archive with a CRC32 a record; torch.load does not check them.
+    torch.save writes a zip archive with a CRC32 per record; torch.load does not check them.
 
     Raises:
-        UserError: where the system cannot read the file, which may be whole.
+        UserError: if the system cannot read the file, which may be whole.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -72,7 +71,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         mmap: leave the weights on disk until they are touched; for a look at the ``tinytf`` entry alone.
 
     Raises:
-        UserError: where the file is missing, damaged, not made by tinytf, made by a later format, or holds
+        UserError: if the file is missing, damaged, not made by tinytf, made by a later format, or holds
             anything but tensors and plain types.
     """
     path = Path(path)
@@ -93,10 +92,10 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path}: its format {entry['format']} is newer than the {FORMAT} this tinytf reads: upgrade"
         )
-    lacking = [key for key, kind in ENTRY.items() if not isinstance(entry.get(key), kind)]
-    if lacking or not isinstance(content.get("global_step"), int) or not isinstance(content.get("state_dict"), dict):
+    missing = [key for key, kind in ENTRY.items() if not isinstance(entry.get(key), kind)]
+    if missing or not isinstance(content.get("global_step"), int) or not isinstance(content.get("state_dict"), dict):
         raise UserError(
-            f"checkpoint {path}: it is not whole: it lacks {', '.join(lacking) or 'its weights or its step'}"
+            f"checkpoint {path}: it is incomplete: it lacks {', '.join(missing) or 'its weights or its step'}"
         )
     return content
 
@@ -130,25 +129,25 @@ class LoadedModel:
         return sha256_of(self.path) if self.path else None
 
 
-def shape_of(content: dict[str, Any]) -> TransformerConfig:
-    """The model's shape, by the ``tinytf`` entry."""
+def config_of(content: dict[str, Any]) -> TransformerConfig:
+    """The model's config, by the ``tinytf`` entry."""
     return TransformerConfig.from_mapping(content["tinytf"]["model"])
 
 
 def refuse_misfit(content: dict[str, Any], path: Path) -> None:
-    """Refuse weights that are not those of the shape that the file states."""
+    """Refuse weights that are not those of the model that the file describes."""
     try:
         with torch.device("meta"):
-            model = Transformer(shape_of(content))
+            model = Transformer(config_of(content))
     except (TypeError, ValueError) as error:
-        raise UserError(f"checkpoint {path}: it states no shape of a model ({error})") from None
-    stated = {f"{MODEL_PREFIX}{key}": list(value.shape) for key, value in model.state_dict().items()}
-    held = {key: list(value.shape) for key, value in content["state_dict"].items()}
-    for key in sorted({*stated, *held}):
-        if stated.get(key) != held.get(key):
+        raise UserError(f"checkpoint {path}: its entry does not describe a model ({error})") from None
+    wanted = {f"{MODEL_PREFIX}{key}": list(value.shape) for key, value in model.state_dict().items()}
+    found = {key: list(value.shape) for key, value in content["state_dict"].items()}
+    for key in sorted({*wanted, *found}):
+        if wanted.get(key) != found.get(key):
             raise UserError(
-                f"checkpoint {path}: its weights are of another shape than it states: "
-                f"{key} is {held.get(key, 'missing')}, not {stated.get(key, 'expected')}"
+                f"checkpoint {path}: its weights are not those of the model that it describes: "
+                f"{key} is {found.get(key, 'missing')}, not {wanted.get(key, 'expected')}"
             )
 
 
@@ -163,7 +162,7 @@ def load_model(path: str | Path) -> LoadedModel:
     content = read_checkpoint(path)
     entry = content["tinytf"]
     try:
-        shape = shape_of(content)
+        shape = config_of(content)
         tokenizer = Tokenizer.from_str(entry["tokenizer"])
         model = Transformer(shape)
         weights = {

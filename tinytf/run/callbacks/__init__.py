@@ -23,6 +23,11 @@ def run_dir_of(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
+def steps_remain(trainer: Trainer) -> bool:
+    """Whether the Trainer has optimizer steps left; one without ``max_steps`` always has."""
+    return trainer.max_steps < 0 or trainer.global_step < trainer.max_steps
+
+
 def require_at_least(section: str, **settings: tuple[float, float]) -> None:
     """Raise UserError naming each setting, given as (value, minimum), that is too small."""
     wrong = [

@@ -258,21 +258,13 @@ def write_event(trainer: Trainer, event: str, **fields: Any) -> None:
 
 
 def to_floats(values: Mapping[str, float | Tensor]) -> Row:
-    """Scalars as Python floats, those on a device fetched at once."""
-    tensors = {name: value.detach().reshape(()) for name, value in values.items() if isinstance(value, Tensor)}
-    fetched: dict[str, float] = {}
-    if tensors:
-        device = next(iter(tensors.values())).device
-        alike = [
-            tensor.to(device) if tensor.is_floating_point() else tensor.to(device).float()
-            for tensor in tensors.values()
-        ]
-        fetched = dict(zip(tensors, torch.stack(alike).tolist(), strict=True))
-    exact = {name for name, tensor in tensors.items() if tensor.dtype == torch.float64}
-    return {
-        name: fetched[name] if name in exact else shortest_float32(fetched.get(name, value))
-        for name, value in values.items()
-    }
+    """Scalars as Python floats: float64 as it is, all others by the shortest digits that mean the same float32."""
+    row = {}
+    for name, value in values.items():
+        number = value.item() if isinstance(value, Tensor) else value
+        is_double = isinstance(value, Tensor) and value.dtype == torch.float64
+        row[name] = number if is_double else shortest_float32(number)
+    return row
 
 
 def shortest_float32(number: Any) -> float:

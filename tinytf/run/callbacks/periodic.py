@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from tinytf.run.callbacks import RunCallback, run_dir_of
+from tinytf.run.callbacks import RunCallback, run_dir_of, steps_remain
 from tinytf.run.directory import is_periodic, link_last, saved_checkpoints
 
 
@@ -36,7 +36,7 @@ class PeriodicCheckpoint(RunCallback, Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         # The last step is saved when training ends, after the validation that may be due at it.
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        if due and trainer.global_step < trainer.max_steps:
+        if due and steps_remain(trainer):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

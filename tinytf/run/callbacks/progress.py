@@ -16,6 +16,8 @@ from tinytf.run.callbacks.journal import Row, journal_of
 REFRESH_SECONDS = 0.5
 """A drawing takes about 2 ms of the main thread."""
 
+EVALUATING = {"validate": "validating", "test": "testing", "predict": "predicting"}
+
 
 class StepProgress(ProgressBar):
     """Step of steps, loss, validation loss, tokens per second, time left; on stderr. Added automatically.
@@ -84,8 +86,7 @@ class StepProgress(ProgressBar):
 
     def _numbers(self, trainer: Trainer, with_step: bool) -> str:
         row = latest_row(trainer)
-        total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-        parts = [f"step {trainer.global_step}{total}"] if with_step else []
+        parts = [step_of(trainer)] if with_step else []
         parts += [
             f"{label} {row[name]:.4f}" for label, name in (("loss", "train/loss"), ("val", "val/loss")) if name in row
         ]
@@ -107,16 +108,25 @@ class StepProgress(ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluation_began = time.monotonic()
         if trainer.state.fn != "fit":
-            self._open("validating", 0, batches(trainer.num_val_batches))
+            self._open(EVALUATING[str(trainer.state.fn)], 0, evaluation_batches(trainer))
+
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        total = batches(trainer.num_val_batches)
         if trainer.state.fn == "fit":
-            self._draw(trainer.global_step, f"validating {batch_idx + 1}/{total}")
+            self._draw(trainer.global_step, f"validating {batch_idx + 1}/{evaluation_batches(trainer)}")
         else:
             self._draw(batch_idx + 1, "")
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
@@ -125,24 +135,7 @@ class StepProgress(ProgressBar):
             row = latest_row(trainer)
             loss = f"loss {row['val/loss']:.4f}, " if "val/loss" in row else ""
             took = time.monotonic() - self._evaluation_began
-            total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-            self.print(f"step {trainer.global_step}{total}  validation: {loss}{took:.1f} s")
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open("testing", 0, batches(trainer.num_test_batches))
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._draw(batch_idx + 1, "")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open("predicting", 0, batches(trainer.num_predict_batches))
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._draw(batch_idx + 1, "")
+            self.print(f"{step_of(trainer)}  validation: {loss}{took:.1f} s")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
@@ -163,7 +156,7 @@ class StepProgress(ProgressBar):
             TextColumn("{task.completed:.0f}/{task.total:.0f}" if 0 < total < float("inf") else "{task.completed:.0f}"),
             TextColumn("{task.fields[numbers]}"),
         )
-        # Drawn from the training thread at its own pace: a drawing thread of rich's would take its turns by force.
+        # Drawn from the training thread at its own pace: a drawing thread of rich's would interrupt it.
         self._bar = Progress(*columns, console=console, auto_refresh=False)
         known = total if 0 < total < float("inf") else None
         self._task = self._bar.add_task(what, total=known, completed=done, numbers="")
@@ -189,8 +182,16 @@ def latest_row(trainer: Trainer) -> Row:
     return journal.latest if journal else {}
 
 
-def batches(counts: Any) -> int | float:
-    """Batches of an evaluation in all: Lightning keeps a number for each dataloader."""
+def step_of(trainer: Trainer) -> str:
+    """``step 5/100``."""
+    total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+    return f"step {trainer.global_step}{total}"
+
+
+def evaluation_batches(trainer: Trainer) -> int | float:
+    """Batches of the evaluation in all: Lightning keeps a number for each dataloader."""
+    kind = {"test": "test", "predict": "predict"}.get(str(trainer.state.fn), "val")
+    counts: Any = getattr(trainer, f"num_{kind}_batches")
     total: int | float = sum(counts) if isinstance(counts, list) else counts
     return total
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tinytf.run.callbacks import steps_remain
 from tinytf.run.callbacks.periodic import PeriodicCheckpoint
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
@@ -54,12 +55,12 @@ class GracefulStop(Callback):
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         # Alone, do not wait for the end of a validation: the checkpoint says that it is still due. At the last step
         # a resumed run would not come back to it, so there it is finished first.
-        if self.received and trainer.world_size == 1 and trainer.global_step < trainer.max_steps:
+        if self.received and trainer.world_size == 1 and steps_remain(trainer):
             self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
         number = self.received or signal.SIGTERM
-        if trainer.global_step < trainer.max_steps:
+        if steps_remain(trainer):
             self.periodic.save(trainer)
             log.info("%s: saved step %d, stopping", signal.Signals(number).name, trainer.global_step)
             raise SystemExit(128 + number)
