@@ -12,7 +12,7 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from tests.run.toy_run import Dies, fit
+from tests.run.toy_run import Dies, ToyData, ToyModule, fit
 from tinytf.run.callbacks import progress
 from tinytf.run.callbacks.journal import JournalCallback
 from tinytf.run.callbacks.progress import StepProgress, clock
@@ -63,6 +63,22 @@ def test_the_first_step_which_compiles_is_not_in_the_eta(
     assert lines(capsys.readouterr().err)[0].endswith("eta 0:05")
 
 
+class Evaluated(ToyModule):
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(batch)
+
+
+class EvaluationData(ToyData):
+    def test_dataloader(self) -> Any:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        return self.val_dataloader()
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -81,6 +97,19 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "validating 2/3" in plain
     assert re.search(r"loss \d\.\d{4}  val \d\.\d{4}  [\d,]+ tok/s  eta 0:00", plain)
     assert "\nstep " not in plain
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_bar_of_an_evaluation(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("tinytf.run.callbacks.progress.REFRESH_SECONDS", 0.0)
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[StepProgress()])
+    getattr(trainer, command)(Evaluated(), EvaluationData(), **({} if command == "predict" else {"verbose": False}))
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert f"{command.removesuffix('e')}ing" in plain
+    assert "3/3" in plain
 
 
 def test_lightnings_own_switch_stays_in_charge(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ class StepProgress(ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluation_began = time.monotonic()
         if trainer.state.fn != "fit":
-            self._open(EVALUATING[str(trainer.state.fn)], 0, evaluation_batches(trainer))
+            self._open(EVALUATING[command_of(trainer)], 0, evaluation_batches(trainer))
 
     on_test_start = on_predict_start = on_validation_start
 
@@ -188,10 +188,16 @@ def step_of(trainer: Trainer) -> str:
     return f"step {trainer.global_step}{total}"
 
 
+def command_of(trainer: Trainer) -> str:
+    """fit, validate, test or predict."""
+    assert trainer.state.fn is not None
+    return str(trainer.state.fn.value)
+
+
 def evaluation_batches(trainer: Trainer) -> int | float:
     """Batches of the evaluation in all: Lightning keeps a number for each dataloader."""
-    kind = {"test": "test", "predict": "predict"}.get(str(trainer.state.fn), "val")
-    counts: Any = getattr(trainer, f"num_{kind}_batches")
+    kind = command_of(trainer)
+    counts: Any = getattr(trainer, f"num_{kind if kind in ('test', 'predict') else 'val'}_batches")
     total: int | float = sum(counts) if isinstance(counts, list) else counts
     return total
 
