@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1: the step is finished, the run saved, the exit code says which, nothing is lost."""
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR1: the step is finished, the run is saved, the exit code says which."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_second_process_does_not_train_in_the_folder_of_a_running_one(tmp_path
     assert third.signal_group(signal.SIGTERM).ended() == 128 + signal.SIGTERM, third.said()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_each_signal_to_a_run_with_loader_processes(number: signal.Signals, short: End, tmp_path: Path) -> None:
     settings = {**SHORT, "data.num_workers": 1}
     prepare(tmp_path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import pytest
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from tests.run.toy_run import ToyModule, fit
@@ -20,6 +22,7 @@ from tinytf.run.callbacks.periodic import PeriodicCheckpoint
 from tinytf.run.callbacks.profiler import Profiler
 from tinytf.run.callbacks.progress import StepProgress
 from tinytf.run.callbacks.samples import Samples
+from tinytf.run.callbacks.signals import GracefulStop
 from tinytf.run.callbacks.throughput import Throughput
 from tinytf.run.config import TrackingConfig
 from tinytf.run.exact_resume import ExactResume
@@ -65,3 +68,29 @@ def test_a_callback_writes_into_the_open_run_else_where_the_trainer_does(tmp_pat
 def test_samples_without_a_text_to_begin_with_ask_for_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tracking\.samples: the datamodule has no tokenizer"):
         Samples().setup(Trainer(accelerator="cpu", logger=False), ToyModule(), "fit")
+
+
+class HangsUp(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 3:
+            signal.raise_signal(signal.SIGHUP)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_closed_terminal_stops_a_run_and_one_under_nohup_continues(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for ignored in (False, True):
+            handler = signal.SIG_IGN if ignored else signal.SIG_DFL
+            signal.signal(signal.SIGHUP, handler)
+            folder, periodic = tmp_path / str(ignored), PeriodicCheckpoint(0)
+            callbacks = [HangsUp(), GracefulStop(periodic), periodic]
+            if ignored:
+                fit(folder, callbacks, steps=6, best=False)
+            else:
+                with pytest.raises(SystemExit, match=str(128 + signal.SIGHUP)):
+                    fit(folder, callbacks, steps=6, best=False)
+            assert (folder / "last.ckpt").readlink() == Path(f"step=000000{6 if ignored else 3}.ckpt")
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -8,7 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.stress.campaign import prepare, run
 from tinytf.run import provenance
 
 
@@ -151,3 +153,14 @@ def test_flags_that_look_like_secrets_are_masked() -> None:
 def test_addresses_lose_user_and_query() -> None:
     argv = ["--data.corpus=https://me:word@host:80/x.txt?sig=abc#part", '{"uri": "s3://key@bucket/y?z"}', "a?b://"]
     assert provenance.masked(argv) == ["--data.corpus=https://host:80/x.txt", '{"uri": "s3://bucket/y"}', "a?b://"]
+
+
+def test_a_run_keeps_its_patch_if_it_is_asked_to_and_no_checkpoint_has_it(checkout: Path) -> None:
+    prepare(checkout)
+    (checkout / "model.py").write_text("layers = 6\n")
+    run({"trainer.max_steps": 1, "tracking.git_diff": "true"}, checkout)
+    (folder,) = checkout.glob("checkpoints/*/*")
+    assert "+layers = 6" in (folder / "uncommitted.patch").read_text()
+    entry = torch.load(folder / "last.ckpt", weights_only=True)["tinytf"]
+    assert entry["provenance"]["git"]["changed"] == ["model.py"]
+    assert "layers = 6" not in str(entry)

@@ -31,7 +31,7 @@ CANNOT_READ = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM,
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the file as an archive, or None if every record's checksum holds.
+    """What is wrong with the file as an archive, or None if every record's checksum is right.
 
     torch.save writes a zip archive with a CRC32 per record; torch.load does not check them.
 
@@ -83,7 +83,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     except Exception as error:
         # torch's own message advises weights_only=False, which would run whatever the file says.
         raise UserError(
-            f"checkpoint {path}: it holds more than tensors and plain types, so it is not loaded"
+            f"checkpoint {path}: it has more in it than tensors and plain types, so it is not loaded"
         ) from error
     entry = content.get("tinytf") if isinstance(content, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("format"), int):

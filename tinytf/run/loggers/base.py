@@ -35,7 +35,7 @@ class Tracker(Protocol):
         """The exported bundle, if the run makes one."""
 
     def on_resume(self, records: Iterable[Record]) -> None:
-        """Called before the first row with the records that the journal holds: after a resume, none newer."""
+        """Called before the first row with the records of the journal; after a resume, none is newer."""
 
 
 def trackers(trainer: Trainer) -> list[Tracker]:

@@ -47,7 +47,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        # Lightning would write a hparams.yaml here too; config.yaml holds all of it.
+        # Lightning would write a hparams.yaml here too; config.yaml has all of it.
         self.experiment.flush()
 
     @rank_zero_only
