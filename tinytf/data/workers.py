@@ -13,8 +13,8 @@ def leave_signals_to_the_trainer(worker: int) -> None:
     A worker that died of one would take the step down that the training process is about to finish and save. The
     training process's own SIGTERM, which ends a stuck worker, is still obeyed.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS, where nothing tells who sent a signal.
         os.setpgrp()
         return
