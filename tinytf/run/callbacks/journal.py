@@ -130,6 +130,7 @@ class JournalCallback(RunCallback):
         self._early_warnings.clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._handler.remove()  # First: on a full disk, what follows raises.
         if not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         if not self._journal:
