@@ -1,6 +1,6 @@
-"""The account of `tinytf plan` beside measured peaks: `python -m tests.benchmarks memory`, on the CPU, some minutes.
+"""The memory estimate of `tinytf plan`, and measured peaks: `python -m tests.benchmarks memory`, minutes on a CPU.
 
-A peak is the largest sum of what torch's allocator holds at any moment from the model's construction to the end of the
+A peak is the most that torch's allocator has given out at any moment from the model's construction to the end of the
 second optimizer step, as its profiler records each allocation and release. It is the same in every run.
 """
 
@@ -16,21 +16,21 @@ import torch
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
 from tinytf.training.loss import token_losses
-from tinytf.training.memory_estimate import Job, largest_batch, memory
+from tinytf.training.memory_estimate import StepSpec, estimate, largest_batch
 from tinytf.training.optim.groups import parameter_groups
 
-JOBS = {
-    "0.9M, char": Job(TransformerConfig(70, 128, 2, 4, max_seq_len=128), 8, 128),
-    "13M, bpe": Job(TransformerConfig(8192, 256, 4, 8, max_seq_len=256), 8, 256),
-    "51M, bpe, medium.yaml's": Job(TransformerConfig(8192, 512, 8, 12, d_ff=2048, max_seq_len=512), 1, 512),
+STEPS = {
+    "0.9M, char": StepSpec(TransformerConfig(70, 128, 2, 4, max_seq_len=128), 8, 128),
+    "13M, bpe": StepSpec(TransformerConfig(8192, 256, 4, 8, max_seq_len=256), 8, 256),
+    "51M, bpe, medium.yaml's": StepSpec(TransformerConfig(8192, 512, 8, 12, d_ff=2048, max_seq_len=512), 1, 512),
 }
 
 
-def peak(job: Job, steps: int = 2) -> int:
-    """Bytes at the worst moment of real training steps."""
-    tokens = torch.randint(job.config.vocab_size, (job.batch, job.seq_len))
+def measure_peak(step: StepSpec, steps: int = 2) -> int:
+    """The largest sum of allocated bytes in real training steps."""
+    tokens = torch.randint(step.config.vocab_size, (step.batch, step.seq_len))
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        model = Transformer(job.config)
+        model = Transformer(step.config)
         optimizer = MuonAdamW(parameter_groups(model))
         for _ in range(steps):
             token_losses(model, tokens, tokens).mean().backward()
@@ -43,21 +43,21 @@ def peak(job: Job, steps: int = 2) -> int:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    print(f"{'MB':<26}{'batch':>6}{'planned':>10}{'measured':>10}{'ratio':>7}{'kB a token':>12}  worst moment")
+    print(f"{'MB':<26}{'batch':>6}{'planned':>10}{'measured':>10}{'ratio':>7}{'kB per token':>14}  peak phase")
     found = {}
-    for name, small in JOBS.items():
+    for name, small in STEPS.items():
         # The named micro-batch for half as much memory again, too.
-        limit = 1.5 * memory(small).peak
-        for job in (small, Job(small.config, largest_batch(small, limit), small.seq_len)):
-            plan, real = memory(job), peak(job)
+        limit = 1.5 * estimate(small).peak
+        for step in (small, StepSpec(small.config, largest_batch(small, limit), small.seq_len)):
+            plan, real = estimate(step), measure_peak(step)
             # What a window more takes, without what the model takes in any case.
-            token = (real - memory(replace(job, batch=0)).peak) / (job.batch * job.seq_len)
+            token = (real - estimate(replace(step, batch=0)).peak) / (step.batch * step.seq_len)
             print(
-                f"{name:<26}{job.batch:>6}{plan.peak / 1e6:>10.1f}{real / 1e6:>10.1f}{plan.peak / real:>7.2f}"
-                f"{token / 1e3:>12.1f}  {plan.moment}",
+                f"{name:<26}{step.batch:>6}{plan.peak / 1e6:>10.1f}{real / 1e6:>10.1f}{plan.peak / real:>7.2f}"
+                f"{token / 1e3:>14.1f}  {plan.peak_phase}",
                 flush=True,
             )
-            found[f"{name}, batch {job.batch}"] = {
+            found[f"{name}, batch {step.batch}"] = {
                 "planned_mb": round(plan.peak / 1e6, 1),
                 "measured_mb": round(real / 1e6, 1),
                 "kb_a_token": round(token / 1e3, 1),

@@ -17,48 +17,61 @@ MACHINE = ("--gpus", "8", "--gpu", "H100", "--memory", "80")
 
 def plan(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
     assert main(["plan", *flags, "--json"]) == 0
-    told: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return told
+    numbers: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return numbers
 
 
 def test_the_numbers_of_gpt2(capsys: pytest.CaptureFixture[str]) -> None:
-    told = plan(capsys, *GPT2, *MACHINE, "--mfu", "0.5")
-    parameters = told["model"]["parameters"]
+    numbers = plan(capsys, *GPT2, *MACHINE, "--mfu", "0.5")
+    parameters = numbers["model"]["parameters"]
     assert parameters == 50257 * 768 + 12 * (4 * 768**2 + 3 * 768 * 2048 + 2 * 768 + 2 * 64) + 768
-    assert told["model"]["flops_per_token"] == 6 * parameters + 12 * 12 * 768 * 1024
-    assert told["precision"] == "bf16-mixed"  # Of the GPU named, whatever this machine multiplies.
-    assert told["tokens_per_second"] == pytest.approx(8 * 989e12 * 0.5 / told["model"]["flops_per_token"])
-    best = told["optimal_run"]
+    assert numbers["model"]["flops_per_token"] == 6 * parameters + 12 * 12 * 768 * 1024
+    assert numbers["precision"] == "bf16-mixed"  # Of the GPU named, whatever this machine multiplies.
+    assert numbers["tokens_per_second"] == pytest.approx(8 * 989e12 * 0.5 / numbers["model"]["flops_per_token"])
+    best = numbers["optimal_run"]
     assert best["tokens"] == 20 * parameters
-    assert best["seconds"] == pytest.approx(best["tokens"] / told["tokens_per_second"])
-    assert told["this_run"]["windows_per_step"] == 32 * 8 * 8
-    assert set(told["memory"]) == {"ddp", "fsdp"}
-    assert told["memory"]["ddp"]["weights"] == 4 * parameters
-    assert told["memory"]["fsdp"]["weights"] == 4 * parameters / 8
-    assert told["memory"]["fsdp"]["largest_micro_batch"] > told["memory"]["ddp"]["largest_micro_batch"] > 0
+    assert best["seconds"] == pytest.approx(best["tokens"] / numbers["tokens_per_second"])
+    assert numbers["this_run"]["windows_per_step"] == 32 * 8 * 8
+    assert set(numbers["memory"]) == {"ddp", "fsdp"}
+    assert numbers["memory"]["ddp"]["weights"] == 4 * parameters
+    assert numbers["memory"]["fsdp"]["weights"] == 4 * parameters / 8
+    assert numbers["memory"]["fsdp"]["largest_micro_batch"] > numbers["memory"]["ddp"]["largest_micro_batch"] > 0
 
 
 def test_flags_and_overlays_count_as_in_fit(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--model.n_layers", "2", "--model.optimizer", "torch.optim.AdamW", "--data.global_batch_size", "512")
-    told = plan(capsys, *GPT2, *MACHINE, *flags, "--trainer.accumulate_grad_batches", "null", "--vocab_size", "1000")
-    assert told["model"]["n_layers"] == 2
-    assert told["model"]["vocab_size"] == 1000
-    assert told["this_run"]["accumulate_grad_batches"] == 2
-    assert told["memory"]["ddp"]["optimizer"] == 2 * told["memory"]["ddp"]["weights"]
+    numbers = plan(capsys, *GPT2, *MACHINE, *flags, "--trainer.accumulate_grad_batches", "null", "--vocab_size", "1000")
+    assert numbers["model"]["n_layers"] == 2
+    assert numbers["model"]["vocab_size"] == 1000
+    assert numbers["this_run"]["accumulate_grad_batches"] == 2
+    assert numbers["memory"]["ddp"]["optimizer"] == 2 * numbers["memory"]["ddp"]["weights"]
 
 
 def test_a_char_vocabulary_is_read_from_the_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("abcdefgh" * 500)
-    told = plan(capsys, "--config", str(CONFIGS / "tiny.yaml"), "--data.corpus", str(tmp_path / "text.txt"))
-    assert 8 <= told["model"]["vocab_size"] <= 10
-    assert list(told["memory"]) == ["one device"]
+    numbers = plan(capsys, "--config", str(CONFIGS / "tiny.yaml"), "--data.corpus", str(tmp_path / "text.txt"))
+    assert 8 <= numbers["model"]["vocab_size"] <= 10
+    assert list(numbers["memory"]) == ["one device"]
+
+
+def test_the_memory_is_a_list_of_tensors(capsys: pytest.CaptureFixture[str]) -> None:
+    memory = plan(capsys, *GPT2, *MACHINE)["memory"]["fsdp"]
+    saved = [row for row in memory["rows"] if row["part"] == "activations"]
+    assert sum(row["bytes"] for row in saved) == memory["activations"]
+    width = 32 * 1024 * 12 * 768
+    assert {row["tensor"]: row["bytes"] for row in saved}["q_proj: input cast"] == 2 * width
+    assert main(["plan", *GPT2, *MACHINE, "--verbose"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "tensors per device, fsdp" in lines
+    cells = next(line.split() for line in lines if "input_layernorm: input" in line)
+    assert cells == ["activations", "input_layernorm:", "input", f"{width:,}", f"{4 * width:,}", "RMSNorm"]
 
 
 def test_it_is_read_by_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *GPT2, *MACHINE]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in ("124M parameters", "8 x H100, 989 TFLOP/s each", "2.47B tokens", "largest micro-batch in 80 GiB"):
-        assert words in said, said
+        assert words in output, output
 
 
 @pytest.mark.parametrize(
@@ -77,7 +90,7 @@ def test_wrong_input_is_one_line(
     flags: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["plan", "--config", str(CONFIGS / "tiny.yaml"), *flags]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("tinytf: error: ")
-    assert said.count("\n") == 1
-    assert named in said
+    output = capsys.readouterr().err
+    assert output.startswith("tinytf: error: ")
+    assert output.count("\n") == 1
+    assert named in output

@@ -13,7 +13,7 @@ from tests.run.toy_run import BATCH, SEQ, fit, records
 from tinytf.model import TransformerConfig
 from tinytf.run.callbacks import throughput
 from tinytf.run.callbacks.journal import JournalCallback
-from tinytf.run.callbacks.throughput import Throughput, flops_per_token
+from tinytf.run.callbacks.throughput import Throughput
 from tinytf.run.journal import NONDETERMINISTIC_METRICS
 from tinytf.training import peak_flops as peak
 
@@ -64,7 +64,7 @@ def test_the_first_step_is_left_out_and_waiting_is_a_share(monkeypatch: pytest.M
     speed = 2 * BATCH * SEQ / 8.0
     assert values["train/tokens_per_sec"] == speed
     assert values["train/data_wait"] == 0.25
-    assert values["train/mfu"] == pytest.approx(speed * flops_per_token(bench.config, SEQ) / 1e9)
+    assert values["train/mfu"] == pytest.approx(speed * bench.config.flops_per_token(SEQ) / 1e9)
 
 
 def test_validation_and_saving_are_left_out_and_logging_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_flops_of_a_model_counted_by_hand() -> None:
     matrices = 3 * (4 * 64**2 + 3 * 64 * 128) + 100 * 64
     attention = 3 * 2 * 32 * 64
     counted = 3 * 2 * (matrices + attention)
-    assert flops_per_token(config, 32) == pytest.approx(counted, rel=0.02)
+    assert config.flops_per_token(32) == pytest.approx(counted, rel=0.02)
 
 
 def test_gpus_are_known_by_whole_words() -> None:
@@ -131,12 +131,12 @@ def test_the_cpus_peak_is_measured_once_and_leaves_random_numbers_alone(
     first = peak.cpu_peak()
     assert 1e9 < first < 1e14
     assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr(peak, "measured", lambda: pytest.fail("measured again"))
+    monkeypatch.setattr(peak, "measure_peak_flops", lambda: pytest.fail("measured again"))
     assert peak.cpu_peak() == first
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TINYTF_CACHE", str(tmp_path / "file" / "inside"))
-    monkeypatch.setattr(peak, "measured", lambda: 5e10)
+    monkeypatch.setattr(peak, "measure_peak_flops", lambda: 5e10)
     assert peak.cpu_peak() == 5e10

@@ -1,11 +1,11 @@
-"""`tinytf plan`: what a config needs of memory and time, on paper, before anything is trained."""
+"""`tinytf plan`: what a config needs of memory and time, computed before anything is trained."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from tinytf.cli.flags import CommandParser, positive
 from tinytf.data.module import TextDataModule
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
-from tinytf.run.callbacks.throughput import flops_per_token
-from tinytf.training.memory_estimate import Job, Strategy, largest_batch, memory, optimizer_needs
+from tinytf.training.hardware import training_device
+from tinytf.training.memory_estimate import StepSpec, Strategy, estimate, largest_batch, optimizer_state
 from tinytf.training.peak_flops import GPU_PEAKS, gpu_peak, peak_flops
 from tinytf.training.trainer import accumulation
+from tinytf.utils.text import table
 
 TOKENS_PER_PARAMETER = 20
 """Of a compute-optimal run, about (Hoffmann et al. 2022, arXiv:2203.15556, table 3)."""
@@ -32,18 +33,18 @@ USUAL_MFU = 0.4
 GIB = 2**30
 
 
-class ConfigOnly(CommandLine):
-    """The config of `tinytf fit`, read and checked as there; nothing is built from it."""
+class DryRunCLI(CommandLine):
+    """The config of `tinytf fit`, read and checked as there, with ``gpu`` as on a GPU; nothing is built from it."""
+
+    def __init__(self, argv: list[str], gpu: bool) -> None:
+        self.gpu = gpu
+        super().__init__("fit", argv)
 
     def instantiate_classes(self) -> None:
         """A plan needs numbers alone."""
 
-
-class ConfigForGpu(ConfigOnly):
-    """The same for a GPU that is named: what `auto` means there, not on this machine."""
-
     def resolve_auto(self, config: Any) -> None:
-        if config.trainer.precision == "auto":
+        if self.gpu and config.trainer.precision == "auto":
             config.trainer.precision = "bf16-mixed"
         super().resolve_auto(config)
 
@@ -57,7 +58,7 @@ class Machine:
         devices: how many.
         peak_flops: FLOP/s of one at most.
         mfu: the share of it that the model is expected to use.
-        memory: bytes of one; None where it is not known.
+        memory: bytes of one; None if not known.
     """
 
     device: str
@@ -75,15 +76,14 @@ def run(argv: Sequence[str]) -> int:
     """
     args, rest = parser().parse_known_args(argv)
     quiet_libraries()
-    machine = machine_of(args)
-    cli = (ConfigOnly if args.gpu is None else ConfigForGpu)("fit", rest)
-    plan = make_plan(cli, machine, args.vocab_size)
-    print(json.dumps(plan, indent=2) if args.json else report(plan))
+    machine = find_machine(args)
+    plan = make_plan(DryRunCLI(rest, gpu=args.gpu is not None), machine, args.vocab_size)
+    print(json.dumps(plan, indent=2) if args.json else format_plan(plan, args.verbose))
     return 0
 
 
 def parser() -> CommandParser:
-    """The flags that `tinytf plan` has beside those of `tinytf fit`."""
+    """The flags of `tinytf plan`, in addition to those of `tinytf fit`."""
     flags = CommandParser(
         prog="tinytf plan",
         usage="tinytf plan [--config FILE …] [--any.key value …] [options]",
@@ -94,12 +94,9 @@ def parser() -> CommandParser:
     flags.add_argument("--gpu", metavar="NAME", help=f"of this kind: {', '.join(GPU_PEAKS)}")
     flags.add_argument("--peak", type=above_zero, metavar="TFLOPS", help="or of so many TFLOP/s, dense, each")
     flags.add_argument("--memory", type=above_zero, metavar="GIB", help="GiB of each: names the largest micro-batch")
-    flags.add_argument(
-        "--mfu", type=share, default=USUAL_MFU, metavar="X", help=f"share of the peak used (default {USUAL_MFU})"
-    )
-    flags.add_argument(
-        "--vocab_size", type=positive, metavar="N", help="entries of the vocabulary, where the text is not here"
-    )
+    flags.add_argument("--mfu", type=share, default=USUAL_MFU, metavar="X", help=f"share of it used ({USUAL_MFU})")
+    flags.add_argument("--vocab_size", type=positive, metavar="N", help="the vocabulary's, if the text is not here")
+    flags.add_argument("--verbose", action="store_true", help="list every tensor of the memory estimate")
     flags.add_argument("--json", action="store_true", help="bytes, FLOPs and seconds as one JSON object")
     return flags
 
@@ -117,102 +114,84 @@ def above_zero(text: str) -> float:
 
 def share(text: str) -> float:
     """A number above 0 and at most 1, as a flag's type."""
-    value = above_zero(text)
-    if value > 1:
+    if above_zero(text) > 1:
         raise argparse.ArgumentTypeError(f"{text} must be at most 1")
-    return value
+    return float(text)
 
 
-def machine_of(args: argparse.Namespace) -> Machine:
-    """The devices asked for; this machine's where none are named."""
+def find_machine(args: argparse.Namespace) -> Machine:
+    """The devices that the flags name; by default this machine's."""
+    memory = args.memory * GIB if args.memory else None
     if args.gpu is not None and args.peak is not None:
         raise UserError("--gpu and --peak both say how fast a device is: give one")
-    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = here or torch.device("cpu")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
-    size = args.memory * GIB if args.memory else None
     if args.peak is not None:
-        return Machine("device", args.gpus, args.peak * 1e12, args.mfu, size)
+        return Machine("device", args.gpus, args.peak * 1e12, args.mfu, memory)
     if args.gpu is not None:
         peak = gpu_peak(args.gpu)
         if peak is None:
-            raise UserError(
-                f"--gpu {args.gpu}: its peak is not known here; there are {', '.join(GPU_PEAKS)}, or --peak"
-            )
-        return Machine(args.gpu, args.gpus, peak, args.mfu, size)
+            known = ", ".join(GPU_PEAKS)
+            raise UserError(f"--gpu {args.gpu}: its peak is not known here; there are {known}, or --peak")
+        return Machine(args.gpu, args.gpus, peak, args.mfu, memory)
+    device = torch.device(training_device("auto"))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
     peak = peak_flops(device)
     if peak is None:
         raise UserError(f"the peak of {name} is not known: give --peak, in TFLOP/s, or --gpu")
-    if size is None and device.type == "cuda":
-        size = float(torch.cuda.get_device_properties(device).total_memory)
-    return Machine(name, args.gpus, peak, args.mfu, size)
+    if memory is None and device.type == "cuda":
+        memory = float(torch.cuda.get_device_properties(device).total_memory)
+    return Machine(name, args.gpus, peak, args.mfu, memory)
 
 
-def vocabulary(cli: CommandLine, given: int | None) -> int:
-    """Entries of the vocabulary; where only the text can tell (char), it is read."""
-    if given is not None:
-        return given
+def find_vocab_size(cli: CommandLine) -> int:
+    """Entries of the vocabulary; if only the text can tell (char), it is read."""
     if cli.resume:
         return int(Tokenizer.from_str(cli.resume.entry["tokenizer"]).get_vocab_size())
-    settings = cli.config.data
-    if settings.tokenizer == "bpe":
-        return int(settings.vocab_size)
-    return TextDataModule(**settings).vocab_size
+    data = cli.config.data
+    return int(data.vocab_size) if data.tokenizer == "bpe" else TextDataModule(**data).vocab_size
 
 
 def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dict[str, Any]:
     """All numbers, in bytes, FLOPs, tokens and seconds."""
-    config = cli.config
-    settings = {
-        field.name: config.model[field.name] for field in fields(TransformerConfig) if field.name in config.model
-    }
-    shape = TransformerConfig(vocabulary(cli, vocab_size), **settings)
-    asked, batch, devices = config.trainer.accumulate_grad_batches, config.data.batch_size, machine.devices
-    whole = config.data.global_batch_size
-    accumulate = asked or 1 if whole is None else accumulation(whole, batch, devices, asked)
-    state, muon = optimizer_needs(lambda groups: instantiate_class((groups,), config.model.optimizer))
-    job = Job(
-        shape, batch, config.data.seq_len, config.trainer.precision, state, muon, accumulate > 1,
-        checkpointing=config.model.activation_checkpointing,
+    data, trainer, devices = cli.config.data, cli.config.trainer, machine.devices
+    config = TransformerConfig.from_mapping({**cli.config.model, "vocab_size": vocab_size or find_vocab_size(cli)})
+    accumulate = trainer.accumulate_grad_batches or 1
+    if data.global_batch_size is not None:
+        accumulate = accumulation(data.global_batch_size, data.batch_size, devices, trainer.accumulate_grad_batches)
+    state, muon = optimizer_state(lambda groups: instantiate_class((groups,), cli.config.model.optimizer))
+    step = StepSpec(
+        config, data.batch_size, data.seq_len, trainer.precision, state, muon, accumulate > 1,
+        devices=devices, checkpointing=cli.config.model.activation_checkpointing,
     )  # fmt: skip
-    flops = flops_per_token(shape, job.seq_len)
+    flops = config.flops_per_token(data.seq_len)
     speed = devices * machine.peak_flops * machine.mfu / flops
+    windows = data.batch_size * devices * accumulate
+
+    def cost(tokens: int) -> dict[str, float]:
+        return {"tokens": tokens, "flops": tokens * flops, "seconds": tokens / speed}
+
+    strategies: tuple[Strategy, ...] = ("ddp", "fsdp") if devices > 1 else ("one device",)
     return {
         "machine": asdict(machine),
-        "model": {"parameters": shape.parameter_count, "flops_per_token": flops, **asdict(shape)},
-        "precision": job.precision,
+        "model": {"parameters": config.parameter_count, "flops_per_token": flops, **asdict(config)},
+        "precision": step.precision,
         "tokens_per_second": speed,
-        "optimal_run": time_of(TOKENS_PER_PARAMETER * shape.parameter_count, flops, speed),
+        "optimal_run": cost(TOKENS_PER_PARAMETER * config.parameter_count),
         "this_run": {
-            "windows_per_step": batch * devices * accumulate,
+            "windows_per_step": windows,
             "accumulate_grad_batches": accumulate,
-            "max_steps": config.trainer.max_steps,
-            **time_of(config.trainer.max_steps * batch * devices * accumulate * job.seq_len, flops, speed),
+            "max_steps": trainer.max_steps,
+            **cost(trainer.max_steps * windows * data.seq_len),
         },
-        "micro_batch": {"windows": batch, "seq_len": job.seq_len},
-        "memory": {name: memory_of(spread(job, name, devices), machine.memory) for name in strategies(devices)},
+        "micro_batch": {"windows": data.batch_size, "seq_len": data.seq_len},
+        "memory": {name: plan_memory(replace(step, strategy=name), machine.memory) for name in strategies},
     }
 
 
-def strategies(devices: int) -> tuple[Strategy, ...]:
-    """The strategies that a number of devices can choose between."""
-    return ("ddp", "fsdp") if devices > 1 else ("one device",)
-
-
-def spread(job: Job, strategy: Strategy, devices: int) -> Job:
-    """The same work on many devices."""
-    return replace(job, strategy=strategy, devices=devices)
-
-
-def memory_of(job: Job, limit: float | None) -> dict[str, Any]:
-    """Bytes by part, and the largest micro-batch where the memory of a device is known."""
-    found = asdict(memory(job))
-    return found if limit is None else {**found, "largest_micro_batch": largest_batch(job, limit)}
-
-
-def time_of(tokens: int, flops: float, speed: float) -> dict[str, float]:
-    """Tokens, FLOPs and seconds of training on so many tokens."""
-    return {"tokens": tokens, "flops": tokens * flops, "seconds": tokens / speed}
+def plan_memory(step: StepSpec, limit: float | None) -> dict[str, Any]:
+    """Bytes by part and by tensor, and the largest micro-batch if the memory of a device is known."""
+    found = estimate(step)
+    largest = {} if limit is None else {"largest_micro_batch": largest_batch(step, limit)}
+    return {**asdict(found), **largest, "rows": [{**asdict(row), "bytes": row.bytes} for row in found.rows]}
 
 
 # -- the screen ----------------------------------------------------------------------------------------------------
@@ -220,31 +199,36 @@ def time_of(tokens: int, flops: float, speed: float) -> dict[str, float]:
 COLUMNS = ("weights", "gradients", "optimizer", "gathered", "activations", "logits", "workspace", "peak")
 
 
-def report(plan: dict[str, Any]) -> str:
-    """The plan as lines for a person."""
-    model, machine, run = plan["model"], plan["machine"], plan["this_run"]
-    batch = plan["micro_batch"]
+def format_plan(plan: dict[str, Any], verbose: bool) -> str:
+    """The plan as lines for a person; if ``verbose``, with the tensors of each strategy."""
+    model, machine, run, batch = plan["model"], plan["machine"], plan["this_run"], plan["micro_batch"]
+    optimal, memory = plan["optimal_run"], plan["memory"]
     lines = [
         f"model        {short(model['parameters'])} parameters: {model['n_layers']} layers, {model['d_model']} wide, "
         f"vocabulary {model['vocab_size']:,}",
-        f"compute      {model['flops_per_token']:.3g} FLOP a token, forward and backward; context {batch['seq_len']}",
+        f"compute      {model['flops_per_token']:.3g} FLOP per token, forward and backward; context {batch['seq_len']}",
         f"machine      {machine['devices']} x {machine['device']}, {machine['peak_flops'] / 1e12:.4g} TFLOP/s each; "
         f"at an MFU of {machine['mfu']:g}: {short(plan['tokens_per_second'])} tokens/s",
-        f"optimal run  {short(plan['optimal_run']['tokens'])} tokens ({TOKENS_PER_PARAMETER} a parameter), "
-        f"{plan['optimal_run']['flops']:.3g} FLOP: {duration(plan['optimal_run']['seconds'])}",
+        f"optimal run  {short(optimal['tokens'])} tokens ({TOKENS_PER_PARAMETER} per parameter), "
+        f"{optimal['flops']:.3g} FLOP: {duration(optimal['seconds'])}",
         f"this run     {run['max_steps']:,} steps of {run['windows_per_step']:,} windows, "
         f"{short(run['tokens'])} tokens: {duration(run['seconds'])}",
         "",
-        f"GiB of a device, {plan['precision']}, micro-batches of {batch['windows']} x {batch['seq_len']} tokens",
-        " " * 11 + "".join(f"{name:>12}" for name in COLUMNS) + "  when",
+        f"GiB per device, {plan['precision']}, micro-batches of {batch['windows']} x {batch['seq_len']} tokens",
     ]
-    for name, parts in plan["memory"].items():
-        lines.append(
-            f"{name:<11}" + "".join(f"{parts[part] / GIB:>12.3g}" for part in COLUMNS) + f"  {parts['moment']}"
-        )
+    rows = [("", *COLUMNS, "when")]
+    for name, parts in memory.items():
+        rows.append((name, *(f"{parts[part] / GIB:.3g}" for part in COLUMNS), parts["peak_phase"]))
+    lines.append(table(rows, right=range(1, 1 + len(COLUMNS))))
     if machine["memory"] is not None:
-        fits = ", ".join(f"{name} {parts['largest_micro_batch']}" for name, parts in plan["memory"].items())
+        fits = ", ".join(f"{name} {parts['largest_micro_batch']}" for name, parts in memory.items())
         lines += ["", f"largest micro-batch in {machine['memory'] / GIB:g} GiB, in windows: {fits}"]
+    for name, parts in memory.items() if verbose else ():
+        cells = [("part", "tensor", "elements", "bytes", "kept by")]
+        for row in parts["rows"]:
+            numbers = (f"{row[key]:,.0f}" for key in ("elements", "bytes"))
+            cells.append((row["part"], row["tensor"], *numbers, row["kept_by"]))
+        lines += ["", f"tensors per device, {name}", table(cells, right=(2, 3))]
     return "\n".join(lines)
 
 

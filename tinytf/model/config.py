@@ -111,3 +111,12 @@ class TransformerConfig:
         attention = 2 * d * d + 2 * d * kv_dim + (2 * self.head_dim if self.qk_norm else 0)
         block = attention + 3 * d * self.ff_dim + 2 * d
         return self.vocab_size * d + self.n_layers * block + d
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """FLOPs of forward and backward for one token: ``6 N + 12 n_layers d_model seq_len``.
+
+        Two for each parameter's multiply and add, three times (forward, and backward twice); the second term is
+        attention's two products over the whole sequence, causal or not, as the paper counts. The tied embedding is
+        in N once, for the unembedding's product (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+        """
+        return 6.0 * self.parameter_count + 12.0 * self.n_layers * self.d_model * seq_len

@@ -1,4 +1,4 @@
-"""What a training step takes of a device's memory, from the shape of the model: an account, not a measurement.
+"""What a training step takes of a device's memory, from the model's sizes: a list of tensors, estimated, not measured.
 
 The parts are those of Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 3): weights, gradients and optimizer
 state, then what the batch takes. Activations are counted tensor by tensor as Korthikanti et al. 2022 (arXiv:2205.05198,
@@ -7,9 +7,10 @@ section 4) do, for this model's operations. `python -m tests.benchmarks memory` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch.optim import Optimizer
@@ -20,25 +21,30 @@ from tinytf.training.optim.groups import parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
 
 Strategy = Literal["one device", "ddp", "fsdp"]
+Part = Literal["weights", "gradients", "optimizer", "gathered", "activations", "logits", "workspace", "passing"]
+Phase = Literal["backward begins", "backward ends", "optimizer step"]
+
 BYTES = {"64-true": 8, "32-true": 4, "bf16-true": 2, "16-true": 2, "bf16-mixed": 4, "16-mixed": 4}
-"""Of a weight, of its gradient and of an entry of the optimizer's state, by ``trainer.precision``."""
+"""Per weight, per entry of its gradient and of the optimizer's state, by ``trainer.precision``."""
+
+ALWAYS: dict[Phase, float] = dict.fromkeys(get_args(Phase), 1.0)
 
 
 @dataclass(frozen=True)
-class Job:
+class StepSpec:
     """What decides the memory of one device's step.
 
     Args:
-        config: the model's shape.
-        batch: windows in a micro-batch.
-        seq_len: tokens in a window.
+        config: the model's sizes.
+        batch: windows per micro-batch.
+        seq_len: tokens per window.
         precision: as ``trainer.precision``, resolved.
-        state: entries of optimizer state for each hidden parameter, and for each other one; see `optimizer_needs`.
-        muon: whether the optimizer orthogonalises the hidden matrices.
+        state: entries of optimizer state per hidden parameter, and per other one; see `optimizer_state`.
+        muon: whether the optimizer orthogonalizes the hidden matrices.
         accumulates: whether a step is made of more than one micro-batch, so that gradients outlive a backward pass.
-        strategy: how the model is spread.
+        strategy: how the model is distributed.
         devices: over how many.
-        checkpointing: whether of each block only its input is kept, and the rest made again (Chen et al. 2016,
+        checkpointing: whether each block keeps its input alone and computes the rest again (Chen et al. 2016,
             arXiv:1604.06174).
     """
 
@@ -55,19 +61,46 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes on one device, by part, and the largest sum of parts that live at the same moment.
+class Row:
+    """One tensor, or all of one kind, on one device.
 
     Args:
-        weights: what a device keeps of them.
+        part: the sum that it belongs to; ``passing`` counts in the peak alone.
+        tensor: its name.
+        elements: how many; a fraction if shards or blocks do not divide evenly.
+        element_bytes: of one element.
+        kept_by: what keeps it alive.
+        alive: the share of it that is alive in each phase of the step; none in a phase that is not named.
+    """
+
+    part: Part
+    tensor: str
+    elements: float
+    element_bytes: int
+    kept_by: str
+    alive: dict[Phase, float]
+
+    @property
+    def bytes(self) -> float:
+        """Of all elements."""
+        return self.elements * self.element_bytes
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device, by part, and the largest sum over the tensors that are alive at the same moment.
+
+    Args:
+        weights: the device's own.
         gradients: likewise, with DDP's buckets.
         optimizer: the optimizer's state.
-        gathered: FSDP's whole weights and gradients of the blocks at work and of the embedding.
+        gathered: FSDP's whole weights and gradients of two blocks and of the embedding.
         activations: what the forward pass keeps for the backward pass.
         logits: of the loss, with its gradient.
         workspace: of the optimizer's step.
         peak: of the step.
-        moment: when that is: ``backward begins``, ``backward ends`` or ``optimizer step``.
+        peak_phase: when that is.
+        rows: the tensors that are summed.
     """
 
     weights: float
@@ -78,143 +111,218 @@ class Memory:
     logits: float
     workspace: float
     peak: float
-    moment: str
+    peak_phase: Phase
+    rows: tuple[Row, ...]
 
 
-def memory(job: Job) -> Memory:
-    """The account of a step. It leaves out what is not the model's: libraries, the CUDA context, loaders' batches."""
-    size, share = BYTES[job.precision], job.devices if job.strategy == "fsdp" else 1
-    shape = job.config
-    hidden = shape.n_layers * block_matrices(shape)
-    others = shape.parameter_count - hidden
-    weights = size * shape.parameter_count / share
-    gradients = weights
-    optimizer = size * (job.state[0] * hidden + job.state[1] * others) / share
-    # DDP reduces in buckets as large as all gradients together, beside them (torch's DistributedDataParallel,
-    # gradient_as_bucket_view).
-    buckets = gradients if job.strategy == "ddp" else 0.0
-    gathered = size * gathered_entries(shape) if job.strategy == "fsdp" else 0.0
-    tokens = job.batch * job.seq_len
-    activations = kept_bytes(job, tokens)
-    head = logits_bytes(shape, tokens, job.precision)
-    workspace = workspace_bytes(job) / share
-    always = weights + optimizer + buckets
-    # FSDP gathers weights in the forward pass, and gradients only in the backward pass.
-    begins = always + gathered / 2 + activations + head + (gradients if job.accumulates else 0.0)
-    ends = always + gathered + gradients + activations / shape.n_layers + size * shape.vocab_size * shape.d_model
-    steps = always + gradients + workspace
-    peak, moment = max((begins, "backward begins"), (ends, "backward ends"), (steps, "optimizer step"))
-    return Memory(weights, gradients + buckets, optimizer, gathered, activations, head, workspace, peak, moment)
+def estimate(step: StepSpec) -> MemoryEstimate:
+    """Sum a step's tensors. What is not the model's is left out: libraries, the CUDA context, loaders' batches."""
+    rows = (*model_rows(step), *gathered_rows(step), *activation_rows(step), *loss_rows(step), *workspace_rows(step))
+    parts = {part: float(sum(row.bytes for row in rows if row.part == part)) for part in get_args(Part)}
+    del parts["passing"]
+    phases: tuple[Phase, ...] = get_args(Phase)
+    peak, peak_phase = max((float(sum(row.bytes * row.alive.get(phase, 0) for row in rows)), phase) for phase in phases)
+    return MemoryEstimate(**parts, peak=peak, peak_phase=peak_phase, rows=rows)
 
 
-def largest_batch(job: Job, limit: float) -> int:
-    """The most windows a micro-batch whose step's peak is at most ``limit`` bytes; 0 where not one fits."""
+def largest_batch(step: StepSpec, limit: float) -> int:
+    """The most windows per micro-batch with a peak of at most ``limit`` bytes; 0 if not one fits."""
     low, high = 0, 1
-    while memory(replace(job, batch=high)).peak <= limit:
+    while estimate(replace(step, batch=high)).peak <= limit:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if memory(replace(job, batch=middle)).peak <= limit else (low, middle)
+        low, high = (middle, high) if estimate(replace(step, batch=middle)).peak <= limit else (low, middle)
     return low
 
 
-# -- the parts -----------------------------------------------------------------------------------------------------
+# -- what the model takes, whatever the batch ----------------------------------------------------------------------
 
 
-def block_matrices(shape: TransformerConfig) -> int:
-    """Entries of one block's matrices: what Muon takes."""
-    kv = shape.kv_heads * shape.head_dim
-    return 2 * shape.d_model**2 + 2 * shape.d_model * kv + 3 * shape.d_model * shape.ff_dim
+def matrices(config: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """Shapes of one block's matrices: what Muon takes and autocast casts."""
+    d, kv, ff = config.d_model, config.kv_heads * config.head_dim, config.ff_dim
+    return {
+        "q_proj": (d, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, d),
+        "gate_proj": (ff, d), "up_proj": (ff, d), "down_proj": (d, ff),
+    }  # fmt: skip
 
 
-def kept_bytes(job: Job, tokens: int) -> float:
-    """What the forward pass of a micro-batch keeps; with checkpointing, each block's input and one block's all."""
-    shape = job.config
-    everything = tokens * activation_bytes(shape, job.precision) + weight_casts(shape, job.precision)
-    if not job.checkpointing:
-        return everything
-    return everything / shape.n_layers + tokens * shape.n_layers * shape.d_model * BYTES[job.precision]
+def matrix_elements(config: TransformerConfig) -> int:
+    """Of the matrices of all blocks together."""
+    return config.n_layers * sum(rows * columns for rows, columns in matrices(config).values())
 
 
-def activation_bytes(shape: TransformerConfig, precision: str) -> float:
-    """Kept for the backward pass, for each token of a micro-batch, in bytes, all layers together.
+def model_rows(step: StepSpec) -> Iterator[Row]:
+    """Weights, gradients and optimizer state."""
+    size, shards = BYTES[step.precision], shards_of(step)
+    hidden = matrix_elements(step.config)
+    others = step.config.parameter_count - hidden
+    in_backward: dict[Phase, float] = {**ALWAYS, "backward begins": float(step.accumulates)}
+    for name, count, state in (
+        ("blocks' matrices", hidden, step.state[0]),
+        ("embedding and norms", others, step.state[1]),
+    ):
+        yield Row("weights", f"{name}: weights", count / shards, size, "the model", ALWAYS)
+        yield Row("gradients", f"{name}: gradients", count / shards, size, "until the optimizer's step", in_backward)
+        yield Row("optimizer", f"{name}: state", state * count / shards, size, "the optimizer", ALWAYS)
+        if step.strategy == "ddp":
+            # As large as all gradients together, in addition to them (torch's DistributedDataParallel,
+            # gradient_as_bucket_view).
+            yield Row("gradients", f"{name}: buckets", count, size, "DDP's reducer", ALWAYS)
+    embedding = step.config.vocab_size * step.config.d_model
+    # The lookup has a dense gradient of its own, which is added to the unembedding's.
+    yield Row("passing", "embed_tokens: the lookup's gradient", embedding, size, "autograd", {"backward ends": 1.0})
 
-    Operation by operation as they run eagerly; compiled blocks keep less. A norm keeps its input and what it
-    multiplies with its weight; a matrix keeps its input once, however many matrices share it; the attention kernel
-    keeps q, k, v, its output and a number a head; with QK-norm, q and k are kept before, in and after it, and the heads
-    side by side are a copy of attention's output. SiLU and the gate's product keep their inputs.
+
+def gathered_rows(step: StepSpec) -> Iterator[Row]:
+    """What FSDP gathers on each device (Zhao et al. 2023, arXiv:2304.11277, section 3.3)."""
+    if step.strategy != "fsdp":
+        return
+    config, size = step.config, BYTES[step.precision]
+    root = config.vocab_size * config.d_model + config.d_model
+    block = (config.parameter_count - root) // config.n_layers
+    for name, count in (
+        ("the block at work", block),
+        ("the prefetched block", block),
+        # From the start of the forward pass to the end of the backward pass.
+        ("embed_tokens and norm", root),
+    ):
+        both: dict[Phase, float] = {"backward begins": 1.0, "backward ends": 1.0}
+        yield Row("gathered", f"{name}: whole weights", count, size, "FSDP's all-gather", both)
+        yield Row("gathered", f"{name}: whole gradients", count, size, "FSDP's reduce-scatter", {"backward ends": 1.0})
+
+
+def workspace_rows(step: StepSpec) -> Iterator[Row]:
+    """The optimizer step's own: the tensors of Muon's largest stack (`orthogonalize`); fused AdamW has none."""
+    if not step.muon:
+        return
+    size, shards = BYTES[step.precision], shards_of(step)
+    # All matrices of one shape, of all blocks, are iterated on as one stack.
+    stacks = {shape: step.config.n_layers * count for shape, count in Counter(matrices(step.config).values()).items()}
+    (rows, columns), count = max(
+        stacks.items(), key=lambda item: item[1] * (3 * item[0][0] * item[0][1] + 2 * min(item[0]) ** 2)
+    )
+    for name, elements in (
+        ("the momentum", rows * columns),
+        ("the iterate", rows * columns),
+        ("the next iterate", rows * columns),
+        ("the Gram matrix", min(rows, columns) ** 2),
+        ("its polynomial", min(rows, columns) ** 2),
+    ):
+        tensor = f"{name} of {count} matrices {rows} x {columns}"
+        yield Row("workspace", tensor, count * elements / shards, size, "Muon", {"optimizer step": 1.0})
+
+
+def shards_of(step: StepSpec) -> int:
+    """Devices that share one copy of weights, gradients and optimizer state."""
+    return step.devices if step.strategy == "fsdp" else 1
+
+
+# -- what the batch takes ------------------------------------------------------------------------------------------
+
+
+def activation_rows(step: StepSpec) -> Iterator[Row]:
+    """What the forward pass keeps for the backward pass; with checkpointing, of one block at a time."""
+    config, size, tokens = step.config, BYTES[step.precision], step.batch * step.seq_len
+    n, mixed = config.n_layers, step.precision.endswith("-mixed")
+    # The backward pass frees block by block: at its end one block's tensors are left.
+    alive: dict[Phase, float] = {"backward begins": 1.0, "backward ends": 1 / n}
+    rows = [(name, n * tokens * count, width, by) for name, count, width, by in block_tensors(config, step.precision)]
+    rows += [(name, tokens * count, width, by) for name, count, width, by in outer_tensors(config, step.precision)]
+    if mixed:
+        rows.append(("blocks' matrices: weight casts", matrix_elements(config), 2, "matrix product"))
+    for name, count, width, by in rows:
+        yield Row("activations", name, count / n if step.checkpointing else count, width, by, alive)
+    if step.checkpointing:
+        yield Row("activations", "blocks: inputs", tokens * n * config.d_model, size, "checkpoint", alive)
+
+
+def block_tensors(config: TransformerConfig, precision: str) -> list[tuple[str, int, int, str]]:
+    """What one block keeps for each token: name, elements, bytes per element, the operation that keeps it.
+
+    Operation by operation, in the order of `Block.forward`, as they run eagerly; compiled blocks keep less. Rotation
+    keeps nothing: its other factor takes no gradient.
     """
-    d, kv, ff = shape.d_model, shape.kv_heads * shape.head_dim, shape.ff_dim
+    d, kv, ff = config.d_model, config.kv_heads * config.head_dim, config.ff_dim
+    mixed = precision.endswith("-mixed")
+    wide = BYTES[precision]  # The residual stream and norms.
+    narrow = 2 if mixed else wide  # What enters a matrix product, attention or SiLU.
+    # Autocast without QK-norm keeps no such statistics either: there the estimate is 4 bytes per head too high.
+    statistics = config.qk_norm or mixed
+    rows = [
+        ("input_layernorm: input", d, wide, "RMSNorm"),
+        ("input_layernorm: normalized", d, wide, "RMSNorm"),
+        ("input_layernorm: 1 / rms", 1, wide, "RMSNorm"),
+        *projection_inputs(("q_proj", "k_proj", "v_proj"), d, precision),
+        ("q_norm: input", d * config.qk_norm, wide, "RMSNorm"),
+        ("q_norm: normalized", d * config.qk_norm, wide, "RMSNorm"),
+        ("q_norm: 1 / rms", config.n_heads * statistics, wide, "RMSNorm"),
+        ("k_norm: input", kv * config.qk_norm, wide, "RMSNorm"),
+        ("k_norm: normalized", kv * config.qk_norm, wide, "RMSNorm"),
+        ("k_norm: 1 / rms", config.kv_heads * statistics, wide, "RMSNorm"),
+        ("attention: q", d, narrow, "SDPA"),
+        ("attention: k", kv, narrow, "SDPA"),
+        ("attention: v", kv, narrow, "SDPA"),
+        ("attention: output", d, narrow, "SDPA"),
+        ("attention: log-sum-exp", config.n_heads, wide, "SDPA"),
+        # The heads side by side: without QK-norm, attention's output lies in memory like that already.
+        ("o_proj: input", d * config.qk_norm, narrow, "matrix product"),
+        ("attention: dropout_mask", d * bool(config.dropout), narrow, "dropout"),
+        ("post_attention_layernorm: input", d, wide, "RMSNorm"),
+        ("post_attention_layernorm: normalized", d, wide, "RMSNorm"),
+        ("post_attention_layernorm: 1 / rms", 1, wide, "RMSNorm"),
+        *projection_inputs(("gate_proj", "up_proj"), d, precision),
+        ("mlp: gate", ff, narrow, "SiLU"),
+        ("mlp: silu(gate)", ff, narrow, "product"),
+        ("mlp: up", ff, narrow, "product"),
+        ("down_proj: input", ff, narrow, "matrix product"),
+        ("mlp: dropout_mask", d * bool(config.dropout), narrow, "dropout"),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def outer_tensors(config: TransformerConfig, precision: str) -> list[tuple[str, int, int, str]]:
+    """What embedding, last norm and unembedding keep for each token, as `block_tensors` has it."""
+    d, wide = config.d_model, BYTES[precision]
+    rows = [
+        ("norm: input", d, wide, "RMSNorm"),
+        ("norm: normalized", d, wide, "RMSNorm"),
+        *projection_inputs(("unembed",), d, precision),
+    ]
+    # Autocast keeps one too, of 4 bytes per element: there the estimate is as much too low.
+    if config.dropout and not precision.endswith("-mixed"):
+        rows.append(("embed_tokens: dropout_mask", d, wide, "dropout"))
+    return rows
+
+
+def projection_inputs(names: tuple[str, ...], width: int, precision: str) -> list[tuple[str, int, int, str]]:
+    """The tensor that several matrices multiply: one for all; under autocast each product casts a copy for itself."""
     if precision.endswith("-mixed"):
-        return shape.n_layers * _mixed_block(shape) + 8.0 * d + 2.0 * d
-    size = BYTES[precision]
-    norms = 2 * 3 * d
-    heads = (3 * (d + kv) + d if shape.qk_norm else d + kv) + kv + d
-    ff_entries = 4 * ff
-    noise = 2 * d if shape.dropout else 0
-    small = 2 + shape.n_heads + (shape.n_heads + shape.kv_heads if shape.qk_norm else 0)
-    embedding = d if shape.dropout else 0
-    return float(size * (shape.n_layers * (norms + heads + ff_entries + noise + small) + 3 * d + embedding))
+        return [(f"{name}: input cast", width, 2, "matrix product") for name in names]
+    return [(f"{', '.join(names)}: input", width, BYTES[precision], "matrix product")]
 
 
-def _mixed_block(shape: TransformerConfig) -> float:
-    """Bytes of one block under autocast: residual stream and norms in 4 bytes, what enters a matrix product in 2.
-
-    Each product casts its input by itself, so the three of q, k and v keep three copies of one tensor.
-    """
-    d, kv, ff = shape.d_model, shape.kv_heads * shape.head_dim, shape.ff_dim
-    norms = 2 * (2 * 4 * d) + 3 * 2 * d + 2 * 2 * d
-    heads = ((2 * 4 + 2) * (d + kv) + 2 * d if shape.qk_norm else 2 * (d + kv)) + 2 * kv + 2 * d
-    noise = 2 * 2 * d if shape.dropout else 0
-    return float(norms + heads + 4 * 2 * ff + noise + 4 * (2 + 2 * shape.n_heads + shape.kv_heads))
-
-
-def weight_casts(shape: TransformerConfig, precision: str) -> float:
-    """Bytes of the two-byte copies of the blocks' matrices that autocast keeps for the backward pass."""
-    return 2.0 * shape.n_layers * block_matrices(shape) if precision.endswith("-mixed") else 0.0
+def loss_rows(step: StepSpec) -> Iterator[Row]:
+    """The loss at its largest (`tinytf.training.loss`): as many rows of logits as are alive at once, in float32."""
+    config, tokens = step.config, step.batch * step.seq_len
+    at_once = min(tokens, max(1, LOGITS_AT_ONCE // config.vocab_size))
+    alive: dict[Phase, float] = {"backward begins": 1.0}
+    for name in ("log-probabilities", "log-probabilities' gradient", "logits' gradient"):
+        yield Row("logits", f"loss: {name}", at_once * config.vocab_size, 4, "cross-entropy", alive)
+    if at_once < tokens:
+        embedding, size = config.vocab_size * config.d_model, BYTES[step.precision]
+        for name in ("a chunk's gradient", "the sum over chunks"):
+            yield Row("logits", f"unembed: {name}", embedding, size, "autograd", alive)
 
 
-def logits_bytes(shape: TransformerConfig, tokens: int, precision: str) -> float:
-    """The loss at its largest: log-probabilities, their gradient and the logits' one, of as many rows as live at once.
-
-    Where the loss goes in chunks (`tinytf.training.loss`), the embedding's gradient is summed up in two copies.
-    """
-    rows = min(tokens, max(1, LOGITS_AT_ONCE // shape.vocab_size))
-    sums = 2 * BYTES[precision] * shape.vocab_size * shape.d_model if rows < tokens else 0
-    return 3.0 * 4 * rows * shape.vocab_size + sums
+# -- what an optimizer keeps ---------------------------------------------------------------------------------------
 
 
-def workspace_bytes(job: Job) -> float:
-    """The optimizer step's own tensors: Muon's stack of all matrices of one shape, iterated on (`orthogonalize`).
+def optimizer_state(build: Callable[[Iterable[Any]], Optimizer]) -> tuple[tuple[float, float], bool]:
+    """Entries of state per hidden parameter and per other one, and whether the optimizer is Muon.
 
-    The stack, the iterate and the next one, and two Gram matrices each; AdamW's fused step has none.
-    """
-    if not job.muon:
-        return 0.0
-    shape = job.config
-    d, kv, ff, n = shape.d_model, shape.kv_heads * shape.head_dim, shape.ff_dim, shape.n_layers
-    stacks: dict[tuple[int, int], int] = {}
-    for rows, columns, count in ((d, d, 2), (kv, d, 2), (ff, d, 2), (d, ff, 1)):
-        stacks[rows, columns] = stacks.get((rows, columns), 0) + count * n
-    largest = max(n * (3 * rows * columns + 2 * min(rows, columns) ** 2) for (rows, columns), n in stacks.items())
-    return float(BYTES[job.precision] * largest)
-
-
-def gathered_entries(shape: TransformerConfig) -> int:
-    """Entries that FSDP holds whole on each device: weights and gradients of two blocks, and of the embedding.
-
-    The block at work and the next one, prefetched, and as much of gradients on their way (Zhao et al. 2023,
-    arXiv:2304.11277, section 3.3); the embedding stays from the start of the forward pass to the end of the backward.
-    """
-    root = shape.vocab_size * shape.d_model + shape.d_model
-    block = (shape.parameter_count - root) // shape.n_layers
-    return 2 * (2 * block + root)
-
-
-def optimizer_needs(build: Callable[[Iterable[Any]], Optimizer]) -> tuple[tuple[float, float], bool]:
-    """Entries of state kept for each hidden parameter and for each other one, and whether the optimizer is Muon.
-
-    Asked of the optimizer itself: one step on a tiny model.
+    Counted in the optimizer itself: one step on a tiny model.
     """
     model = Transformer(TransformerConfig(vocab_size=32, d_model=32, n_heads=2, n_layers=1))
     groups = parameter_groups(model)
@@ -223,9 +331,9 @@ def optimizer_needs(build: Callable[[Iterable[Any]], Optimizer]) -> tuple[tuple[
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    kept, entries = {True: 0, False: 0}, {True: 0, False: 0}
+    state, entries = {True: 0, False: 0}, {True: 0, False: 0}
     for p in model.parameters():
         entries[id(p) in hidden] += p.numel()
         buffers = (v for v in optimizer.state[p].values() if isinstance(v, torch.Tensor) and v.shape == p.shape)
-        kept[id(p) in hidden] += sum(buffer.numel() for buffer in buffers)
-    return (kept[True] / entries[True], kept[False] / entries[False]), isinstance(optimizer, MuonAdamW)
+        state[id(p) in hidden] += sum(buffer.numel() for buffer in buffers)
+    return (state[True] / entries[True], state[False] / entries[False]), isinstance(optimizer, MuonAdamW)

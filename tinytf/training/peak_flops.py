@@ -1,20 +1,23 @@
-"""How many floating-point operations a second a device could do at most: what MFU is a share of."""
+"""How many floating-point operations per second a device can do at most: what MFU is a share of."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import time
-from pathlib import Path
 
 import torch
 
 from tinytf.data.cache import cache_root
+from tinytf.utils.files import atomic_write
 from tinytf.utils.machine import cpu_name
 
-# Dense (without sparsity) matrix products in bfloat16 with float32 accumulation, float16 where the chip has no
-# bfloat16, as NVIDIA's and AMD's data sheets of each product state them. The first name that is part of the
-# device's name counts, so the longer ones stand first.
+# Dense (without sparsity) matrix products in bfloat16 with float32 accumulation, float16 if the chip has no bfloat16,
+# as NVIDIA's and AMD's data sheets of each product state them. The first name that is part of the device's name
+# counts, so the longer ones come first.
+# Lightning has such a table (lightning.fabric.utilities.throughput.get_available_flops), but it knows no B200, GB200,
+# GH200, A30 and MI300X, finds an H200 only under names that drivers do not give, and takes an L40S (362 TFLOP/s) for
+# an L4 (121): an MFU three times too high.
 GPU_PEAKS = {
     "GB200": 2.5e15,
     "B200": 2.25e15,
@@ -45,7 +48,7 @@ SECONDS = 0.25
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s in the device's fastest matrix type that trains, whatever the run uses; None where unknown."""
+    """Peak FLOP/s in the device's fastest matrix type that trains, whatever the run uses; None if unknown."""
     if device.type == "cuda":
         return gpu_peak(torch.cuda.get_device_name(device))
     if device.type == "cpu":
@@ -64,7 +67,7 @@ def gpu_peak(name: str) -> float | None:
 
 
 def cpu_peak() -> float:
-    """The fastest of a few matrix products on this process's threads, measured once a machine and then cached."""
+    """The fastest of a few matrix products on this process's threads, measured once per machine and then cached."""
     path = cache_root(None) / "cpu_peak.json"
     key = f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     try:
@@ -72,12 +75,16 @@ def cpu_peak() -> float:
     except (OSError, ValueError):
         known = {}
     if key not in known:
-        known[key] = measured()
-        _write(path, known)
+        known[key] = measure_peak_flops()
+        # A cache that cannot be written costs a measurement in each run, nothing more.
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                file.write(json.dumps(known, indent=1).encode())
     return float(known[key])
 
 
-def measured() -> float:
+def measure_peak_flops() -> float:
     """FLOP/s of the fastest product, in float32 or bfloat16, within SECONDS each."""
     dtypes = [torch.float32]
     # Hardware without bfloat16 emulates it a hundred times slower, and one large product would take seconds.
@@ -97,14 +104,3 @@ def _product_seconds(dtype: torch.dtype, size: int) -> float:
         torch.mm(a, a)
         best = min(best, time.perf_counter() - start)
     return best
-
-
-def _write(path: Path, known: dict[str, float]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(known, indent=1))
-        temporary.replace(path)
-    except OSError:
-        # A home that cannot be written costs a measurement each run, nothing more.
-        return

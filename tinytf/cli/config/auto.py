@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from tinytf.model import TransformerConfig
-from tinytf.run.callbacks.throughput import flops_per_token
 from tinytf.training.hardware import compile_pays, fastest_matmul, fastest_precision, training_device
 
 
@@ -25,7 +24,7 @@ def resolve_auto(config: Any) -> None:
 def run_flops(config: Any) -> float:
     """FLOPs of all training steps, without the embedding, whose size only the data knows."""
     model, data, trainer = config.model, config.data, config.trainer
-    per_token = flops_per_token(TransformerConfig.from_mapping({**model, "vocab_size": 1}), data.seq_len)
+    per_token = TransformerConfig.from_mapping({**model, "vocab_size": 1}).flops_per_token(data.seq_len)
     windows = data.global_batch_size or data.batch_size * (trainer.accumulate_grad_batches or 1)
     return per_token * windows * data.seq_len * trainer.max_steps
 

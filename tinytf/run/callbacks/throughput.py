@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tinytf.model import TransformerConfig
 from tinytf.run.callbacks.journal import log_to_row
 from tinytf.training.peak_flops import peak_flops
 
@@ -87,7 +86,7 @@ class Throughput(Callback):
             values["train/tokens_per_sec"] = speed
             values["train/data_wait"] = self._waited / self._seconds
             if self.peak is not None:
-                flops = flops_per_token(pl_module.model.config, seq_len)  # type: ignore[union-attr, arg-type]
+                flops: float = pl_module.model.config.flops_per_token(seq_len)  # type: ignore[union-attr, operator]
                 values["train/mfu"] = speed * flops / (self.peak * trainer.world_size)
         if pl_module.device.type == "cuda":
             values["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
@@ -109,16 +108,6 @@ class Throughput(Callback):
             torch.cuda.synchronize(pl_module.device)
             self._seconds += time.perf_counter() - self._ended
         self._paused = True
-
-
-def flops_per_token(config: TransformerConfig, seq_len: int) -> float:
-    """FLOPs of forward and backward for one token: ``6 N + 12 n_layers d_model seq_len``.
-
-    Two for each parameter's multiply and add, three times (forward, and backward twice); the second term is
-    attention's two products over the whole sequence, causal or not, as the paper counts. The tied embedding is
-    in N once, for the unembedding's product (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
-    """
-    return 6.0 * config.parameter_count + 12.0 * config.n_layers * config.d_model * seq_len
 
 
 def resident_gb() -> float:
