@@ -69,11 +69,7 @@ class Machine:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Read flags and config, print the plan on stdout.
-
-    Returns:
-        The exit code.
-    """
+    """Read flags and config, print the plan on stdout, return the exit code."""
     args, rest = parser().parse_known_args(argv)
     quiet_libraries()
     machine = find_machine(args)
@@ -94,8 +90,8 @@ def parser() -> CommandParser:
     flags.add_argument("--gpu", metavar="NAME", help=f"of this kind: {', '.join(GPU_PEAKS)}")
     flags.add_argument("--peak", type=above_zero, metavar="TFLOPS", help="or of so many TFLOP/s, dense, each")
     flags.add_argument("--memory", type=above_zero, metavar="GIB", help="GiB of each: names the largest micro-batch")
-    flags.add_argument("--mfu", type=share, default=USUAL_MFU, metavar="X", help=f"share of it used ({USUAL_MFU})")
-    flags.add_argument("--vocab_size", type=positive, metavar="N", help="the vocabulary's, if the text is not here")
+    flags.add_argument("--mfu", type=share, default=USUAL_MFU, metavar="X", help="share of the peak used (%(default)s)")
+    flags.add_argument("--vocab_size", type=positive, metavar="N", help="vocabulary size, if the text is not here")
     flags.add_argument("--verbose", action="store_true", help="list every tensor of the memory estimate")
     flags.add_argument("--json", action="store_true", help="bytes, FLOPs and seconds as one JSON object")
     return flags
