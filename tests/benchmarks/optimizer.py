@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print(f"{'share of a step':<36}{'AdamW':>8}{'Muon':>8}{'per neuron':>12}{'torch Muon':>12}")
     for name, (n_layers, d_model, n_heads, seq_len, batch_size) in SHAPES.items():
         model = Transformer(TransformerConfig(66, d_model, n_heads, n_layers, max_seq_len=seq_len))
-        choose_attention(model, torch.device("cpu"), precision, seq_len)
+        choose_attention(model, torch.device("cpu"), precision)
         groups = parameter_groups(model)
         matrices = groups[0]["params"]
         optimizers: dict[str, Callable[[], object]] = {

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinytf.data.module import TextDataModule
+from tinytf.data.datamodule import TextDataModule
 
 LAYERS, HEADS, WIDTH, CONTEXT, BATCH = 4, 4, 128, 64, 12
 STEPS, WARMUP, PEAK, FLOOR, CLIP = 2000, 100, 1e-3, 1e-4, 1.0
@@ -53,7 +53,7 @@ def factor(step: int) -> float:
 
 def train(corpus: str) -> tuple[float, float]:
     """(validation loss over the whole split, training seconds)."""
-    data = TextDataModule(corpus, batch_size=BATCH, seq_len=CONTEXT)
+    data = TextDataModule(corpus=corpus, batch_size=BATCH, seq_len=CONTEXT)
     data.prepare_data()
     data.setup()
     torch.set_float32_matmul_precision("highest")

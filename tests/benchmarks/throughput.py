@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tests.benchmarks.fitting import fit
 from tinytf.cli.console import quiet_libraries
-from tinytf.data.module import TextDataModule
+from tinytf.data.datamodule import TextDataModule
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
 from tinytf.training.attention import choose_attention
@@ -79,14 +79,14 @@ def tokenizer(vocab_size: int | None) -> Iterator[str]:
 
 def bare(shape: Shape, words: str) -> float:
     """Tokens a second of the loop that nobody could leave anything out of."""
-    data = TextDataModule("python-docs", words, batch_size=shape.batch_size, seq_len=shape.seq_len)
+    data = TextDataModule(corpus="python-docs", tokenizer=words, batch_size=shape.batch_size, seq_len=shape.seq_len)
     data.prepare_data()
     data.setup()
     model = Transformer(
         TransformerConfig(data.vocab_size, shape.d_model, shape.n_heads, shape.n_layers, max_seq_len=shape.seq_len)
     )
     precision = fastest_precision("cpu")
-    choose_attention(model, CPU, precision, shape.seq_len)
+    choose_attention(model, CPU, precision)
     optimizer = MuonAdamW(parameter_groups(model))
     began = 0.0
     for step, (tokens, targets) in enumerate(data.train_dataloader()):

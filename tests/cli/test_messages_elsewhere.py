@@ -38,7 +38,7 @@ DATA = [
     (["--data.tokenizer", "nowhere.json"], ["tokenizer nowhere.json", "char, bpe"]),
     (["--data.tokenizer", TINY], ["tokenizer configs/tiny.yaml", "no tokenizer.json"]),
     (["--data.tokenizer", "bpe", "--data.vocab_size", "10"], ["data.vocab_size 10", "at least 258"]),
-    (["--data.val_fraction", "1"], ["data.val_fraction is 1", "between 0 and 1"]),
+    (["--data.val_fraction", "1"], ["data.val_fraction is 1", "must be in (0, 1)"]),
     (["--data.val_fraction", "0.5", "--data.test_fraction", "0.5"], ["nothing to train on"]),
     (["--data.test_fraction", "0.1", "--data.test_corpus", "short.txt"], ["test_fraction", "test_corpus", "not both"]),
     (["--data.cache_dir", "short.txt"], ["the cache cannot be written at short.txt", "--data.cache_dir"]),
@@ -62,7 +62,7 @@ def test_a_full_disk_under_the_cache(capsys: pytest.CaptureFixture[str], monkeyp
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("tinytf.data.cache.os.fsync", full)
+    monkeypatch.setattr("tinytf.data.config.os.fsync", full)
     flags = ["--data.cache_dir", "new", "--trainer.max_steps", "1"]
     says(refused(["fit", "--config", TINY, *flags], capsys), ["No space left on device", "make room"])
 

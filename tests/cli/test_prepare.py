@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.data.shards import documents, write_jsonl
+from tinytf.cli.config.parser import parser_of
 from tinytf.cli.config.resume import refuse_changes
 from tinytf.cli.main import main
-from tinytf.cli.prepare import data_settings
+from tinytf.cli.prepare import BATCHES, CORPUS
 from tinytf.data import TextDataModule
 from tinytf.errors import UserError
 
@@ -28,8 +29,10 @@ def test_fit_finds_what_it_prepared(
     flags = ["--config", str(config), "--data.cache_dir", str(tmp_path / "cache"), "--data.val_fraction", "0.2"]
     assert main(["prepare", *flags, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr("tinytf.data.documents.tokenise", lambda *_: pytest.fail("tokenised again"))
-    data = TextDataModule(str(corpus), val_fraction=0.2, batch_size=2, seq_len=16, cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr("tinytf.data.shards.ShardTokenizer.tokenize", lambda *_: pytest.fail("tokenized again"))
+    data = TextDataModule(
+        corpus=str(corpus), val_fraction=0.2, batch_size=2, seq_len=16, cache_dir=str(tmp_path / "cache")
+    )
     data.prepare_data()
     data.setup()
     assert said == {**data.fingerprint, "dtype": "uint16", "folder": str(data.prepared.store.folder)}
@@ -76,19 +79,14 @@ def test_what_it_does_not_understand_is_named(content: str, flags: list[str], me
     assert re.search(message, said), said
 
 
-def test_the_settings_it_reads_from_the_source_are_those_of_the_class() -> None:
-    import inspect
-
-    names = set(inspect.signature(TextDataModule).parameters)
-    assert set(data_settings()) == names - {"seed"}
-    assert all(data_settings().values())
+def test_it_knows_every_key_of_fits_section_data() -> None:
+    keys = {key for key in parser_of("fit").get_defaults().keys() if key.startswith("data.")}  # noqa: SIM118
+    assert {*CORPUS, *BATCHES} == keys - {"data.seed"}
 
 
-def test_a_checkpoint_of_before_a_setting_goes_on_and_one_with_another_is_refused() -> None:
-    now = {"data": {"split_by": "auto", "text_field": "text", "bpe_sample_bytes": 100_000_000}}
-    refuse_changes("fit", now, {"data": {}}, Path("old.ckpt"))
+def test_a_resumed_run_keeps_its_text() -> None:
+    saved = {"data": {"split_by": "auto", "text_field": "text", "bpe_sample_bytes": 100_000_000}}
     for key, value in (("split_by", "document"), ("text_field", "body"), ("bpe_sample_bytes", 7)):
-        changed = {"data": {**now["data"], key: value}}
-        for saved in ({"data": {}}, now):
-            with pytest.raises(UserError, match=rf"data\.{key} is {value} here"):
-                refuse_changes("fit", changed, saved, Path("a.ckpt"))
+        changed = {"data": {**saved["data"], key: value}}
+        with pytest.raises(UserError, match=rf"data\.{key} is {value} here"):
+            refuse_changes("fit", changed, saved, Path("a.ckpt"))

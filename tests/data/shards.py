@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tinytf.data.settings import Prepared, TextSettings
+from tinytf.data.config import CorpusConfig, PreparedCorpus
 
 END = "<|endoftext|>"
 
@@ -48,31 +49,38 @@ def documents(count: int, seed: int = 0) -> list[str]:
 def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = "".join(json.dumps({field: text, "other": 1}) + "\n" for text in texts).encode()
-    if path.suffix == ".gz":
-        raw = gzip.compress(raw)
-    elif path.suffix == ".zst":
-        import zstandard
-
-        half = len(raw) // 2
-        raw = b"".join(zstandard.ZstdCompressor().compress(each) for each in (raw[:half], raw[half:]))  # two frames
-    path.write_bytes(raw)
+    path.write_bytes(compress(raw, path.suffix))
     return path
 
 
-def settings(corpus: str | Path, cache: Path, **changes: Any) -> TextSettings:
-    return TextSettings(**{"corpus": str(corpus), "cache_dir": str(cache), "prepare_processes": 1, **changes})
+def compress(raw: bytes, suffix: str) -> bytes:
+    """As gzip or zstd, in two members or frames, as tools that write in parallel do; as it is for another suffix."""
+    half = len(raw) // 2
+    if suffix == ".gz":
+        return gzip.compress(raw[:half]) + gzip.compress(raw[half:])
+    if suffix == ".zst":
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+        return zstd.compress(raw[:half]) + zstd.compress(raw[half:])
+    return raw
 
 
-def held(done: Prepared, split: str) -> list[str]:
+def config_of(corpus: str | Path, cache: Path, **changes: Any) -> CorpusConfig:
+    return CorpusConfig(**{"corpus": str(corpus), "cache_dir": str(cache), "prepare_processes": 1, **changes})
+
+
+def texts_of(prepared: PreparedCorpus, split: str) -> list[str]:
     """The documents of a split, in the store's order."""
-    text = done.tokenizer.decode(done.store.split(split).tolist(), skip_special_tokens=False)
+    text = prepared.tokenizer.decode(prepared.store.split(split).tolist(), skip_special_tokens=False)
     assert text.endswith(END)
     return str(text).split(END)[:-1]
 
 
 @contextmanager
-def served(folder: Path, **gates: threading.Event) -> Iterator[tuple[str, list[str]]]:
-    """The address of a server of the folder, and the requests that it got. A gate holds GETs of that file back."""
+def serve(folder: Path, **gates: threading.Event) -> Iterator[tuple[str, list[str]]]:
+    """The address of a server of the folder, and the requests that it got. GETs of a file with a gate wait for it."""
     asked: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinytf.data.corpus import scan
+from tinytf.data.documents import scan
 from tinytf.data.shakespeare import clean_play, shakespeare
 from tinytf.errors import UserError
 
@@ -98,7 +98,7 @@ def test_the_corpora_are_the_pinned_ones(name: str, n_bytes: int, alphabet: int,
     _installed()
     shakespeare.cache_clear()
     text = scan(name, tmp_path)
-    assert (text.n_bytes, len(text.codes)) == (n_bytes, alphabet)
+    assert (text.n_bytes, len(text.code_points)) == (n_bytes, alphabet)
     assert shakespeare(name).startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n\n") == (
         name == "shakespeare"
     )

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tinytf.data.corpus import scan
+from tinytf.data.documents import scan
 from tinytf.data.splits import Split, cut_text, split_bytes
 from tinytf.errors import UserError
 
 
 def words(split: Split) -> str:
-    return "".join(block for segment in split for block in segment.blocks())
+    return "".join(block for span in split for block in span.blocks())
 
 
 @pytest.mark.parametrize("text", ["abcdefghij" * 10, "é" * 101, "👋" * 57, "a👋é日" * 33])
@@ -38,9 +38,9 @@ def test_documents_are_cut_where_the_bytes_say(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(name * 10)
     (tmp_path / "aa.txt").touch()
     splits = cut_text(scan(str(tmp_path), tmp_path), 0.1, 0.2)
-    assert [words((segment,)) for segment in splits["train"]] == ["a" * 10, "b" * 10, "c" * 10, "d" * 5]
-    assert [words((segment,)) for segment in splits["test"]] == ["d" * 5, "e" * 5]
-    assert [words((segment,)) for segment in splits["val"]] == ["e" * 5]
+    assert [words((span,)) for span in splits["train"]] == ["a" * 10, "b" * 10, "c" * 10, "d" * 5]
+    assert [words((span,)) for span in splits["test"]] == ["d" * 5, "e" * 5]
+    assert [words((span,)) for span in splits["val"]] == ["e" * 5]
 
 
 def test_texts_by_name_leave_the_corpus_whole(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_texts_by_name_leave_the_corpus_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("val", "test", "message"),
     [
-        (0.0, 0.0, r"data\.val_fraction is 0\.0: it must lie between"),
+        (0.0, 0.0, r"data\.val_fraction is 0\.0, but must be in \(0, 1\)"),
         (1.0, 0.0, r"data\.val_fraction is 1\.0"),
         (-0.1, 0.0, r"data\.val_fraction is -0\.1"),
         (float("nan"), 0.0, r"data\.val_fraction is nan"),

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinytf.data import prepare as prepare_room
-from tinytf.data import store as store_room
-from tinytf.data.cache import cache_root, written_whole
-from tinytf.data.corpus import Document, documents_of
-from tinytf.data.prepare import TextSettings, prepare
-from tinytf.data.splits import Segment
+from tinytf.data import build as build_module
+from tinytf.data import store as store_module
+from tinytf.data.build import prepare
+from tinytf.data.config import CorpusConfig, cache_root, cache_write
+from tinytf.data.documents import text_documents
+from tinytf.data.splits import TextSpan
 from tinytf.data.store import build_store, open_store
 from tinytf.data.tokenizer import character_tokenizer, encode
-from tinytf.data.windows import TrainBatches
+from tinytf.data.windows import ShuffledWindows
 from tinytf.errors import UserError
 
 TEXT = "It was the best of times, it was the worst of times.\n" * 40
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> TextSettings:
+def config(tmp_path: Path) -> CorpusConfig:
     (tmp_path / "text.txt").write_text(TEXT)
-    return TextSettings(
+    return CorpusConfig(
         corpus=str(tmp_path / "text.txt"),
         tokenizer="char",
         vocab_size=270,
@@ -44,49 +45,49 @@ def settings(tmp_path: Path) -> TextSettings:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders that were tokenised into, not found."""
+    """The folders that were tokenized into, not found."""
     folders: list[Path] = []
 
     def build(folder: Path, *rest: object) -> object:
         folders.append(folder)
         return build_store(folder, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prepare_room, "build_store", build)
+    monkeypatch.setattr(build_module, "build_store", build)
     return folders
 
 
-def stores(settings: TextSettings) -> list[Path]:
-    return sorted((Path(str(settings.cache_dir)) / "tokens").iterdir())
+def stores(config: CorpusConfig) -> list[Path]:
+    return sorted((Path(str(config.cache_dir)) / "tokens").iterdir())
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
-def test_the_splits_decode_to_the_text(settings: TextSettings, tokenizer: str) -> None:
-    done = prepare(replace(settings, tokenizer=tokenizer, test_fraction=0.2))
-    parts = [done.tokenizer.decode(done.store.split(name).tolist()) for name in ("train", "test", "val")]
+def test_the_splits_decode_to_the_text(config: CorpusConfig, tokenizer: str) -> None:
+    prepared = prepare(replace(config, tokenizer=tokenizer, test_fraction=0.2))
+    parts = [prepared.tokenizer.decode(prepared.store.split(name).tolist()) for name in ("train", "test", "val")]
     assert "".join(parts) == TEXT
-    assert [len(part) for part in parts] == [done.store.bytes[name] for name in ("train", "test", "val")]
-    assert {name: len(done.store.split(name)) for name in ("train", "test", "val")} == done.store.tokens
-    assert isinstance(done.store.split("val"), np.memmap)
+    assert [len(part) for part in parts] == [prepared.store.bytes[name] for name in ("train", "test", "val")]
+    assert {name: len(prepared.store.split(name)) for name in ("train", "test", "val")} == prepared.store.tokens
+    assert isinstance(prepared.store.split("val"), np.memmap)
 
 
-def test_a_second_call_finds_it(settings: TextSettings, built: list[Path]) -> None:
-    first, second = prepare(settings), prepare(settings)
+def test_a_second_call_finds_it(config: CorpusConfig, built: list[Path]) -> None:
+    first, second = prepare(config), prepare(config)
     assert len(built) == 1
     assert first.fingerprint == second.fingerprint
     json.dumps(first.fingerprint)
 
 
-def test_bpe_is_trained_on_the_training_part_alone(settings: TextSettings) -> None:
-    path = Path(settings.corpus)
-    one = prepare(replace(settings, tokenizer="bpe"))
+def test_bpe_is_trained_on_the_training_part_alone(config: CorpusConfig) -> None:
+    path = Path(config.corpus)
+    one = prepare(replace(config, tokenizer="bpe"))
     path.write_text(TEXT[: int(len(TEXT) * 0.9)] + "z" * (len(TEXT) - int(len(TEXT) * 0.9)))
-    other = prepare(replace(settings, tokenizer="bpe"))
+    other = prepare(replace(config, tokenizer="bpe"))
     assert one.fingerprint["sha256"] != other.fingerprint["sha256"]
     assert one.fingerprint["tokenizer_sha256"] == other.fingerprint["tokenizer_sha256"]
 
 
-def test_whatever_changes_the_ids_changes_the_place(settings: TextSettings, built: list[Path]) -> None:
-    prepare(settings)
+def test_whatever_changes_the_ids_changes_the_place(config: CorpusConfig, built: list[Path]) -> None:
+    prepare(config)
     for change in (
         {"val_fraction": 0.2},
         {"test_fraction": 0.1},
@@ -94,18 +95,18 @@ def test_whatever_changes_the_ids_changes_the_place(settings: TextSettings, buil
         {"tokenizer": "bpe", "vocab_size": 265},
         {"val_corpus": "python-docs"},
     ):
-        prepare(replace(settings, **change))  # type: ignore[arg-type]
-    Path(settings.corpus).write_text(TEXT.replace("best", "west"))
-    prepare(settings)
+        prepare(replace(config, **change))
+    Path(config.corpus).write_text(TEXT.replace("best", "west"))
+    prepare(config)
     assert len(built) == len(set(built)) == 7
 
 
-def test_a_file_changed_within_its_size_and_time_is_seen(settings: TextSettings) -> None:
-    path, before = Path(settings.corpus), prepare(settings)
+def test_a_file_changed_within_its_size_and_time_is_seen(config: CorpusConfig) -> None:
+    path, before = Path(config.corpus), prepare(config)
     stat = path.stat()
     path.write_text(TEXT.replace("best", "tseb"))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    after = prepare(settings)
+    after = prepare(config)
     assert after.tokenizer.decode(after.store.split("train")[:20].tolist()) == TEXT.replace("best", "tseb")[:20]
     assert after.fingerprint["sha256"] != before.fingerprint["sha256"]
 
@@ -113,10 +114,10 @@ def test_a_file_changed_within_its_size_and_time_is_seen(settings: TextSettings)
 @pytest.mark.parametrize(
     "harm", ["no description", "torn description", "short", "missing", "other key", "other format"]
 )
-def test_a_torn_store_is_made_anew(settings: TextSettings, built: list[Path], harm: str) -> None:
-    expected = np.array(prepare(settings).store.split("train"))
-    (folder,) = stores(settings)
-    said = json.loads((folder / "store.json").read_text())
+def test_a_torn_store_is_made_anew(config: CorpusConfig, built: list[Path], harm: str) -> None:
+    expected = np.array(prepare(config).store.split("train"))
+    (folder,) = stores(config)
+    description = json.loads((folder / "store.json").read_text())
     if harm == "no description":
         (folder / "store.json").unlink()
     elif harm == "torn description":
@@ -126,85 +127,88 @@ def test_a_torn_store_is_made_anew(settings: TextSettings, built: list[Path], ha
     elif harm == "missing":
         (folder / "val.bin").unlink()
     else:
-        said["key" if harm == "other key" else "format"] = "?"
-        (folder / "store.json").write_text(json.dumps(said))
-    assert np.array_equal(prepare(settings).store.split("train"), expected)
+        description["key" if harm == "other key" else "format"] = "?"
+        (folder / "store.json").write_text(json.dumps(description))
+    assert np.array_equal(prepare(config).store.split("train"), expected)
     assert len(built) == 2
 
 
-def test_killed_while_it_tokenises_nothing_is_read(settings: TextSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_it_tokenizes_nothing_is_read(config: CorpusConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*args: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_room, "_counted", die)
+        patch.setattr(store_module, "_counted", die)
         with pytest.raises(KeyboardInterrupt):
-            prepare(settings)
-    (folder,) = stores(settings)
+            prepare(config)
+    (folder,) = stores(config)
     assert open_store(folder, folder.name) is None
     assert list(folder.iterdir()) == []
 
 
-def test_two_processes_at_once(settings: TextSettings) -> None:
+def test_two_processes_at_once(config: CorpusConfig) -> None:
     program = (
         "import sys, json\n"
-        "from tinytf.data.prepare import TextSettings, prepare\n"
-        "done = prepare(TextSettings(**json.loads(sys.argv[1])))\n"
-        "print(done.store.split('train')[:50].tolist(), done.fingerprint)"
+        "from tinytf.data.build import prepare\nfrom tinytf.data.config import CorpusConfig\n"
+        "prepared = prepare(CorpusConfig(**json.loads(sys.argv[1])))\n"
+        "print(prepared.store.split('train')[:50].tolist(), prepared.fingerprint)"
     )
-    spec = json.dumps({**settings.__dict__, "tokenizer": "bpe"})
+    spec = json.dumps({**asdict(config), "tokenizer": "bpe"})
     running = [subprocess.Popen([sys.executable, "-c", program, spec], stdout=subprocess.PIPE) for _ in range(3)]
-    said = {process.communicate()[0] for process in running}
+    outputs = {process.communicate()[0] for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
-    assert len(said) == 1
-    (folder,) = stores(settings)
+    assert len(outputs) == 1
+    (folder,) = stores(config)
     assert {path.name for path in folder.iterdir()} == {"train.bin", "val.bin", "store.json"}
 
 
-def test_documents_stand_apart(settings: TextSettings, tmp_path: Path) -> None:
+def test_documents_stand_apart(config: CorpusConfig, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(10):
         (folder / f"{number}.txt").write_text(f"document {number}")
     for tokenizer in ("char", "bpe"):
-        done = prepare(replace(settings, corpus=str(folder), tokenizer=tokenizer, vocab_size=260))
-        assert done.store.split("train").tolist().count(0) == 8
-        assert done.tokenizer.decode(done.store.split("train").tolist(), skip_special_tokens=False) == (
+        prepared = prepare(replace(config, corpus=str(folder), tokenizer=tokenizer, vocab_size=260))
+        assert prepared.store.split("train").tolist().count(0) == 8
+        assert prepared.tokenizer.decode(prepared.store.split("train").tolist(), skip_special_tokens=False) == (
             "<|endoftext|>".join(f"document {number}" for number in range(9))
         )
     given = character_tokenizer("document 0123456789", end_of_text=False)
     with pytest.raises(UserError, match=r"no special token like <\|endoftext\|>"):
-        prepare(replace(settings, corpus=str(folder)), given)
+        prepare(replace(config, corpus=str(folder)), given)
 
 
-def test_a_given_tokenizer_that_does_not_know_the_text(settings: TextSettings) -> None:
+def test_a_given_tokenizer_that_does_not_know_the_text(config: CorpusConfig) -> None:
     with pytest.raises(UserError, match=r"'\.' \(U\+002E FULL STOP\) at byte 51 of .*text\.txt"):
-        prepare(settings, character_tokenizer(TEXT.replace(".", ""), end_of_text=False))
+        prepare(config, character_tokenizer(TEXT.replace(".", ""), end_of_text=False))
 
 
-def test_a_damaged_tokenizer_is_trained_again(settings: TextSettings) -> None:
-    settings = replace(settings, tokenizer="bpe")
-    before = prepare(settings).tokenizer.to_str()
-    (kept,) = (Path(str(settings.cache_dir)) / "tokenizers").iterdir()
+def test_a_damaged_tokenizer_is_trained_again(config: CorpusConfig) -> None:
+    config = replace(config, tokenizer="bpe")
+    before = prepare(config).tokenizer.to_str()
+    (kept,) = (Path(str(config.cache_dir)) / "tokenizers").iterdir()
     kept.write_text(before[:-100])
-    assert prepare(settings).tokenizer.to_str() == before
+    assert prepare(config).tokenizer.to_str() == before
     assert kept.read_text() == before
 
 
-def test_large_vocabularies_take_four_bytes(settings: TextSettings, tmp_path: Path) -> None:
+def test_large_vocabularies_take_four_bytes(config: CorpusConfig, tmp_path: Path) -> None:
     characters = "".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x14000)]))
     (tmp_path / "wide.txt").write_text(characters, encoding="utf-8")
-    done = prepare(replace(settings, corpus=str(tmp_path / "wide.txt")))
-    assert done.store.dtype == "uint32"
-    assert done.store.split("train").tolist() == encode(done.tokenizer, characters)[: done.store.tokens["train"]]
+    prepared = prepare(replace(config, corpus=str(tmp_path / "wide.txt")))
+    assert prepared.store.dtype == "uint32"
+    assert (
+        prepared.store.split("train").tolist()
+        == encode(prepared.tokenizer, characters)[: prepared.store.tokens["train"]]
+    )
 
 
 def test_a_text_that_changes_meanwhile_leaves_no_store(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("some text")
-    (document,) = documents_of(str(path), tmp_path)
+    (document,) = text_documents(str(path), tmp_path)
     path.write_text("TOME text and more")
-    split = (Segment(document, 0, 9),)
+    split = (TextSpan(document, 0, 9),)
     with pytest.raises(UserError, match=r"a\.txt: it changed while it was read"):
         build_store(tmp_path / "store", "key", {"train": split}, character_tokenizer("TOMEsome txt", end_of_text=False))
     assert open_store(tmp_path / "store", "key") is None
@@ -212,20 +216,20 @@ def test_a_text_that_changes_meanwhile_leaves_no_store(tmp_path: Path) -> None:
 
 def test_a_text_that_becomes_shorter(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
-    (document,) = documents_of(str(tmp_path / "a.txt"), tmp_path)
-    longer = Document(document.name, 12, document.open, document.stamp, document.stamped)
+    (document,) = text_documents(str(tmp_path / "a.txt"), tmp_path)
+    longer = replace(document, size=12)
     with pytest.raises(UserError, match=r"a\.txt: it became shorter"):
-        list(Segment(longer, 0, 12).blocks())
+        list(TextSpan(longer, 0, 12).blocks())
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux' /proc")
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """Four times the text takes no more memory: tokenised 24 MB at about the peak of 6 MB."""
+    """Four times the text takes no more memory: tokenized 24 MB at about the peak of 6 MB."""
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from tinytf.data.prepare import TextSettings, prepare\n"
-        "prepare(TextSettings(sys.argv[1], 'char', 300, 0.1, 0.0, None, None, sys.argv[2]))\n"
+        "from tinytf.data.build import prepare\nfrom tinytf.data.config import CorpusConfig\n"
+        "prepare(CorpusConfig(sys.argv[1], cache_dir=sys.argv[2]))\n"
         # Not getrusage: its peak is inherited from the process that started this one.
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
@@ -242,12 +246,12 @@ def test_a_store_of_100_gigabytes_opens_without_being_read(tmp_path: Path) -> No
     size = 5 * 10**10
     with (tmp_path / "train.bin").open("wb") as file:
         file.truncate(2 * size)
-    said = {"format": 1, "key": "k", "dtype": "uint16", "tokens": {"train": size}, "bytes": {"train": size}}
-    (tmp_path / "store.json").write_text(json.dumps(said))
+    description = {"format": 1, "key": "k", "dtype": "uint16", "tokens": {"train": size}, "bytes": {"train": size}}
+    (tmp_path / "store.json").write_text(json.dumps(description))
     before = resident_kilobytes()
     store = open_store(tmp_path, "k")
     assert store is not None
-    batches = TrainBatches(store.split("train"), batch_size=4, seq_len=64, seed=1)
+    batches = ShuffledWindows(store.split("train"), batch_size=4, seq_len=64, seed=1)
     starts = [start for k in range(3) for start in batches.starts(k).tolist()]
     assert max(starts) > size // 2
     assert batches[2][0].tolist() == [[0] * 64] * 4
@@ -270,24 +274,53 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_root("/given") == Path("/given")
 
 
-def test_a_cache_that_cannot_be_written(settings: TextSettings, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written(config: CorpusConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cache cannot be written .*--data\.cache_dir or TINYTF_CACHE"):
-        prepare(replace(settings, cache_dir=str(tmp_path / "file")))
+        prepare(replace(config, cache_dir=str(tmp_path / "file")))
+
+
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_write_that_the_disk_refuses_is_one_line(
+    reason: int, config: CorpusConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the lock was taken, as on a disk that fills up meanwhile; chmod would not stop root, who runs tests too."""
+
+    def refuse(path: Path) -> None:
+        raise OSError(reason, os.strerror(reason), str(path))
+
+    monkeypatch.setattr("tinytf.data.config.atomic_write", refuse)
+    with pytest.raises(UserError, match=rf"cache cannot be written at .*\({os.strerror(reason)}\): make") as caught:
+        prepare(config)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_failed_write_keeps_the_old_file_and_old_leftovers_go(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
-    abandoned, fresh = tmp_path / ".a.1.tmp", tmp_path / ".a.2.tmp"
-    abandoned.touch()
+    abanpreparedd, fresh = tmp_path / ".a.1.tmp", tmp_path / ".a.2.tmp"
+    abanpreparedd.touch()
     fresh.touch()
-    os.utime(abandoned, (time.time() - 10**6,) * 2)
+    os.utime(abanpreparedd, (time.time() - 10**6,) * 2)
 
     def fail() -> None:
-        with written_whole(tmp_path / "a") as file:
+        with cache_write(tmp_path / "a") as file:
             file.write(b"new")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", ".a.2.tmp": ""}
+
+
+def test_a_prepared_cache_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a mount that is read-only, which a test that runs as root cannot make from permissions."""
+    path = tmp_path / "a.txt"
+    path.write_text("abc" * 100)
+    config = CorpusConfig(corpus=str(path), cache_dir=str(tmp_path / "cache"))
+    first = prepare(config)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert prepare(config).store == first.store

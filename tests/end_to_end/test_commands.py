@@ -100,7 +100,7 @@ def test_measuring_on_a_text_that_has_changed_since_training_says_so(
 
 def test_validate_is_the_loss_of_every_token_of_the_split_once(run_folder: Path) -> None:
     """Against the model and the text alone: no Lightning, no batches of ours."""
-    from tinytf.data.module import TextDataModule
+    from tinytf.data.datamodule import TextDataModule
 
     loaded = load_model(run_folder / "last.ckpt")
     data = TextDataModule(**{key: value for key, value in loaded.entry["config"]["data"].items() if key != "seed"})

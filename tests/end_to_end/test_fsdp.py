@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from tests.end_to_end.processes import Fit, events, newest_run
 from tests.stress.campaign import end_of, prepare
-from tinytf.data.module import TextDataModule
+from tinytf.data.datamodule import TextDataModule
 from tinytf.run.checkpoint import load_model
 
 ONE: dict[str, Any] = {

@@ -151,13 +151,14 @@ def test_a_crash_in_one_format_shows_its_traceback_and_spares_the_others(
 def test_the_validation_split_is_the_default_text(
     loaded: LoadedModel, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinytf.data.prepare import TextSettings, prepare
+    from tinytf.data.build import prepare
+    from tinytf.data.config import CorpusConfig
 
     data = {
         "corpus": str(text_file), "tokenizer": "char", "vocab_size": 300, "val_fraction": 0.2, "test_fraction": 0.0,
         "val_corpus": None, "test_corpus": None, "cache_dir": str(tmp_path / "cache"),
     }  # fmt: skip
-    prepared = prepare(TextSettings(**data), loaded.tokenizer)
+    prepared = prepare(CorpusConfig(**data), loaded.tokenizer)
     path = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded, data={**data, "batch_size": 4})
     saved = torch.load(path, weights_only=True)
     saved["tinytf"]["data"] = prepared.fingerprint

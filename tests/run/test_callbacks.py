@@ -6,9 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import pytest
-import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
@@ -24,22 +22,7 @@ from tinytf.run.callbacks.progress import StepProgress
 from tinytf.run.callbacks.samples import Samples
 from tinytf.run.callbacks.signals import GracefulStop
 from tinytf.run.callbacks.throughput import Throughput
-from tinytf.run.config import TrackingConfig
 from tinytf.run.exact_resume import ExactResume
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@pytest.mark.parametrize("overlay", ["loggers/wandb.yaml", "loggers/mlflow.yaml", "profile.yaml"])
-def test_an_overlay_turns_on_one_thing_and_leaves_the_rest(overlay: str) -> None:
-    content = yaml.safe_load((CONFIGS / overlay).read_text())
-    assert list(content) == ["tracking"]
-    (key,) = content["tracking"]
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrackingConfig, "tracking")
-    found, plain = (parser.parse_object(given).as_dict()["tracking"] for given in (content, {}))
-    assert found.pop(key) != plain.pop(key)
-    assert found == plain
 
 
 def test_lightnings_private_name_that_is_used_still_exists() -> None:

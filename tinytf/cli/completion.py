@@ -132,7 +132,7 @@ def values(action: argparse.Action) -> Iterator[str]:
 
         yield from map(path_of, classes(action))
     if action.dest == "data.corpus":
-        from tinytf.data.files import NAMES
+        from tinytf.data.sources import NAMES
 
         yield from NAMES
 

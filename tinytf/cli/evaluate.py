@@ -14,7 +14,7 @@ from tinytf.cli.config.parser import CommandLine, first_process
 from tinytf.cli.config.resume import notice_of_other_text
 from tinytf.cli.console import heavy_command
 from tinytf.cli.fit import build_trainer
-from tinytf.data.module import TextDataModule
+from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.run.callbacks.progress import StepProgress
 from tinytf.training.loss import IGNORE

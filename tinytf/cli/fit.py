@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -12,8 +13,9 @@ from tinytf.cli.config.auto import describe_execution
 from tinytf.cli.config.parser import CommandLine, as_list, first_process
 from tinytf.cli.console import heavy_command
 from tinytf.errors import UserError
-from tinytf.export.at_end import ExportAtEnd
-from tinytf.run.run import Run
+from tinytf.export.at_end import ExportConfig, export_at_end, require_exportable_config
+from tinytf.export.formats import choose
+from tinytf.run.run import OptionalCallbacks, Run
 from tinytf.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -31,17 +33,17 @@ def run(argv: list[str]) -> int:
 def fit(cli: CommandLine) -> None:
     """Train the model of a command line's config on its data."""
     config, objects = cli.plain(), cli.objects
-    at_end = [ExportAtEnd(objects.export.formats)] if objects.export.at_end else []
-    for export in at_end:  # A format that cannot express the model is refused before it is trained.
-        export.refuse_unfit(cli.model.config, cli.data.tokenizer)
+    if objects.export.at_end:  # A format that cannot express the model is refused before it is trained.
+        require_exportable_config(choose(objects.export.formats), cli.model.config, cli.data.tokenizer)
 
     with Run.open(config, cli.data.fingerprint, cli.resume) as run:
         announce(run)
         warn_of_another_schedule(cli, run)
-        callbacks = run.callbacks(objects.tracking, objects.checkpoint)
+        optional = OptionalCallbacks(*(objects.tracking[name] for name in OptionalCallbacks._fields))
+        callbacks = run.callbacks(objects.tracking, objects.checkpoint, optional)
         trainer = build_trainer(
             objects.trainer,
-            callbacks=[*cli.callbacks, *callbacks, *at_end],
+            callbacks=[*cli.callbacks, *callbacks],
             logger=[*run.loggers(objects.tracking), *user_loggers(objects.trainer.logger)]
             if objects.trainer.logger is not False
             else False,
@@ -50,6 +52,8 @@ def fit(cli: CommandLine) -> None:
         if cli.data.global_batch_size is not None:
             trainer.keep_global_batch(cli.data.global_batch_size, cli.data.batch_size)
         trainer.fit(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path)
+        if objects.export.at_end and trainer.is_global_zero:
+            export_best(trainer, objects.export)
 
 
 def build_trainer(settings: Any, **built: Any) -> Trainer:
@@ -58,6 +62,15 @@ def build_trainer(settings: Any, **built: Any) -> Trainer:
         return Trainer(**{**settings, **built})
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def export_best(trainer: Trainer, config: ExportConfig) -> None:
+    """Export the best checkpoint of a training that ended; a run that a signal stops does not come here."""
+    best: Any = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if best:
+        export_at_end(Path(best), config, trainer.loggers)
+    else:
+        log.warning("export: no checkpoint was kept as the best (checkpoint.save_top_k, val_check_interval)")
 
 
 def user_loggers(given: Any) -> list[Any]:

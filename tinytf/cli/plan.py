@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.console import quiet_libraries
 from tinytf.cli.flags import CommandParser, positive
-from tinytf.data.module import TextDataModule
+from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
 from tinytf.training.hardware import training_device

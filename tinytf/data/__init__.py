@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinytf.data.module import TextDataModule
+    from tinytf.data.datamodule import TextDataModule
 
 __all__ = ["TextDataModule"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "TextDataModule":
-        from tinytf.data.module import TextDataModule
+        from tinytf.data.datamodule import TextDataModule
 
         return TextDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,291 +1,315 @@
-"""A corpus of documents on its way to token ids: found in the cache, or tokenised part by part and put in order."""
+"""2. Documents: plain texts in blocks, and the documents of records, one at a time."""
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
+import io
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
-from tinytf.data.cache import digest, written_whole
-from tinytf.data.files import NAMES, files_of
-from tinytf.data.gather import Source, gather
-from tinytf.data.hub import PREFIX, shards_of
-from tinytf.data.parts import FORMAT, Part
-from tinytf.data.pool import Work, tokenise
-from tinytf.data.records import Slice, slices_of
-from tinytf.data.settings import SPLITS, Prepared, TextSettings
-from tinytf.data.splits import Shares, shares_of
-from tinytf.data.store import TokenStore, ids_dtype, open_store, separator_of
-from tinytf.data.tokenizer import END_OF_TEXT, character_tokenizer, tokenizer_from_file, tokenizer_sha256
-from tinytf.data.training_bpe import kept, train_on_slices
+from tinytf.data.hub import HubFile, datasets_library
+from tinytf.data.shakespeare import CLEANED_SHA256, shakespeare
+from tinytf.data.sources import (
+    BLOCK,
+    SourceFile,
+    byte_progress,
+    find_files,
+    keep_local,
+    open_source,
+    skip,
+)
 from tinytf.errors import UserError
-from tinytf.utils.machine import usable_cores
 
-log = logging.getLogger(__name__)
+SHARD_BYTES = 16 << 20
+"""Bytes of a .jsonl file that are tokenized in one go, and lost if the process is killed meanwhile."""
 
 
-def is_by_document(settings: TextSettings, cache: Path) -> bool:
-    """Whether a corpus is split document by document: as set, else where its files hold records.
-
-    Plain text files, few and long as they are, keep the split at the text's end: of five books none might fall into
-    a tenth that is drawn by document.
-
-    Raises:
-        UserError: for a setting that is none, or does not go with the corpus.
-    """
-    if settings.split_by not in SPLITS:
-        raise UserError(f"data.split_by is {settings.split_by}: it must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
-    if settings.bpe_sample_bytes < 1:
-        raise UserError(f"data.bpe_sample_bytes is {settings.bpe_sample_bytes}: it must be at least 1")
-    if settings.prepare_processes < 0:
-        raise UserError(f"data.prepare_processes is {settings.prepare_processes}: it must be at least 0")
-    if settings.split_by == "document" and settings.corpus in NAMES:
-        raise UserError(f"data.split_by document: {settings.corpus} is one text; leave it out")
-    if settings.split_by == "tail" and settings.corpus.startswith(PREFIX):
-        raise UserError(f"data.split_by tail: {settings.corpus} holds documents, which are split one by one")
-    if settings.split_by != "auto" or settings.corpus in NAMES:
-        return settings.split_by == "document"
-    return settings.corpus.startswith(PREFIX) or any(file.kind != "text" for file in files_of(settings.corpus, cache))
+# -- plain text ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Known:
-    """What reading a corpus to its end told of it.
+class TextDocument:
+    """One plain text: its name in messages, its length in bytes, and how to open it.
 
     Attributes:
-        sha256: of its parts' sums.
-        documents, bytes: how many, and their UTF-8.
-        alphabet: the characters that occur, sorted.
+        require_unchanged: raises UserError if the file was written to since it was found.
     """
 
-    sha256: str
-    documents: int
-    bytes: int
-    alphabet: str
+    name: str
+    size: int
+    open: Callable[[], AbstractContextManager[BinaryIO]]
+    require_unchanged: Callable[[], None]
 
 
-@dataclass
-class Listed:
-    """A corpus as its files stand now.
+@dataclass(frozen=True)
+class Text:
+    """A corpus of plain text that was read once from end to end: valid UTF-8, not empty.
 
     Attributes:
-        into: the one split that all of it is for; None where it is divided.
+        sha256: of the bytes if there is one document (what ``sha256sum`` prints); of the documents' sums, one per
+            line, if there are more.
+        code_points: those that occur, sorted.
     """
 
     corpus: str
-    into: str | None
-    slices: list[Slice]
-    text_field: str
-    cache: Path
+    documents: tuple[TextDocument, ...]
+    sha256: str
+    n_bytes: int
+    code_points: npt.NDArray[np.int64]
 
-    @cached_property
-    def key(self) -> str:
-        pieces = [piece.identity() for piece in self.slices]
-        return digest({"format": FORMAT, "slices": pieces, "text_field": self.text_field})
+
+def text_documents(corpus: str, cache: Path) -> tuple[TextDocument, ...]:
+    """The documents of a corpus of plain text; UserError if it stands for nothing that can be read as one text."""
+    if corpus in CLEANED_SHA256:
+        return (_in_memory(corpus, shakespeare(corpus)),)
+    if corpus == "python-docs":
+        return (_in_memory(corpus, _python_docs()),)
+    # Plain text is read at every start, so that one from far away is copied here once.
+    return tuple(_of_file(keep_local(file, cache)) for file in find_files(corpus, cache))
+
+
+def read_blocks(document: TextDocument, start: int = 0, end: int | None = None) -> Iterator[str]:
+    """The text between two byte offsets, which must be character boundaries, in blocks of about a megabyte.
+
+    Raises:
+        UserError: at bytes that are not UTF-8, naming their offset, and if the file has become shorter.
+    """
+    end = document.size if end is None else end
+    position, rest = start, b""
+    with document.open() as file:
+        skip(file, start)
+        while position + len(rest) < end:
+            fresh = file.read(min(BLOCK, end - position - len(rest)))
+            if not fresh:
+                raise UserError(f"{document.name}: it became shorter while it was read: run again")
+            raw = rest + fresh
+            text, used = _decode(document.name, raw, position, last=position + len(raw) >= end)
+            position, rest = position + used, raw[used:]
+            yield text
+
+
+def scan(corpus: str, cache: Path) -> Text:
+    """Read a corpus of plain text once: checksum, length, alphabet.
+
+    Raises:
+        UserError: as `text_documents` and `read_blocks`, and if there is no text at all.
+    """
+    documents = text_documents(corpus, cache)
+    total = sum(document.size for document in documents)
+    if not total:
+        files = "1 file" if len(documents) == 1 else f"{len(documents)} files"
+        raise UserError(f"corpus {corpus}: {files} with no text at all")
+    seen = np.zeros(0x110000, dtype=bool)
+    sums = []
+    with byte_progress(f"reading {corpus}", total) as progress:
+        for document in documents:
+            digest = hashlib.sha256()
+            for block in read_blocks(document):
+                raw = block.encode()
+                digest.update(raw)
+                seen[code_points(block)] = True
+                progress.update(len(raw))
+            sums.append(digest.hexdigest())
+    sha256 = sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
+    return Text(corpus, documents, sha256, total, np.flatnonzero(seen))
+
+
+def code_points(text: str) -> npt.NDArray[np.uint32]:
+    """The characters' numbers, [characters]."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+
+def _decode(name: str, raw: bytes, position: int, last: bool) -> tuple[str, int]:
+    try:
+        return raw.decode("utf-8"), len(raw)
+    except UnicodeDecodeError as error:
+        cut_short = error.end == len(raw) and error.reason == "unexpected end of data"
+        if cut_short and not last:
+            return raw[: error.start].decode("utf-8"), error.start
+        raise UserError(
+            f"{name}: the bytes at offset {position + error.start} are not UTF-8 "
+            f"(0x{raw[error.start]:02x}, {error.reason}): convert the file, for example with iconv"
+        ) from None
+
+
+def _in_memory(name: str, text: str) -> TextDocument:
+    raw = text.encode()
+    return TextDocument(name, len(raw), lambda: io.BytesIO(raw), lambda: None)
+
+
+def _of_file(file: SourceFile) -> TextDocument:
+    if file.kind != "text":
+        raise UserError(
+            f"{file.path}: it holds documents, which are split one by one: leave data.split_by out, or set document"
+        )
+    size = file.size
+    if file.is_compressed:
+        with open_source(file) as source:
+            size = sum(len(block) for block in iter(lambda: source.read(BLOCK), b""))
+    return TextDocument(file.path, size, lambda: open_source(file), file.require_unchanged)
+
+
+@lru_cache(maxsize=1)
+def _python_docs() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[key] for key in sorted(topics))
+
+
+# -- records -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one process tokenizes at a time: the lines of a .jsonl that begin in these bytes, else all of a file.
+
+    Attributes:
+        weight: bytes on disk, for progress and for a share of the tokenizer's sample; 0 if unknown.
+    """
+
+    file: SourceFile | HubFile
+    start: int
+    end: int
+    weight: int
+
+    def identity(self) -> list[Any]:
+        """What changes when its content may have, in plain types."""
+        return [*self.file.identity(), self.start, self.end]
 
     @property
-    def _path(self) -> Path:
-        return self.cache / "corpora" / f"{self.key}.json"
-
-    def known(self) -> Known | None:
-        """What an earlier reading told; None where there was none."""
-        try:
-            return Known(**json.loads(self._path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def learn(self, parts: list[Part]) -> Known:
-        """Sum up the parts, for the next time."""
-        if empty := sum(part.empty for part in parts):
-            log.warning("corpus %s: %d of %d documents are empty, and left out", self.corpus, empty,
-                        empty + sum(part.documents for part in parts))  # fmt: skip
-        known = Known(
-            digest({"parts": [part.sha256 for part in parts]}),
-            sum(part.documents for part in parts), sum(part.bytes for part in parts), _joined(parts),
-        )  # fmt: skip
-        if not known.documents:
-            raise UserError(f"corpus {self.corpus}: there is no text in it at all")
-        with written_whole(self._path) as file:
-            file.write(json.dumps(asdict(known)).encode())
-        return known
+    def is_one_document(self) -> bool:
+        """Whether it is one plain text, of any length, that is never in memory as a whole."""
+        return isinstance(self.file, SourceFile) and self.file.kind == "text"
 
 
-def prepare_documents(settings: TextSettings, given: Tokenizer | None, cache: Path) -> Prepared:
-    """As `tinytf.data.prepare.prepare`, for a corpus that is split by document."""
-    shares = shares_of(
-        settings.val_fraction, settings.test_fraction, bool(settings.val_corpus), bool(settings.test_corpus)
-    )
-    listed = _listed(settings, cache)
-    tokenizer = given or _chosen(settings, listed, shares, cache)
-    known = [each.known() for each in listed]
-    if found := _found(settings, listed, known, tokenizer, cache):
-        return found
-    work = _work(settings, tokenizer, cache)
-    with _alone(work.folder):
-        known = [each.known() for each in listed]
-        if found := _found(settings, listed, known, tokenizer, cache):
-            return found
-        return _made(settings, listed, work, shares, tokenizer, cache)
+@dataclass(frozen=True)
+class Document:
+    """One document: its name in messages, and its text as blocks (a list, unless `Shard.is_one_document`)."""
+
+    name: str
+    blocks: Iterable[str]
 
 
-def _listed(settings: TextSettings, cache: Path) -> list[Listed]:
-    corpora = [(settings.corpus, None), (settings.val_corpus, "val"), (settings.test_corpus, "test")]
-    return [
-        Listed(corpus, into, _slices(corpus, cache), settings.text_field, cache) for corpus, into in corpora if corpus
-    ]
+def shards_of(file: SourceFile | HubFile) -> list[Shard]:
+    """The shards of a file, in order. Only a .jsonl file of this machine can be read from the middle."""
+    if isinstance(file, HubFile):
+        return [Shard(file, 0, 1, 0)]
+    if file.kind == "parquet" and file.is_compressed:
+        raise UserError(f"{file.path}: .parquet is compressed inside, and cannot be read when compressed again")
+    if file.kind == "jsonl" and not file.is_compressed and not file.is_remote:
+        starts = range(0, file.size, SHARD_BYTES)
+        ends = [*starts[1:], file.size][: len(starts)]  # Of an empty file there is no shard.
+        return [Shard(file, start, end, end - start) for start, end in zip(starts, ends, strict=True)]
+    return [Shard(file, 0, file.size, file.size)]
 
 
-def _slices(corpus: str, cache: Path) -> list[Slice]:
-    if corpus in NAMES:
-        raise UserError(f"corpus {corpus}: it is one text, and does not go with a corpus that is split by document")
-    files = shards_of(corpus) if corpus.startswith(PREFIX) else files_of(corpus, cache)
-    return [piece for file in files for piece in slices_of(file)]
+def read_documents(shard: Shard, text_field: str) -> Iterator[Document]:
+    """The documents of a shard, in their order; each must be read before the next.
+
+    Raises:
+        UserError: naming file and line or row, if something is no record with such a field.
+    """
+    file = shard.file
+    if isinstance(file, HubFile):
+        for number, row in enumerate(file.rows(), 1):
+            yield _document(row, text_field, f"{file.corpus}, file {file.number + 1}, row {number:,}")
+    elif file.kind == "jsonl":
+        yield from _json_lines(shard, file, text_field)
+    elif file.kind == "parquet":
+        yield from _parquet_rows(file, text_field)
+    else:
+        with open_source(file) as source:
+            yield Document(file.path, _blocks(source, file.path))
 
 
-def _chosen(settings: TextSettings, listed: list[Listed], shares: Shares, cache: Path) -> Tokenizer | None:
-    """The tokenizer; None for an alphabet that is known only when all is read."""
-    if settings.tokenizer == "char":
-        known = [each.known() for each in listed]
-        return _by_character([each for each in known if each]) if all(known) else None
-    if settings.tokenizer != "bpe":
-        return tokenizer_from_file(settings.tokenizer)
-    what = {"corpus": listed[0].key, "shares": asdict(shares), "vocab_size": settings.vocab_size,
-            "sample_bytes": settings.bpe_sample_bytes, "trained": 1}  # fmt: skip
-    return kept(
-        cache / "tokenizers" / f"bpe-{digest(what)}.json",
-        lambda: train_on_slices(
-            listed[0].slices, settings.text_field, shares, settings.vocab_size, settings.bpe_sample_bytes
-        ),
-    )
+def _json_lines(shard: Shard, file: SourceFile, text_field: str) -> Iterator[Document]:
+    # Line by line with the standard library. datasets' own reader of JSON lines was seen to change texts: a column in
+    # which all look like times comes back as times (2020-01-01T00:00:00 as 2020-01-01 00:00:00), and one number
+    # among texts puts quotation marks around all of them.
+    with open_source(file) as source:
+        position = 0
+        if shard.start:  # The line that reaches over the start belongs to the shard before.
+            source.seek(shard.start - 1)
+            position = shard.start - 1 + len(source.readline())
+        whole = (shard.start, shard.end) == (0, file.size)
+        for number, line in enumerate(source, 1):
+            if position >= shard.end and not whole:
+                return
+            if not line.isspace():
+                where = f"{file.path}:{number}" if not shard.start else f"{file.path}, line at byte {position:,}"
+                yield _document(_parse(line, where), text_field, where)
+            position += len(line)
 
 
-def _by_character(known: list[Known]) -> Tokenizer:
-    return character_tokenizer(_joined(known), end_of_text=True)
+def _parse(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: it is not JSON ({error})") from None
 
 
-def _joined(several: Sequence[Part | Known]) -> str:
-    return "".join(sorted(set().union(*(each.alphabet for each in several))))
+def _parquet_rows(file: SourceFile, text_field: str) -> Iterator[Document]:
+    names = _parquet_table(file).column_names or []
+    if text_field not in names:
+        raise UserError(f"{file.path}: its fields are {', '.join(map(repr, names))}, not {text_field!r}: "
+                        "set --data.text_field")  # fmt: skip
+    # One column alone: the others may be a hundred times as large.
+    rows = iter(_parquet_table(file, columns=[text_field]))
+    number = 0
+    while (row := _next_row(rows, file, number)) is not None:
+        number += 1
+        yield _document(row, text_field, f"{file.path}, row {number:,}")
 
 
-def _work(settings: TextSettings, tokenizer: Tokenizer | None, cache: Path) -> Work:
-    if tokenizer is not None:
-        separator_of(tokenizer)  # Before the long work, not after it.
-    name = tokenizer_sha256(tokenizer)[:32] if tokenizer else "code-points"
-    dtype = ids_dtype(tokenizer) if tokenizer else "uint32"
-    return Work(cache / "parts" / name, settings.text_field, tokenizer.to_str() if tokenizer else None, dtype)
+def _parquet_table(file: SourceFile, **options: Any) -> Any:
+    datasets = datasets_library(file.path)
+    try:
+        return datasets.load_dataset("parquet", data_files=[file.path], split="train", streaming=True, **options)
+    except Exception as error:  # pyarrow's own, and those of the file system.
+        raise UserError(f"{file.path}: it is no .parquet file ({' '.join(str(error).split())})") from error
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time: another that wants the same waits, and finds it done. Dying opens the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is tokenising into %s: waiting for it", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _next_row(rows: Iterator[Any], file: SourceFile, number: int) -> Any:
+    try:
+        return next(rows, None)
+    except Exception as error:  # As above: pages are decoded, or fetched, as they are reached.
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{file.path}, after row {number:,}: it is damaged or cannot be read ({why})") from error
 
 
-def _made(
-    settings: TextSettings, listed: list[Listed], work: Work, shares: Shares, tokenizer: Tokenizer | None, cache: Path
-) -> Prepared:
-    known, sources = [], []
-    for each in listed:
-        processes = settings.prepare_processes or usable_cores()
-        parts = tokenise(work, each.slices, processes, f"tokenising {each.corpus}")
-        known.append(each.learn(parts))
-        sources += [
-            Source(work.files(piece), part.dtype, each.into or (None if shares.divides else "train"))
-            for piece, part in zip(each.slices, parts, strict=True)
-        ]
-    table = None
-    if tokenizer is None:
-        tokenizer = _by_character(known)
-        table = _table(tokenizer)
-    names = tuple(name for name in ("train", "val", "test") if name in shares.names() or name in
-                  [each.into for each in listed])  # fmt: skip
-    identity = _identity(settings, known, tokenizer)
-    key = digest(identity)
-    folder = cache / "tokens" / key
-    if (store := open_store(folder, key)) is None:
-        store = gather(folder, key, sources, shares, names, separator_of(tokenizer), ids_dtype(tokenizer), table)
-    for source in sources:
-        source.files.remove()
-    return _prepared(settings, known, identity, tokenizer, store)
+def _document(record: Any, text_field: str, where: str) -> Document:
+    if not isinstance(record, dict) or text_field not in record:
+        if isinstance(record, dict):
+            found = f"its fields are {', '.join(map(repr, record))}" if record else "it has no field"
+        else:
+            found = f"it is a {type(record).__name__}"
+        raise UserError(f"{where}: {found}, not {text_field!r}: set --data.text_field")
+    value = record[text_field]
+    if not isinstance(value, str):
+        found = "null" if value is None else f"{value!r:.40}"
+        raise UserError(f"{where}: its field {text_field!r} holds {found}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: its text holds half a surrogate pair, which is no character") from None
+    return Document(where, [value])
 
 
-def _table(tokenizer: Tokenizer) -> npt.NDArray[np.uint32]:
-    """The id of each code point, [0x110000]."""
-    table = np.zeros(0x110000, dtype=np.uint32)
-    for character, number in tokenizer.get_vocab(with_added_tokens=False).items():
-        if character != END_OF_TEXT:
-            table[ord(character)] = number
-    return table
-
-
-def _found(
-    settings: TextSettings, listed: list[Listed], known: list[Known | None], tokenizer: Tokenizer | None, cache: Path
-) -> Prepared | None:
-    """The store of a corpus that was read before, if it is there."""
-    seen = [each for each in known if each]
-    if len(seen) < len(listed):
-        return None
-    tokenizer = tokenizer or _by_character(seen)
-    identity = _identity(settings, seen, tokenizer)
-    store = open_store(cache / "tokens" / digest(identity), digest(identity))
-    return _prepared(settings, seen, identity, tokenizer, store) if store else None
-
-
-def _identity(settings: TextSettings, known: list[Known], tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the token ids are a function of."""
-    named = iter(known)
-    return {
-        "sha256": next(named).sha256,
-        "split": {
-            "by": "document",
-            "val_fraction": None if settings.val_corpus else settings.val_fraction,
-            "test_fraction": settings.test_fraction,
-            "val_sha256": next(named).sha256 if settings.val_corpus else None,
-            "test_sha256": next(named).sha256 if settings.test_corpus else None,
-        },
-        "tokenizer_sha256": tokenizer_sha256(tokenizer),
-    }
-
-
-def _prepared(
-    settings: TextSettings, known: list[Known], identity: dict[str, Any], tokenizer: Tokenizer, store: TokenStore
-) -> Prepared:
-    _require_documents(settings, known[0], store)
-    fingerprint = {
-        "corpus": settings.corpus,
-        **identity,
-        "bytes": known[0].bytes,
-        "documents": known[0].documents,
-        "split_bytes": dict(store.bytes),
-        "split_tokens": dict(store.tokens),
-        "split_documents": dict(store.documents or {}),
-        "tokenizer": settings.tokenizer,
-        "vocab_size": tokenizer.get_vocab_size(),
-    }
-    return Prepared(tokenizer, store, fingerprint)
-
-
-def _require_documents(settings: TextSettings, known: Known, store: TokenStore) -> None:
-    for name, count in (store.documents or {}).items():
-        if not count:
-            raise UserError(
-                f"the {name} split is empty: none of the {known.documents:,} documents of {settings.corpus} fell into "
-                "it; give more documents, another data.val_fraction or data.test_fraction, or data.split_by tail"
-            )
+def _blocks(file: BinaryIO, name: str) -> Iterator[str]:
+    """The text of a file of unknown length, in blocks of about a megabyte; UserError at bytes that are not UTF-8."""
+    position, rest, fresh = 0, b"", b"more"
+    while fresh:
+        fresh = file.read(BLOCK)
+        raw = rest + fresh
+        text, used = _decode(name, raw, position, last=not fresh)
+        position, rest = position + used, raw[used:]
+        if text:
+            yield text

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, or of a folder that its library knows, streamed through ``datasets``."""
+"""1. Sources: data sets of the Hugging Face Hub, or of a folder that its library knows, streamed by ``datasets``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from tinytf.data.sources import HUB
 from tinytf.errors import UserError
 
-PREFIX = "hf://"
 OPTIONS = ("config", "split", "revision")
 
 
 @dataclass(frozen=True)
-class HubShard:
+class HubFile:
     """One of the files that a data set is made of. Plain values: it travels to other processes.
 
     Attributes:
         corpus: as given.
         version: the Hub's commit, or for a folder what its files are.
-        number, count: this shard among how many.
+        number, count: this file among how many.
     """
 
     corpus: str
@@ -37,19 +37,22 @@ class HubShard:
         return [self.corpus, self.version, self.number, self.count]
 
     def require_unchanged(self) -> None:
-        """Raise UserError where a folder was written to since it was found; a commit does not change."""
-        name, options = named(self.corpus)
-        if Path(name).is_dir() and version_of(name, options) != self.version:
+        """Raise UserError if a folder was written to since it was found; a commit does not change."""
+        name, options = parse_hub(self.corpus)
+        if Path(name).is_dir() and hub_version(name, options) != self.version:
             raise UserError(f"{self.corpus}: it changed while it was read: run again")
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Its rows, as they come."""
+        try:
+            yield from _stream(self.corpus, self.version).shard(self.count, self.number)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _failed(self.corpus, error) from error
 
-def named(corpus: str) -> tuple[str, dict[str, str]]:
-    """``hf://owner/name?config=…&split=…&revision=…`` as the name and the options.
 
-    Raises:
-        UserError: for an option that there is not.
-    """
-    name, _, query = corpus.removeprefix(PREFIX).partition("?")
+def parse_hub(corpus: str) -> tuple[str, dict[str, str]]:
+    """``hf://owner/name?config=…&split=…&revision=…`` as the name and the options; UserError for another option."""
+    name, _, query = corpus.removeprefix(HUB).partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     for option in options:
         if option not in OPTIONS:
@@ -59,50 +62,36 @@ def named(corpus: str) -> tuple[str, dict[str, str]]:
     return name, {"split": "train", **options}
 
 
-def shards_of(corpus: str) -> tuple[HubShard, ...]:
-    """The shards of a data set. No text is read.
-
-    Raises:
-        UserError: where the extra is missing, or there is no such data set.
-    """
-    name, options = named(corpus)
-    version = version_of(name, options)
+def hub_files(corpus: str) -> tuple[HubFile, ...]:
+    """The files of a data set; no text is read. UserError without the extra, or if there is no such data set."""
+    name, options = parse_hub(corpus)
+    version = hub_version(name, options)
     count = _stream(corpus, version).num_shards
-    return tuple(HubShard(corpus, version, number, count) for number in range(count))
+    return tuple(HubFile(corpus, version, number, count) for number in range(count))
 
 
-def hub_rows(shard: HubShard) -> Iterator[dict[str, Any]]:
-    """The rows of one shard, as they come."""
-    try:
-        yield from _stream(shard.corpus, shard.version).shard(shard.count, shard.number)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _failed(shard.corpus, error) from error
-
-
-def version_of(name: str, options: dict[str, str]) -> str:
+def hub_version(name: str, options: dict[str, str]) -> str:
     """What changes when a data set may have: its commit, or of a local folder its files' sizes and times."""
     if Path(name).is_dir():
         files = sorted(path for path in Path(name).rglob("*") if path.is_file())
         stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         return hashlib.sha256(repr(stamps).encode()).hexdigest()
     revision = options.get("revision", "")
-    return revision if re.fullmatch(r"[0-9a-f]{40}", revision) else _commit(name, revision or None)
-
-
-def _commit(name: str, revision: str | None) -> str:
-    _library()
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    datasets_library(f"{HUB}{name}")
     from huggingface_hub import HfApi
 
     try:
-        return str(HfApi().dataset_info(name, revision=revision).sha)
+        return str(HfApi().dataset_info(name, revision=revision or None).sha)
     except Exception as error:  # requests', httpx's and the library's own, one for each way to fail.
-        raise _failed(f"{PREFIX}{name}", error) from error
+        raise _failed(f"{HUB}{name}", error) from error
 
 
 @lru_cache(maxsize=4)
 def _stream(corpus: str, version: str) -> Any:
-    datasets = _library()
-    name, options = named(corpus)
+    datasets = datasets_library(corpus)
+    name, options = parse_hub(corpus)
     revision = None if Path(name).is_dir() else version
     try:
         # Streamed: the library's own cache would hold the data set a second time.
@@ -113,11 +102,12 @@ def _stream(corpus: str, version: str) -> Any:
         raise _failed(corpus, error) from error
 
 
-def _library() -> Any:
+def datasets_library(source: str) -> Any:
+    """The package ``datasets``; UserError, naming what needs it, if the extra is not installed."""
     try:
         import datasets
     except ImportError:
-        raise UserError("hf:// needs the extra datasets: pip install 'tinytf[datasets]'") from None
+        raise UserError(f"{source}: hf:// and .parquet need the extra corpora: pip install 'tinytf[corpora]'") from None
     datasets.disable_progress_bars()
     return datasets
 

@@ -1,52 +1,24 @@
-"""Which bytes of which documents are for training, for testing, for validation."""
+"""2. Documents: which bytes, or which documents, are for training, for testing, for validation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from tinytf.data.corpus import Document, Text, read_blocks, skip
+from tinytf.data.documents import Text, TextDocument, read_blocks
+from tinytf.data.sources import skip
 from tinytf.errors import UserError
 
-
-@dataclass(frozen=True)
-class Segment:
-    """A document's bytes from start to end, both character boundaries."""
-
-    document: Document
-    start: int
-    end: int
-
-    def blocks(self) -> Iterator[str]:
-        """Its text, in blocks of about a megabyte; UserError as `read_blocks`."""
-        return read_blocks(self.document, self.start, self.end)
-
-
-Split = tuple[Segment, ...]
-
-
-def split_bytes(split: Split) -> int:
-    """Length of a split in bytes of UTF-8."""
-    return sum(segment.end - segment.start for segment in split)
-
-
-WORD = 1 << 64
-
-
-def number_of(sha256: bytes) -> int:
-    """A document's number, 0 to 2**64 - 1, by which it falls into a split."""
-    return int.from_bytes(sha256[:8], "little")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Splits by document: of all numbers the lowest are for validation, those after them for testing.
+class SplitFractions:
+    """Fractions of a corpus for validation and testing, 0 for no such split.
 
-    A document's split is a function of its text alone. It stays where it is when files are added, no text is in two
-    splits, and validation is the same with and without a test split.
+    By position, validation is the text's end. By document, each document's split is a function of its text alone: of
+    all hashes the lowest are for validation, those above them for testing. It never changes when files are added, no
+    text is in two splits, and validation is the same with and without a test split.
     """
 
     val: float
@@ -61,25 +33,20 @@ class Shares:
         """The splits that there are."""
         return ("train", *(["val"] if self.val else []), *(["test"] if self.test else []))
 
-    def split_of(self, numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.str_]:
-        """The split of each document, by its number [n]."""
-        val, train = (np.uint64(bound) for bound in self._bounds())
-        return np.where(numbers < val, "val", np.where(numbers < train, "test", "train"))
-
-    def trains_on(self, sha256: bytes) -> bool:
-        """Whether a document with this checksum is for training."""
-        return number_of(sha256) >= self._bounds()[1]
-
-    def _bounds(self) -> tuple[int, int]:
-        return min(WORD - 1, int(self.val * WORD)), min(WORD - 1, int((self.val + self.test) * WORD))
+    def split_of(self, sha256: bytes) -> str:
+        """The split of the document with this checksum."""
+        number = int.from_bytes(sha256[:8], "little")
+        val = min(2**64 - 1, int(self.val * 2**64))
+        train = min(2**64 - 1, int((self.val + self.test) * 2**64))
+        return "val" if number < val else "test" if number < train else "train"
 
 
-def shares_of(val_fraction: float, test_fraction: float, val_given: bool, test_given: bool) -> Shares:
-    """The shares that are cut off a corpus.
+def split_fractions(val_fraction: float, test_fraction: float, val_given: bool, test_given: bool) -> SplitFractions:
+    """The fractions that are cut off a corpus.
 
     Args:
-        val_fraction: share for validation; not used where there is a text for it.
-        test_fraction: share for testing, 0 for no test split.
+        val_fraction: for validation; not used if there is a text for it.
+        test_fraction: for testing, 0 for no test split.
         val_given, test_given: whether there is a text for it.
 
     Raises:
@@ -88,42 +55,61 @@ def shares_of(val_fraction: float, test_fraction: float, val_given: bool, test_g
     if test_given and test_fraction:
         raise UserError("give either data.test_fraction or data.test_corpus, not both")
     if not 0 <= test_fraction < 1:
-        raise UserError(f"data.test_fraction is {test_fraction}: it must lie between 0 (no test split) and 1")
+        raise UserError(f"data.test_fraction is {test_fraction}, but must be in [0, 1); 0 makes no test split")
     if not val_given and not 0 < val_fraction < 1:
         raise UserError(
-            f"data.val_fraction is {val_fraction}: it must lie between 0 and 1, both left out, for the best checkpoint "
-            "is chosen by validation loss; data.val_corpus takes other files for it"
+            f"data.val_fraction is {val_fraction}, but must be in (0, 1): the best checkpoint is chosen by validation "
+            "loss; or set data.val_corpus"
         )
-    shares = Shares(0.0 if val_given else val_fraction, test_fraction)
-    if shares.val + shares.test >= 1:
+    fractions = SplitFractions(0.0 if val_given else val_fraction, test_fraction)
+    if fractions.val + fractions.test >= 1:
         raise UserError(
             f"data.val_fraction {val_fraction} and data.test_fraction {test_fraction} leave nothing to train on"
         )
-    return shares
+    return fractions
+
+
+@dataclass(frozen=True)
+class TextSpan:
+    """A document's bytes from start to end, both character boundaries."""
+
+    document: TextDocument
+    start: int
+    end: int
+
+    def blocks(self) -> Iterator[str]:
+        """Its text, in blocks of about a megabyte; UserError as `read_blocks`."""
+        return read_blocks(self.document, self.start, self.end)
+
+
+Split = tuple[TextSpan, ...]
+
+
+def split_bytes(split: Split) -> int:
+    """Length of a split in bytes of UTF-8."""
+    return sum(span.end - span.start for span in split)
 
 
 def cut_text(
     text: Text, val_fraction: float, test_fraction: float, val_text: Text | None = None, test_text: Text | None = None
 ) -> dict[str, Split]:
-    """The splits, in the order of the text: train, test, val.
+    """The splits by position, in the order of the text: train, test, val.
 
     Validation is the end of the text whether or not there is a test split, so that validation losses with and without
     one compare. Fractions count bytes of all documents together; a cut inside a character moves to its start.
 
     Args:
         text: the corpus.
-        val_fraction: share for validation; not used where ``val_text`` is given.
-        test_fraction: share for testing, 0 for no test split.
-        val_text: text for validation; then none is cut off for it.
-        test_text: text for testing.
+        val_fraction: for validation; not used if ``val_text`` is given.
+        test_fraction: for testing, 0 for no test split.
+        val_text, test_text: text for that split; then none is cut off for it.
 
     Raises:
-        UserError: for fractions that leave nothing to train on or contradict a text given by name.
+        UserError: as `split_fractions`.
     """
-    shares = shares_of(val_fraction, test_fraction, val_text is not None, test_text is not None)
-    val_share = shares.val
-    test_at = round(text.n_bytes * (1 - val_share - test_fraction))
-    val_at = round(text.n_bytes * (1 - val_share))
+    fractions = split_fractions(val_fraction, test_fraction, val_text is not None, test_text is not None)
+    test_at = round(text.n_bytes * (1 - fractions.val - test_fraction))
+    val_at = round(text.n_bytes * (1 - fractions.val))
     splits = {"train": _between(text, 0, test_at)}
     if val_text is None:
         splits["val"] = _between(text, val_at, text.n_bytes)
@@ -137,23 +123,23 @@ def cut_text(
 
 
 def _between(text: Text, start: int, end: int) -> Split:
-    segments, position = [], 0
+    spans, position = [], 0
     for document in text.documents:
         first = _character_start(document, min(max(start - position, 0), document.size))
         last = _character_start(document, min(max(end - position, 0), document.size))
         if last > first:
-            segments.append(Segment(document, first, last))
+            spans.append(TextSpan(document, first, last))
         position += document.size
-    return tuple(segments)
+    return tuple(spans)
 
 
-def _character_start(document: Document, offset: int) -> int:
+def _character_start(document: TextDocument, offset: int) -> int:
     if offset in (0, document.size):
         return offset
     with document.open() as file:
         start = max(0, offset - 3)
-        skip(file, start)  # What is packed with zstd cannot seek.
+        skip(file, start)
         raw = file.read(4)
-    while 0x80 <= raw[offset - start] < 0xC0:  # a continuation byte
+    while 0x80 <= raw[offset - start] < 0xC0:  # A continuation byte.
         offset -= 1
     return offset

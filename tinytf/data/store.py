@@ -1,4 +1,4 @@
-"""Token ids on disk: one flat file a split, memory-mapped, and a description that is written last."""
+"""3. Tokens: ids on disk, one flat file per split, memory-mapped, and a description that is written last."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from tinytf.data.cache import written_whole
-from tinytf.data.pieces import encoder
-from tinytf.data.progress import ByteProgress, byte_progress
-from tinytf.data.splits import Segment, Split, split_bytes
+from tinytf.data.config import cache_write
+from tinytf.data.encode import encoder
+from tinytf.data.sources import byte_progress
+from tinytf.data.splits import Split, TextSpan, split_bytes
 from tinytf.data.tokenizer import end_of_text_id
 from tinytf.errors import UserError
 
 FORMAT = 1
 DESCRIPTION = "store.json"
+COPIED_BYTES = 1 << 22
+"""A multiple of every dtype's size."""
 TokenIds = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
@@ -29,8 +32,8 @@ class TokenStore:
 
     Attributes:
         dtype: uint16 up to 65,536 entries, uint32 above.
-        tokens, bytes: a split's number of ids, and of UTF-8 bytes they stand for.
-        documents: a split's number of documents, where the corpus is split by them.
+        tokens, bytes: number of ids per split, and of UTF-8 bytes they stand for.
+        documents: number of documents per split, if the corpus is split by them.
     """
 
     folder: Path
@@ -56,7 +59,7 @@ class TokenStore:
 
 
 def open_store(folder: Path, key: str) -> TokenStore | None:
-    """The store under this key, or None where there is none that is whole."""
+    """The store under this key, or None if there is none that is complete."""
     try:
         said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if said["format"] != FORMAT or said["key"] != key:
@@ -69,10 +72,10 @@ def open_store(folder: Path, key: str) -> TokenStore | None:
 
 
 def build_store(folder: Path, key: str, splits: dict[str, Split], tokenizer: Tokenizer) -> TokenStore:
-    """Tokenise the splits into ``folder``. A second process may do the same at once: both write the same bytes.
+    """Tokenize the splits of plain text into ``folder``.
 
     Raises:
-        UserError: for characters that the tokenizer does not know, and for several documents where it has no token to
+        UserError: for characters that the tokenizer does not know, and for several documents if it has no token to
             stand between them.
     """
     dtype = ids_dtype(tokenizer)
@@ -80,21 +83,49 @@ def build_store(folder: Path, key: str, splits: dict[str, Split], tokenizer: Tok
     encode = encoder(tokenizer)
     tokens = {}
     sizes = {name: split_bytes(split) for name, split in splits.items()}
-    with byte_progress("tokenising", sum(sizes.values())) as progress:
+    with byte_progress("tokenizing", sum(sizes.values())) as progress:
         for name, split in splits.items():
             count = 0
-            with written_whole(folder / f"{name}.bin") as file:
-                for number, segment in enumerate(split):
+            with cache_write(folder / f"{name}.bin") as file:
+                for number, span in enumerate(split):
                     if number:
                         count += file.write(np.array([separator], dtype=dtype).tobytes())
-                    for ids in encode(_counted(segment, progress), segment.document.name):
+                    for ids in encode(_counted(span, progress), span.document.name):
                         count += file.write(ids.astype(dtype).tobytes())
             tokens[name] = count // np.dtype(dtype).itemsize
     # The key speaks of the text as it was when its checksum was taken.
     for split in splits.values():
-        for segment in split:
-            segment.document.require_unchanged()
+        for span in split:
+            span.document.require_unchanged()
     return describe_store(folder, key, dtype, tokens, sizes)
+
+
+def concatenate(
+    folder: Path, key: str, dtype: str, parts: dict[str, list[tuple[Path, str]]], table: npt.NDArray[np.uint32] | None
+) -> dict[str, int]:
+    """Write each split from the ids in files, one after the other; returns the number of ids per split.
+
+    Args:
+        folder, key: of the store.
+        dtype: of the store's ids.
+        parts: of each split, in order, the files and the dtype of their ids.
+        table: the id of each number in the files, if they hold code points.
+    """
+    tokens = {}
+    total = sum(path.stat().st_size for files in parts.values() for path, _ in files)
+    with byte_progress("writing token ids", total) as progress:
+        for name, files in parts.items():
+            tokens[name] = 0
+            with cache_write(folder / f"{name}.bin") as output:
+                for path, kind in files:
+                    with path.open("rb") as file:
+                        for block in iter(lambda file=file: file.read(COPIED_BYTES), b""):  # type: ignore[misc]
+                            ids = np.frombuffer(block, dtype=kind)
+                            ids = ids if table is None else table[ids]
+                            output.write(ids.astype(dtype, copy=False).tobytes())
+                            tokens[name] += len(ids)
+                            progress.update(len(block))
+    return tokens
 
 
 def describe_store(
@@ -105,9 +136,9 @@ def describe_store(
     sizes: dict[str, int],
     documents: dict[str, int] | None = None,
 ) -> TokenStore:
-    """Say that a store is whole, once its files are."""
+    """Write a store's description, once its files are complete."""
     said = {"format": FORMAT, "key": key, "dtype": dtype, "tokens": tokens, "bytes": sizes, "documents": documents}
-    with written_whole(folder / DESCRIPTION) as file:
+    with cache_write(folder / DESCRIPTION) as file:
         file.write(json.dumps(said, indent=1).encode())
     return TokenStore(folder, dtype, tokens, sizes, documents)
 
@@ -121,7 +152,7 @@ def separator_of(tokenizer: Tokenizer) -> int:
     """The token between documents.
 
     Raises:
-        UserError: where the tokenizer has none.
+        UserError: if the tokenizer has none.
     """
     separator = end_of_text_id(tokenizer)
     if separator is None:
@@ -132,7 +163,7 @@ def separator_of(tokenizer: Tokenizer) -> int:
     return separator
 
 
-def _counted(segment: Segment, progress: ByteProgress) -> Iterator[str]:
-    for block in segment.blocks():
-        progress.advance(len(block.encode()))
+def _counted(span: TextSpan, progress: Any) -> Iterator[str]:
+    for block in span.blocks():
+        progress.update(len(block.encode()))
         yield block

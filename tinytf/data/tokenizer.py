@@ -1,4 +1,4 @@
-"""Tokenizers: by character, byte-level BPE, or a file. All are Hugging Face ``tokenizers`` objects.
+"""3. Tokens: tokenizers by character, byte-level BPE, or a file. All are Hugging Face ``tokenizers`` objects.
 
 What every one of them owes: decode(encode(text)) == text. A character that a tokenizer does not know is an error with
 its name and place, never a silent gap.
@@ -23,7 +23,7 @@ BYTES = 256
 
 
 def character_tokenizer(characters: Iterable[str], *, end_of_text: bool) -> Tokenizer:
-    """One token a character, numbered by code point.
+    """One token per character, numbered by code point.
 
     Args:
         characters: the alphabet.
@@ -42,10 +42,10 @@ def character_tokenizer(characters: Iterable[str], *, end_of_text: bool) -> Toke
 def byte_pair_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE as in GPT-2, with all 256 bytes, so that it knows every text.
 
-    The same texts give the same tokenizer. Texts must be cut where GPT-2's pattern cuts, see `tinytf.data.pieces`.
+    The same texts give the same tokenizer. Texts must be cut where GPT-2's pattern cuts, see `tinytf.data.encode`.
 
     Raises:
-        UserError: where ``vocab_size`` is below the 257 entries it starts from, or above what the texts can fill.
+        UserError: if ``vocab_size`` is below the 257 entries it starts from, or above what the texts can fill.
     """
     if vocab_size <= BYTES + 1:
         raise UserError(
@@ -76,7 +76,7 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
     """A ``tokenizer.json`` of Hugging Face's ``tokenizers``.
 
     Raises:
-        UserError: where there is no such file, or it is none.
+        UserError: if there is no such file, or it is none.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -92,7 +92,7 @@ def tokenizer_from_text(text: str, name: str = "tokenizer") -> Tokenizer:
     """A tokenizer from the JSON that ``Tokenizer.to_str`` writes.
 
     Raises:
-        UserError: where it is none; ``name`` says in the message where it came from.
+        UserError: if it is none; ``name`` says in the message where it came from.
     """
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -149,7 +149,7 @@ def describe(character: str) -> str:
 
 
 def refuse_loss(tokenizer: Tokenizer, ids: list[int], text: str, where: str) -> None:
-    """Raise UserError where the ids do not give back the text."""
+    """Raise UserError if the ids do not give back the text."""
     back = tokenizer.decode(ids, skip_special_tokens=False)
     if back == text:
         return
@@ -162,7 +162,7 @@ def refuse_loss(tokenizer: Tokenizer, ids: list[int], text: str, where: str) -> 
 
 
 def end_of_text_id(tokenizer: Tokenizer) -> int | None:
-    """The id that stands between documents, or None where the tokenizer has none."""
+    """The id that stands between documents, or None if the tokenizer has none."""
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     return next((special[name] for name in _ENDS_OF_TEXT if name in special), None)
 

@@ -1,7 +1,12 @@
-"""Windows of tokens, in batches: an endless shuffled stream for training, the whole split in order for evaluation."""
+"""4. Windows: an endless shuffled stream of them for training, the whole split in order for evaluation.
+
+The order of an epoch is a permutation that is computed, not stored: it needs no memory, however many windows there
+are, and batch k is known from (seed, k) alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -12,22 +17,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from tinytf.data.permutation import ROUNDS, permute, words_of
 from tinytf.errors import UserError
 
-IGNORED = -100
-"""The target of a padded place: cross-entropy's own ignore_index."""
+IGNORE_INDEX = -100
+"""The target of a padded position: cross-entropy's own ignore_index."""
 
 CHUNK = 64
 """Batches whose windows are computed together."""
 
 Batch = tuple[Tensor, Tensor]
+"""Tokens and targets, ``[batch, seq]`` each, int64."""
 
 
 class _Windows(Dataset[Batch]):
     """Token ids that travel to loader processes by file name, never by value.
 
-    There is no ``__len__``: a distributed sampler put over ours would share the batches out twice, and now fails.
+    There is no ``__len__``: a distributed sampler over ours would divide the batches twice, and now fails.
     """
 
     def __init__(self, tokens: npt.NDArray[Any], batch_size: int, seq_len: int, rank: int, world: int) -> None:
@@ -50,23 +55,23 @@ class _Windows(Dataset[Batch]):
         self.flat = np.asarray(self.tokens)
 
 
-class TrainBatches(_Windows):
+class ShuffledWindows(_Windows):
     """``batches[k]`` is (tokens [B, T], targets [B, T]), int64, a function of the seed and k.
 
     The stream of samples runs through epochs. Each is a permutation, without replacement, of n = max(1, (N - T) // T)
     windows that do not overlap, and starts at an offset of its own, so that every epoch cuts the text elsewhere. Of
-    the samples of batch k, `world` ranks take every world-th: 1 x 8 and 2 x 4 read the same ones.
+    the samples of batch k, `world` ranks take every world-th: 1 x 8 and 2 x 4 devices read the same ones.
 
     Args:
         tokens: [N] ids.
-        batch_size: windows a batch on this rank, B.
-        seq_len: tokens a window, T.
+        batch_size: windows per batch on this rank, B.
+        seq_len: tokens per window, T.
         seed: chooses offsets and orders.
-        rank, world: this process among how many.
+        rank, world: this process, among how many.
         first_sample: samples that came before batch 0, of an earlier part of the run.
 
     Raises:
-        UserError: where there is no window, or a batch of all ranks is larger than an epoch.
+        UserError: if there is no window, or a batch of all ranks is larger than an epoch.
     """
 
     def __init__(
@@ -115,13 +120,13 @@ class TrainBatches(_Windows):
         starts = np.empty_like(samples)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            words = words_of("tinytf windows", self.seed, epoch, count=ROUNDS + 1)
+            words = random_uint64("tinytf windows", self.seed, epoch, count=ROUNDS + 1)
             offset = int(words[ROUNDS]) % self.offsets
             starts[chosen] = offset + self.seq_len * permute(places[chosen], self.per_epoch, words[:ROUNDS])
         return starts
 
 
-class CountFrom(Sampler[int]):
+class InfiniteSampler(Sampler[int]):
     """start, start + 1, … without end: one stream, in which Lightning never sees an epoch."""
 
     def __init__(self, start: int = 0) -> None:
@@ -131,11 +136,11 @@ class CountFrom(Sampler[int]):
         return itertools.count(self.start)
 
 
-class EvalBatches(_Windows):
+class SequentialWindows(_Windows):
     """The whole split in order, every target exactly once, all batches (tokens [B, T], targets [B, T]) of one shape.
 
-    Places past the end have token 0 and target -100. Ranks take batches in turn and equally many, the last ones of
-    padding alone where they do not divide, so that no rank waits for another.
+    Positions past the end have token 0 and target -100. Ranks take batches in turn and equally many, the last ones of
+    padding alone if they do not divide, so that no rank waits for another.
     """
 
     def __init__(
@@ -151,7 +156,7 @@ class EvalBatches(_Windows):
         size = self.batch_size * self.seq_len
         start = (k * self.world + self.rank) * size
         read = torch.from_numpy(self.flat[start : start + size + 1].astype(np.int64))
-        targets = torch.full((size,), IGNORED)
+        targets = torch.full((size,), IGNORE_INDEX)
         tokens = torch.zeros(size, dtype=torch.int64)
         known = max(0, len(read) - 1)
         tokens[:known], targets[:known] = read[:-1], read[1:]
@@ -160,7 +165,7 @@ class EvalBatches(_Windows):
 
 
 def require_window(name: str, n_tokens: int, seq_len: int) -> None:
-    """Raise UserError where a split does not hold one window and the token after it."""
+    """Raise UserError if a split does not hold one window and the token after it."""
     if n_tokens <= seq_len:
         raise UserError(
             f"the {name} split has {n_tokens:,} tokens, and one window with its targets takes {seq_len + 1:,} "
@@ -175,3 +180,58 @@ def _ceil(a: int, b: int) -> int:
 
 def _devices(world: int) -> str:
     return "1 device" if world == 1 else f"{world} devices"
+
+
+# -- the permutation -----------------------------------------------------------------------------------------------
+
+ROUNDS = 8
+UInt64s = npt.NDArray[np.uint64]
+
+
+def random_uint64(*what: object, count: int) -> UInt64s:
+    """``count`` random numbers that are a function of ``what``, the same on every machine and version."""
+    named = ":".join(map(str, what)).encode()
+    return np.frombuffer(hashlib.shake_256(named).digest(8 * count), dtype="<u8").astype(np.uint64)
+
+
+def permute(index: npt.NDArray[np.int64], n: int, keys: UInt64s) -> npt.NDArray[np.int64]:
+    """Where the permutation of range(n) sends each index: a bijection for every n and every keys.
+
+    A Feistel network over the smallest power of two that holds n; what falls outside is sent on until it falls inside
+    (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), under two steps on average.
+
+    Args:
+        index: [any], each in 0 .. n-1.
+        n: how many.
+        keys: [ROUNDS], from `random_uint64`.
+    """
+    bits = (n - 1).bit_length()
+    image = index.astype(np.uint64)
+    outside = np.arange(image.size)
+    while outside.size:
+        image[outside] = _feistel(image[outside], bits, keys)
+        outside = outside[image[outside] >= np.uint64(n)]
+    return image.astype(np.int64)
+
+
+def _feistel(x: UInt64s, bits: int, keys: UInt64s) -> UInt64s:
+    # The halves differ in width where bits is odd, and trade places each round: an even number of rounds restores them.
+    widths = bits // 2, bits - bits // 2
+    left, right = x >> np.uint64(widths[1]), x & _ones(widths[1])
+    for number, key in enumerate(keys):
+        left, right = right, left ^ (mix(right + key) & _ones(widths[number % 2]))
+    image: UInt64s = (left << np.uint64(widths[1])) | right
+    return image
+
+
+def _ones(width: int) -> np.uint64:
+    mask: np.uint64 = np.uint64((1 << width) - 1)
+    return mask
+
+
+def mix(x: UInt64s) -> UInt64s:
+    """The finalizer of splitmix64 (Steele, Lea and Flood, 2014): every bit of x moves every bit of the result."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: UInt64s = x ^ (x >> np.uint64(31))
+    return mixed

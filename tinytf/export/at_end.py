@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from tokenizers import Tokenizer
 
@@ -70,28 +69,3 @@ def export_at_end(ckpt_path: Path, config: ExportConfig, loggers: Iterable[Logge
         if isinstance(logger, Tracker):
             logger.log_export(ckpt_path.resolve().parent / "export")
     return content
-
-
-class ExportAtEnd(Callback):
-    """`export_at_end` once the training has ended; a run that a signal stops is not exported, for it resumes.
-
-    Args:
-        formats: names of formats; UserError at once if one is unknown or its packages are missing.
-    """
-
-    def __init__(self, formats: list[str]) -> None:
-        self.formats = choose(formats)
-
-    def refuse_unfit(self, config: TransformerConfig, tokenizer: Tokenizer) -> None:
-        """As `require_exportable_config`, for these formats."""
-        require_exportable_config(self.formats, config, tokenizer)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        best: Any = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            config = ExportConfig(at_end=True, formats=[format.name for format in self.formats])
-            export_at_end(Path(best), config, trainer.loggers)
-        else:
-            log.warning("export: no checkpoint was kept as the best (checkpoint.save_top_k, val_check_interval)")

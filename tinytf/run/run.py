@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -71,6 +71,15 @@ class Resume:
         return cls(path, step, content["tinytf"], newest_step(path.resolve().parent) <= step)
 
 
+class OptionalCallbacks(NamedTuple):
+    """Callbacks whose constructors declare the rest of the section ``tracking``; each can be turned off there."""
+
+    profile: Profiler
+    norms: LayerwiseNorms
+    loss: LossMonitor
+    samples: Samples
+
+
 @dataclass(frozen=True)
 class Run:
     """An open run: its directory is locked, recovered from a kill, and holds its config.
@@ -118,22 +127,26 @@ class Run:
         finally:
             release_run_locks()
 
-    def callbacks(self, tracking: TrackingConfig, checkpoint: CheckpointConfig) -> list[Callback]:
+    def callbacks(
+        self, tracking: TrackingConfig, checkpoint: CheckpointConfig, optional: OptionalCallbacks
+    ) -> list[Callback]:
         """What makes a run durable, resumable and tracked, in the order in which it must happen at a step's end."""
         provenance = collect(hostname=tracking.hostname)
         if tracking.git_diff and is_first_process():
             write_uncommitted_patch(self.directory / "uncommitted.patch", Path.cwd())
         start = {"run_id": self.run_id, "provenance": provenance, "data": self.data, "config": self.config}
-        *measuring, samples = optional_callbacks(tracking)
         periodic = PeriodicCheckpoint(checkpoint.every_n_steps, checkpoint.keep_last)
         return [
             BroadcastRunDir(self.directory),
             # Before the journal, which writes down where the batch is.
             SaveNonFinite(),
-            *measuring,
+            optional.profile,
+            Throughput(),
+            optional.norms,
+            optional.loss,
             JournalCallback(start),
             LogRunMetadata(self.config, provenance),
-            samples,
+            optional.samples,
             *([StepProgress()] if self.config["trainer"]["enable_progress_bar"] is not False else []),
             ExactResume(),
             CheckpointMetadata(self.config, provenance),
@@ -165,17 +178,6 @@ class Run:
 def is_first_process() -> bool:
     """Whether this is rank 0, which alone knows the run directory before training starts."""
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
-
-
-def optional_callbacks(tracking: Any) -> list[Callback]:
-    """Those of the `tracking` section, in their order; UserError if a setting is out of range."""
-    return [
-        Profiler(**vars(tracking.profile)),
-        Throughput(),
-        LayerwiseNorms(**vars(tracking.norms)),
-        LossMonitor(**vars(tracking.loss)),
-        Samples(**vars(tracking.samples)),
-    ]
 
 
 def choose_directory(root: Path, name: str, resume: Resume | None) -> tuple[Path, bool]:

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from tinytf.data.cache import cache_root
+from tinytf.data.config import cache_root
 from tinytf.utils.files import atomic_write
 from tinytf.utils.machine import cpu_name
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from tinytf.errors import UserError
 
 STEPS = "steps are the only unit: use trainer.max_steps and trainer.val_check_interval"
@@ -53,6 +55,15 @@ class ConfigError(UserError):
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
         self.key = key
+
+
+class OneLineErrors(ArgumentParser):
+    """A parser's refusals as `ConfigError`, which is one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        if not self.exit_on_error:  # A parser that tries one of several types.
+            return super().error(message, ex)
+        raise explain(message, ex) from None
 
 
 # -- keys ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import Namespace
@@ -15,16 +15,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from tinytf.cli.config import resume as resuming
 from tinytf.cli.config.auto import resolve_auto
-from tinytf.cli.config.errors import ConfigError, Keys, check_flags, check_keys, explain
+from tinytf.cli.config.errors import ConfigError, Keys, OneLineErrors, check_flags, check_keys
 from tinytf.cli.config.files import Arguments, read_arguments
 from tinytf.cli.config.help import describe
 from tinytf.cli.config.validate import validate
-from tinytf.data.module import TextDataModule
+from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.export.at_end import ExportConfig
 from tinytf.run.config import CheckpointConfig, TrackingConfig
 from tinytf.run.directory import LAST, ROOT, last_intact, resolve_checkpoint, run_dirs
-from tinytf.run.run import Resume
+from tinytf.run.run import OptionalCallbacks, Resume
 from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.trainer import Trainer
 
@@ -35,16 +35,11 @@ NOT_SETTINGS = ("config", "ckpt_path")
 log = logging.getLogger(__name__)
 
 
-class Parser(LightningArgumentParser):
+class Parser(OneLineErrors, LightningArgumentParser):
     """Refuses in one line, and takes no abbreviation: one would turn a typo into another key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        if not self.exit_on_error:  # A parser that tries one of several types.
-            return super().error(message, ex)
-        raise explain(message, ex) from None
 
 
 class CommandLine(LightningCLI):
@@ -89,7 +84,9 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(CheckpointConfig, "checkpoint")
-        parser.add_class_arguments(TrackingConfig, "tracking")
+        parser.add_class_arguments(TrackingConfig, "tracking", instantiate=False)
+        for name, callback in get_type_hints(OptionalCallbacks).items():
+            parser.add_class_arguments(callback, f"tracking.{name}")
         parser.add_class_arguments(ExportConfig, "export")
         # weights_only=False would let a checkpoint run code.
         skip = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}

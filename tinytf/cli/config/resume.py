@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinytf.data.settings import BPE_SAMPLE_BYTES
 from tinytf.errors import UserError
 
 SHAPE = tuple(f"model.{key}" for key in ("d_model", "n_heads", "n_layers", "n_kv_heads", "d_ff", "qk_norm"))
@@ -24,8 +23,6 @@ WHY = {
     "data": "a resumed run goes on with the text it has begun",
     "seed_everything": "the order of the data hangs on it",
 }
-LATER = {"data.split_by": "auto", "data.text_field": "text", "data.bpe_sample_bytes": BPE_SAMPLE_BYTES}
-"""Settings that a checkpoint of before them lacks, with the value that does what was done then."""
 TRUSTED = ("torch.optim.", "tinytf.")
 LIGHTNING = "lightning.pytorch."
 
@@ -109,7 +106,7 @@ def refuse_changes(command: str, now: Mapping[str, Any], saved: Mapping[str, Any
     changed = []
     for key in SHAPE + TOKENIZER + (TRAINING if command == "fit" else ()):
         old, new = look_up(saved, key), look_up(now, key)
-        if old != new and not (old is None and new == LATER.get(key)):
+        if old != new:
             why = next(WHY[prefix] for prefix in prefixes(key) if prefix in WHY)
             changed.append(f"{key} is {new} here but {old} in {ckpt}: {why}")
     if changed:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import instantiate_class
 
-from tinytf.data.module import TextDataModule
+from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.export.formats import choose
 from tinytf.model import TransformerConfig
 from tinytf.model.config import ConfigurationError
 from tinytf.run.config import CheckpointConfig
 from tinytf.run.loggers import require_packages
-from tinytf.run.run import optional_callbacks
+from tinytf.run.run import OptionalCallbacks
 from tinytf.training.trainer import require_steps
 
 STEPS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
@@ -40,7 +40,8 @@ def validate(command: str, config: Any) -> None:
     require_steps(**{key: config.trainer[key] for key in STEPS})
     check_ranges(config)
     check_device(config.trainer.accelerator)
-    optional_callbacks(config.tracking)
+    for name, callback in get_type_hints(OptionalCallbacks).items():
+        callback(**config.tracking[name])
     if command == "fit":
         instantiate_class((), config.model.schedule)
         check_optimizer(config.model.optimizer)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinytf.data.prepare import TextSettings, prepare
+from tinytf.data.build import prepare
+from tinytf.data.config import CorpusConfig
 from tinytf.data.tokenizer import encode
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
@@ -175,11 +176,11 @@ def held_out_text(loaded: LoadedModel, file: Path | None) -> Evaluation:
 def from_validation_split(loaded: LoadedModel) -> Evaluation:
     """Rebuilt, or found in the cache, with the checkpoint's tokenizer."""
     stated = loaded.entry.get("config", {}).get("data", {})
-    settings = {field.name: stated[field.name] for field in fields(TextSettings) if field.name in stated}
+    settings = {field.name: stated[field.name] for field in fields(CorpusConfig) if field.name in stated}
     if "corpus" not in settings:
         raise UserError(f"the checkpoint does not say what text it was trained on: {ADVICE}")
     try:
-        prepared = prepare(TextSettings(**settings), loaded.tokenizer)
+        prepared = prepare(CorpusConfig(**settings), loaded.tokenizer)
     except UserError as error:
         raise UserError(f"the text it was trained on cannot be had ({error}): {ADVICE}") from error
     trained_on, found = loaded.entry.get("data", {}), prepared.fingerprint

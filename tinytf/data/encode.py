@@ -1,4 +1,4 @@
-"""Token ids of long texts: cut where a cut cannot change an id, encoded in parallel, in bounded memory."""
+"""3. Tokens: ids of long texts, cut where a cut cannot change an id, encoded in parallel, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from tinytf.data.corpus import code_points
+from tinytf.data.documents import code_points
 from tinytf.data.tokenizer import (
     END_OF_TEXT,
     is_by_character,
@@ -24,13 +24,13 @@ from tinytf.data.tokenizer import (
 )
 from tinytf.errors import UserError
 
-PIECE = 1 << 16
+CHUNK = 1 << 16
 """Characters encoded at a time by one thread."""
-PIECES_AT_ONCE = 16
-CHARACTERS_HELD = 2_000_000
-"""Of words that need not be encoded again; about 100 MB with their ids."""
-LONGEST_PIECE = 1 << 24
-"""Characters without a place to cut after which a text is refused: it would have to be held whole."""
+CHUNKS_AT_ONCE = 16
+CHARACTERS_CACHED = 2_000_000
+"""Of words whose ids are cached; about 100 MB with them."""
+LONGEST_CHUNK = 1 << 24
+"""Characters without a place to cut after which a text is refused: all of it would have to be in memory."""
 
 Ids = npt.NDArray[np.uint32]
 Rule = re.Pattern[str]
@@ -46,14 +46,14 @@ class Encoder(Protocol):
 
 
 def encoder(tokenizer: Tokenizer) -> Encoder:
-    """The fastest way to encode a text that is known to give the ids of encoding it whole."""
+    """The fastest way to encode a text that is known to give the ids of encoding it in one go."""
     if is_by_character(tokenizer):
-        return by_table(tokenizer)
-    return by_pieces(tokenizer)
+        return lookup_encoder(tokenizer)
+    return chunked_encoder(tokenizer)
 
 
-def by_table(tokenizer: Tokenizer) -> Encoder:
-    """For a character tokenizer: one look-up a character, twenty times as fast as the tokenizer itself."""
+def lookup_encoder(tokenizer: Tokenizer) -> Encoder:
+    """For a character tokenizer: one lookup per character, twenty times as fast as the tokenizer itself."""
     known = tokenizer.get_vocab(with_added_tokens=False)
     nothing = np.uint32(0xFFFFFFFF)
     table = np.full(0x110000, nothing, dtype=np.uint32)
@@ -75,34 +75,34 @@ def by_table(tokenizer: Tokenizer) -> Encoder:
     return encode
 
 
-def by_pieces(tokenizer: Tokenizer) -> Encoder:
+def chunked_encoder(tokenizer: Tokenizer) -> Encoder:
     """For every other tokenizer: each word is encoded once, by the library's own threads, and then looked up.
 
     Two to three times as fast on one core as encoding running text, in which the same words come again and again.
     """
     rule = splitting_rule(tokenizer)
     lossless = is_lossless(tokenizer)
-    known: dict[str, list[int]] = {}
-    held = 0
+    cached: dict[str, list[int]] = {}
+    size = 0
 
     def encode(blocks: Iterable[str], where: str) -> Iterator[Ids]:
-        nonlocal held  # Counted on from document to document: there may be many, and short.
+        nonlocal size  # Counted on from document to document: there may be many, and short.
         # Said outright, for a later fork (DataLoader workers) would otherwise make the library warn in each of them.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        parts = pieces(blocks, rule, where)
-        while batch := list(islice(parts, PIECES_AT_ONCE)):
+        parts = chunks(blocks, rule, where)
+        while batch := list(islice(parts, CHUNKS_AT_ONCE)):
             words = [rule.split(text) if rule else [text] for text in batch]
-            # Not by subtracting known.keys(), which walks through all of them.
-            new = [word for word in set(chain.from_iterable(words)) if word not in known]
-            held += sum(map(len, new))
-            if held > CHARACTERS_HELD:
-                known.clear()
+            # Not by subtracting cached.keys(), which walks through all of them.
+            new = [word for word in set(chain.from_iterable(words)) if word not in cached]
+            size += sum(map(len, new))
+            if size > CHARACTERS_CACHED:
+                cached.clear()
                 new = list(set(chain.from_iterable(words)))
-                held = sum(map(len, new))
+                size = sum(map(len, new))
             encoded = tokenizer.encode_batch_fast(new, add_special_tokens=False)
-            known.update((word, encoding.ids) for word, encoding in zip(new, encoded, strict=True))
+            cached.update((word, encoding.ids) for word, encoding in zip(new, encoded, strict=True))
             for text, split in zip(batch, words, strict=True):
-                ids = list(chain.from_iterable(map(known.__getitem__, split)))
+                ids = list(chain.from_iterable(map(cached.__getitem__, split)))
                 if not lossless:
                     refuse_loss(tokenizer, ids, text, where)
                 yield np.array(ids, dtype=np.uint32)
@@ -128,37 +128,37 @@ def splitting_rule(tokenizer: Tokenizer) -> Rule | None:
     return None if any(token.rstrip or rule.search(token.content) for token in added) else rule
 
 
-def pieces(blocks: Iterable[str], rule: Rule | None, where: str) -> Iterator[str]:
-    """The same text in pieces of about `PIECE` characters, cut only where ``rule`` matches.
+def chunks(blocks: Iterable[str], rule: Rule | None, where: str) -> Iterator[str]:
+    """The same text in chunks of about `CHUNK` characters, cut only where ``rule`` matches.
 
     Raises:
-        UserError: where there is no such place for `LONGEST_PIECE` characters.
+        UserError: if there is no such place for `LONGEST_CHUNK` characters.
     """
-    held = ""
+    rest = ""
     for block in blocks:
-        held += block
-        while rule is not None and len(held) > PIECE:
-            cut = _cut(held, rule)
+        rest += block
+        while rule is not None and len(rest) > CHUNK:
+            cut = _cut(rest, rule)
             if cut is None:
                 break
-            yield held[:cut]
-            held = held[cut:]
-        if len(held) > LONGEST_PIECE:
+            yield rest[:cut]
+            rest = rest[cut:]
+        if len(rest) > LONGEST_CHUNK:
             reason = (
                 "this tokenizer is not known to give the same ids when a text is cut"
                 if rule is None
                 else "they hold no white space after a word, the only place where a text may be cut"
             )
             raise UserError(
-                f"{where}: more than {LONGEST_PIECE:,} characters would have to be encoded at once, for {reason}: "
+                f"{where}: more than {LONGEST_CHUNK:,} characters would have to be encoded at once, for {reason}: "
                 "divide the file, or use --data.tokenizer char"
             )
-    if held:
-        yield held
+    if rest:
+        yield rest
 
 
 def _cut(text: str, rule: Rule) -> int | None:
-    nearest = next((i for i in range(PIECE, 0, -1) if rule.match(text, i)), None)
-    if nearest is None and (later := rule.search(text, PIECE + 1)):
+    nearest = next((i for i in range(CHUNK, 0, -1) if rule.match(text, i)), None)
+    if nearest is None and (later := rule.search(text, CHUNK + 1)):
         nearest = later.start()
     return nearest if nearest is None or nearest < len(text) else None

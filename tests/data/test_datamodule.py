@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from tokenizers import Tokenizer
 
 from tinytf.data import TextDataModule
+from tinytf.data.config import CorpusConfig
 from tinytf.data.tokenizer import character_tokenizer
 from tinytf.errors import UserError
 
@@ -47,7 +49,7 @@ class Recorder(LightningModule):
 
 
 def trainer(root: Path, steps: int, **changes: Any) -> Trainer:
-    settings = {
+    defaults = {
         "default_root_dir": root,
         "max_steps": steps,
         "max_epochs": -1,
@@ -61,7 +63,7 @@ def trainer(root: Path, steps: int, **changes: Any) -> Trainer:
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
     }
-    return Trainer(**{**settings, **changes})  # type: ignore[arg-type]
+    return Trainer(**{**defaults, **changes})
 
 
 def test_without_a_trainer() -> None:
@@ -87,11 +89,11 @@ def test_bytes_per_token_compares_tokenizers() -> None:
     char, bpe = ready(), ready(tokenizer="bpe", vocab_size=400)
     for data in (char, bpe):
         text = data.tokenizer.decode(data.split("val").tolist())
-        assert data.bytes_per_token("val") == pytest.approx(len(text.encode()) / len(data.split("val")))
-    assert 1 <= char.bytes_per_token("val") < 1.1 < bpe.bytes_per_token("val")
+        assert data.bytes_per_token["val"] == pytest.approx(len(text.encode()) / len(data.split("val")))
+    assert 1 <= char.bytes_per_token["val"] < 1.1 < bpe.bytes_per_token["val"]
 
 
-def test_a_test_split_is_had_for_the_asking() -> None:
+def test_there_is_a_test_split_only_if_one_is_asked_for() -> None:
     with pytest.raises(UserError, match=r"no test split: .*--data\.test_fraction 0\.05 or --data\.test_corpus"):
         ready().test_dataloader()
     assert len(ready(test_fraction=0.1).test_dataloader())
@@ -116,7 +118,7 @@ def test_a_tokenizer_from_a_file(tmp_path: Path) -> None:
 
 def test_preparing_twice_reads_the_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
     data = ready()
-    monkeypatch.setattr("tinytf.data.module.prepare", lambda *args: pytest.fail("prepared again"))
+    monkeypatch.setattr("tinytf.data.datamodule.prepare", lambda *args: pytest.fail("prepared again"))
     data.prepare_data()
     data.setup()
 
@@ -124,7 +126,7 @@ def test_preparing_twice_reads_the_text_once(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, r"data\.batch_size is 0: it must be at least 1"),
+        ({"batch_size": 0}, r"data\.batch_size is 0, but must be at least 1"),
         ({"seq_len": 0}, r"data\.seq_len is 0"),
         ({"num_workers": -1}, r"data\.num_workers is -1"),
         (
@@ -133,12 +135,12 @@ def test_preparing_twice_reads_the_text_once(monkeypatch: pytest.MonkeyPatch) ->
         ),
         ({"seq_len": 600_000}, r"the train split has [\d,]+ tokens, and one window with its targets takes 600,001"),
         ({"tokenizer": "nope"}, r"tokenizer nope: there is no such file; give char, bpe"),
-        ({"corpus": "nope"}, r"corpus nope: there is no such file"),
-        ({"val_corpus": "nope"}, r"corpus nope: there is no such file"),
+        ({"corpus": "nope"}, r"corpus nope: no such file or folder"),
+        ({"val_corpus": "nope"}, r"corpus nope: no such file or folder"),
         ({"tokenizer": "bpe", "vocab_size": 100}, r"data\.vocab_size 100 is too small"),
     ],
 )
-def test_settings_that_cannot_be_used(changes: dict[str, Any], message: str) -> None:
+def test_a_config_that_cannot_be_used(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         ready(**changes)
     assert "\n" not in str(caught.value)
@@ -155,7 +157,7 @@ def test_lightning_sees_one_endless_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_goes_on_with_the_next_batch(tmp_path: Path, workers: int) -> None:
+def test_a_resumed_run_continues_with_the_next_batch(tmp_path: Path, workers: int) -> None:
     path = tmp_path / "a.ckpt"
     changes = {"accumulate_grad_batches": 2}
     whole = Recorder()
@@ -172,7 +174,7 @@ def test_a_resumed_run_goes_on_with_the_next_batch(tmp_path: Path, workers: int)
     assert all(torch.equal(a, b) for a, b in zip(seen, whole.seen, strict=True))
 
 
-def test_a_resume_with_another_batch_size_goes_on_with_the_right_sample(tmp_path: Path) -> None:
+def test_a_resume_with_another_batch_size_continues_with_the_right_sample(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     whole = list(itertools.islice(ready(batch_size=1).train_dataloader(), 100))
     for steps, batch_size in ((5, 4), (8, 2), (10, 8)):
@@ -196,10 +198,10 @@ def test_an_unknown_character_in_the_data_of_a_restored_tokenizer(tmp_path: Path
         data.prepare_data()
 
 
-def test_every_setting_has_a_help_text() -> None:
-    said = TextDataModule.__doc__ or ""
-    names = TextDataModule.__init__.__annotations__.keys() - {"return"}
-    assert [name for name in sorted(names) if f"        {name}: " not in said] == []
+@pytest.mark.parametrize("kind", [TextDataModule, CorpusConfig])
+def test_every_key_has_a_help_text(kind: type) -> None:
+    names = inspect.signature(kind).parameters
+    assert [name for name in names if f"        {name}: " not in (kind.__doc__ or "")] == []
 
 
 def test_what_it_offers_is_what_others_were_promised() -> None:

@@ -1,7 +1,10 @@
-"""The data of a run for Lightning: built once, read by every rank, its position one integer."""
+"""5. Batches: the data of a run for Lightning. Prepared once, read by every rank, its position one integer."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,84 +13,53 @@ from lightning.pytorch import LightningDataModule
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
-from tinytf.data.prepare import prepare
-from tinytf.data.settings import BPE_SAMPLE_BYTES, Prepared, TextSettings
+from tinytf.data.build import prepare
+from tinytf.data.config import CorpusConfig, PreparedCorpus
 from tinytf.data.store import TokenIds
 from tinytf.data.tokenizer import tokenizer_from_text
-from tinytf.data.windows import Batch, CountFrom, EvalBatches, TrainBatches, require_window
-from tinytf.data.workers import leave_signals_to_the_trainer
+from tinytf.data.windows import Batch, InfiniteSampler, SequentialWindows, ShuffledWindows, require_window
 from tinytf.errors import UserError
 
 
 class TextDataModule(LightningDataModule):
     """Text in, batches of token ids out.
 
-    Works without a Trainer too: call `prepare_data` and `setup`, then ask for loaders.
+    Works without a Trainer too. The data are prepared when they are first asked for (`vocab_size`, `tokenizer`,
+    `split`, a loader): by whoever comes first, under a lock, while other processes wait for it.
 
     Args:
-        corpus: The text to learn: shakespeare, shakespeare-complete (both with the extra "shakespeare"), python-docs,
-            a file, a folder, a glob, or a URL ending in #sha256=<checksum>. Files are text (.txt, .md), or documents
-            (.jsonl, .parquet), and may be packed (.gz, .zst). Many files far away are s3://…, gs://… or https://… with
-            a glob or {000..127}; a Hugging Face data set is hf://name?config=…&split=train&revision=….
-        tokenizer: What a token is: char (one character), bpe (byte-level, trained on the training part), or the path
-            of a tokenizer.json.
-        vocab_size: Entries of the bpe vocabulary, at least 258. The other tokenizers have their own number.
         batch_size: Windows in a micro-batch, on each device.
         global_batch_size: Windows in an optimizer step, over all devices: gradients are accumulated over as many
             micro-batches as that takes; unset, it is what batch_size, the devices and
             trainer.accumulate_grad_batches give.
         seq_len: Tokens in a window, the context the model learns from; at most model.max_seq_len.
-        val_fraction: Share of the text that is for validation and never trained on: its end, by bytes, or where
-            data.split_by is document about this share of the documents. Not used where val_corpus is given.
-        test_fraction: Share of the text just before the validation part, or of the documents, that is for testing; 0
-            for no test split.
-        val_corpus: Text for validation in place of the end of corpus; anything that corpus takes.
-        test_corpus: Text for testing in place of a part of corpus; anything that corpus takes.
-        split_by: tail: the text's end is for validation; document: each document goes where a checksum of its text
-            says, which never moves when files are added, and the documents are shuffled; auto: document where the
-            corpus holds documents (.jsonl, .parquet, hf://), tail for text files.
-        text_field: Field of a .jsonl, .parquet or hf:// document that holds its text.
-        bpe_sample_bytes: Bytes of the training part that a bpe tokenizer is trained on, taken from all over it; a
-            shorter one is used whole.
-        prepare_processes: Processes that tokenise a corpus of documents; 0 takes one for each CPU. It does not change
-            the token ids.
         num_workers: Processes that read batches ahead, on each device; 0 reads in the training process, which takes
-            microseconds a batch.
-        cache_dir: Folder for downloads and token ids; unset, it is $TINYTF_CACHE, else ~/.cache/tinytf.
+            microseconds per batch.
         seed: Chooses the order of the training windows; the same seed gives the same batches.
+        corpus: the arguments of `CorpusConfig`.
     """
 
     def __init__(
         self,
-        corpus: str = "shakespeare",
-        tokenizer: str = "char",
-        vocab_size: int = 8192,
         batch_size: int = 16,
         global_batch_size: int | None = None,
         seq_len: int = 256,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        val_corpus: str | None = None,
-        test_corpus: str | None = None,
-        split_by: str = "auto",
-        text_field: str = "text",
-        bpe_sample_bytes: int = BPE_SAMPLE_BYTES,
-        prepare_processes: int = 0,
         num_workers: int = 0,
-        cache_dir: str | None = None,
         seed: int = 0,
+        **corpus: Any,
     ) -> None:
         super().__init__()
         least = {"batch_size": 1, "seq_len": 1, "num_workers": 0, "global_batch_size": 1}
-        _require_at_least(least, batch_size, seq_len, num_workers, global_batch_size)
-        self.settings = TextSettings(
-            corpus, tokenizer, vocab_size, val_fraction, test_fraction, val_corpus, test_corpus, cache_dir,
-            split_by, text_field, bpe_sample_bytes, prepare_processes,
-        )  # fmt: skip
+        given = {"batch_size": batch_size, "seq_len": seq_len, "num_workers": num_workers,
+                 "global_batch_size": global_batch_size}  # fmt: skip
+        for name, value in given.items():
+            if value is not None and value < least[name]:
+                raise UserError(f"data.{name} is {value}, but must be at least {least[name]}")
+        self.config = CorpusConfig(**corpus)
         self.global_batch_size = global_batch_size
         self.batch_size, self.seq_len, self.num_workers, self.seed = batch_size, seq_len, num_workers, seed
         self._given: Tokenizer | None = None
-        self._prepared: Prepared | None = None
+        self._prepared: PreparedCorpus | None = None
         # Position: samples consumed before the attempt that was resumed last, and batches Lightning counted then.
         self._samples_before = 0
         self._batches_before = 0
@@ -96,31 +68,27 @@ class TextDataModule(LightningDataModule):
         """Encode with this tokenizer, the one a checkpoint carries, whatever the settings say.
 
         Raises:
-            UserError: where it is none.
+            UserError: if it is none.
         """
         self._given = tokenizer_from_text(json_text, "of the checkpoint")
         self._prepared = None
 
     def prepare_data(self) -> None:
-        """Build on disk what is not there yet. Lightning calls it on one process of each machine."""
-        self._build()
+        """Prepare on disk what is not there yet; Lightning calls it on one process of each machine."""
+        self.prepared  # noqa: B018 - asking prepares
 
     def setup(self, stage: str | None = None) -> None:
         """Open what is on disk, and refuse a split that holds no window."""
-        store = self._build().store
-        for name, count in store.tokens.items():
-            require_window(name, count, self.seq_len)
-
-    def _build(self) -> Prepared:
-        if self._prepared is None:
-            self._prepared = prepare(self.settings, self._given)
-        return self._prepared
+        self.prepared  # noqa: B018
 
     @property
-    def prepared(self) -> Prepared:
-        """What `prepare_data` built; RuntimeError before that."""
+    def prepared(self) -> PreparedCorpus:
+        """Token ids, tokenizer and fingerprint."""
         if self._prepared is None:
-            raise RuntimeError("call prepare_data() and setup() first")
+            prepared = prepare(self.config, self._given)
+            for name, count in prepared.store.tokens.items():
+                require_window(name, count, self.seq_len)
+            self._prepared = prepared
         return self._prepared
 
     @property
@@ -131,12 +99,17 @@ class TextDataModule(LightningDataModule):
     @property
     def vocab_size(self) -> int:
         """Entries of the tokenizer that is used, which for char and files is not the setting."""
-        self.setup()
         return int(self.tokenizer.get_vocab_size())
 
     @property
+    def bytes_per_token(self) -> dict[str, float]:
+        """UTF-8 bytes per token of each split, on average: what turns nats per token into bits per byte."""
+        store = self.prepared.store
+        return {name: store.bytes[name] / count for name, count in store.tokens.items()}
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
-        """What the data is, in plain types: corpus, checksums, splits, sizes."""
+        """What the data are, in plain types: corpus, checksums, splits, sizes."""
         return dict(self.prepared.fingerprint)
 
     def split(self, name: str) -> TokenIds:
@@ -147,19 +120,12 @@ class TextDataModule(LightningDataModule):
             )
         return self.prepared.store.split(name)
 
-    @property
-    def bytes_per_token(self) -> dict[str, float]:
-        """UTF-8 bytes per token of each split, on average: what turns nats per token into bits per byte."""
-        self.setup()
-        store = self.prepared.store
-        return {name: store.bytes[name] / count for name, count in store.tokens.items()}
-
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world = self._place()
-        batches = TrainBatches(
+        batches = ShuffledWindows(
             self.split("train"), self.batch_size, self.seq_len, self.seed, rank, world, self._samples_before
         )
-        return self._loader(batches, CountFrom(0))
+        return self._loader(batches, InfiniteSampler(0))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
@@ -171,17 +137,17 @@ class TextDataModule(LightningDataModule):
         return self._in_order("val")
 
     def _in_order(self, name: str) -> DataLoader[Batch]:
-        batches = EvalBatches(self.split(name), self.batch_size, self.seq_len, *self._place(), name=name)
+        batches = SequentialWindows(self.split(name), self.batch_size, self.seq_len, *self._place(), name=name)
         return self._loader(batches, range(batches.count))
 
-    def _loader(self, batches: Dataset[Batch], order: CountFrom | Sequence[int]) -> DataLoader[Batch]:
+    def _loader(self, batches: Dataset[Batch], order: InfiniteSampler | Sequence[int]) -> DataLoader[Batch]:
         return DataLoader(
             batches,
             batch_size=None,
             sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=leave_signals_to_the_trainer,
+            worker_init_fn=_leave_signals_to_the_trainer,
             pin_memory=self._on_cuda(),
         )
 
@@ -208,11 +174,22 @@ class TextDataModule(LightningDataModule):
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
 
 
-def _require_at_least(least: dict[str, int], *values: int | None) -> None:
-    wrong = [
-        f"data.{name} is {value}: it must be at least {least[name]}"
-        for name, value in zip(least, values, strict=True)
-        if value is not None and value < least[name]
-    ]
-    if wrong:
-        raise UserError(*wrong)
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Outlive the signals that schedulers and terminals send to a whole process group; a ``worker_init_fn``.
+
+    A worker that died of one would take the step down that the training process is about to finish and save. The
+    training process's own SIGTERM, which ends a stuck worker, still works.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, where nothing says who sent a signal.
+        os.setpgrp()
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,4 +1,4 @@
-"""Encoding in pieces gives the ids of encoding the whole."""
+"""Encoding in chunks gives the ids of encoding the whole."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
-from tinytf.data import pieces as pieces_room
-from tinytf.data.pieces import by_pieces, by_table, encoder, pieces, splitting_rule
+from tinytf.data import encode as encode_module
+from tinytf.data.encode import chunked_encoder, chunks, encoder, lookup_encoder, splitting_rule
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, is_byte_pair_family, tokenizer_from_text
 from tinytf.errors import UserError
 
@@ -62,21 +62,21 @@ def llama3(gpt2: Tokenizer) -> Tokenizer:
     return tokenizer_from_text(tokenizer.to_str())
 
 
-@pytest.mark.parametrize("piece", [1, 7, 60])
+@pytest.mark.parametrize("chunk", [1, 7, 60])
 @pytest.mark.parametrize("kind", ["gpt2", "llama3"])
 def test_no_cut_changes_an_id(
-    kind: str, piece: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str, chunk: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(kind)
-    monkeypatch.setattr(pieces_room, "PIECE", piece)
+    monkeypatch.setattr(encode_module, "CHUNK", chunk)
     assert is_byte_pair_family(tokenizer) == (kind == "llama3")
     for seed in range(15):
         text = nasty_text(seed)
         blocks = [text[i : i + 97] for i in range(0, len(text), 97)]
-        parts = list(pieces(blocks, splitting_rule(tokenizer), "text"))
+        parts = list(chunks(blocks, splitting_rule(tokenizer), "text"))
         assert "".join(parts) == text
         assert len(parts) > 3
-        ids = np.concatenate(list(by_pieces(tokenizer)(blocks, "text")))
+        ids = np.concatenate(list(chunked_encoder(tokenizer)(blocks, "text")))
         assert ids.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
@@ -100,15 +100,15 @@ def test_no_cut_reaches_into_a_token_that_a_file_adds(gpt2: Tokenizer) -> None:
     spaces.add_tokens([AddedToken("    ")])
     assert splitting_rule(spaces) is not None
     text = "  a     b         c\n     d"
-    assert np.concatenate(list(by_pieces(spaces)([text], "text"))).tolist() == spaces.encode(text).ids
+    assert np.concatenate(list(chunked_encoder(spaces)([text], "text"))).tolist() == spaces.encode(text).ids
 
 
 def test_words_are_forgotten_when_they_are_too_many(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces_room, "CHARACTERS_HELD", 10)
-    monkeypatch.setattr(pieces_room, "PIECE", 20)
-    monkeypatch.setattr(pieces_room, "PIECES_AT_ONCE", 1)
+    monkeypatch.setattr(encode_module, "CHARACTERS_CACHED", 10)
+    monkeypatch.setattr(encode_module, "CHUNK", 20)
+    monkeypatch.setattr(encode_module, "CHUNKS_AT_ONCE", 1)
     text = nasty_text(5)
-    ids = np.concatenate(list(by_pieces(gpt2)([text], "text")))
+    ids = np.concatenate(list(chunked_encoder(gpt2)([text], "text")))
     assert ids.tolist() == gpt2.encode(text, add_special_tokens=False).ids
 
 
@@ -116,7 +116,7 @@ def test_the_table_gives_the_ids_of_the_tokenizer() -> None:
     text = "".join(map(nasty_text, range(5))) + "\U0010ffff<|endoftext|>"
     for end_of_text in (False, True):
         tokenizer = character_tokenizer(text, end_of_text=end_of_text)
-        ids = np.concatenate(list(by_table(tokenizer)([text[:1000], text[1000:]], "text")))
+        ids = np.concatenate(list(lookup_encoder(tokenizer)([text[:1000], text[1000:]], "text")))
         assert ids.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
@@ -133,13 +133,13 @@ def test_a_tokenizer_without_a_known_rule_gets_the_document_whole(
     prefixed.pre_tokenizer = pre_tokenizers.Metaspace()
     prefixed.decoder = decoders.Metaspace()
     assert splitting_rule(prefixed) is None
-    monkeypatch.setattr(pieces_room, "PIECE", 4)
-    assert list(pieces(["some words", " and more"], None, "text")) == ["some words and more"]
-    monkeypatch.setattr(pieces_room, "LONGEST_PIECE", 12)
+    monkeypatch.setattr(encode_module, "CHUNK", 4)
+    assert list(chunks(["some words", " and more"], None, "text")) == ["some words and more"]
+    monkeypatch.setattr(encode_module, "LONGEST_CHUNK", 12)
     with pytest.raises(UserError, match=r"a\.txt: more than 12 characters .* not known to give the same ids"):
-        list(pieces(["some words", " and more"], None, "a.txt"))
+        list(chunks(["some words", " and more"], None, "a.txt"))
     with pytest.raises(UserError, match=r"no white space after a word"):
-        list(pieces(["somewords", "andmore"], splitting_rule(gpt2), "a.txt"))
+        list(chunks(["somewords", "andmore"], splitting_rule(gpt2), "a.txt"))
 
 
 def test_a_normalizer_is_found_out(gpt2: Tokenizer) -> None:

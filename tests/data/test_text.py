@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from tinytf.data import corpus as corpus_room
-from tinytf.data.corpus import documents_of, read_blocks, scan
-from tinytf.data.download import fetch
+from tests.data.shards import serve
+from tinytf.data import documents as documents_module
+from tinytf.data.documents import read_blocks, scan, text_documents
+from tinytf.data.sources import fetch
 from tinytf.errors import UserError
 
 TEXT = "Grüße, \ufeffWelt\r\n👋🏽 und\x00so fort\n" * 50
@@ -21,7 +19,7 @@ SUM = hashlib.sha256(TEXT.encode()).hexdigest()
 
 
 def whole(corpus: str | Path, cache: Path) -> list[str]:
-    return ["".join(read_blocks(document)) for document in documents_of(str(corpus), cache)]
+    return ["".join(read_blocks(document)) for document in text_documents(str(corpus), cache)]
 
 
 @pytest.fixture
@@ -33,30 +31,20 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The address of a server of ``tmp_path`` and the list of what it was asked for."""
-    asked: list[str] = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            asked.append(self.path)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path))) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}", asked
-        http.shutdown()
-        thread.join()
+    """The address of a server of ``tmp_path`` and the list of what was fetched from it."""
+    with serve(tmp_path) as served:
+        yield served
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 64, 1 << 20])
 def test_blocks_join_to_the_text_wherever_they_cut_a_character(
     file: Path, tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_room, "BLOCK", block)
+    monkeypatch.setattr(documents_module, "BLOCK", block)
     assert whole(file, tmp_path) == [TEXT]
     text = scan(str(file), tmp_path)
     assert (text.sha256, text.n_bytes) == (SUM, len(TEXT.encode()))
-    assert "".join(map(chr, text.codes)) == "".join(sorted(set(TEXT)))
+    assert "".join(map(chr, text.code_points)) == "".join(sorted(set(TEXT)))
 
 
 def test_python_docs_need_nothing(tmp_path: Path) -> None:
@@ -93,7 +81,7 @@ def test_a_url_is_fetched_once(file: Path, server: tuple[str, list[str]], tmp_pa
     cache = tmp_path / "cache"
     for _ in range(2):
         assert whole(f"{address}/text.txt#sha256={SUM}", cache) == [TEXT]
-    assert asked == ["/text.txt"]
+    assert asked == ["GET /text.txt"]
     assert whole(f"{file.as_uri()}#sha256={SUM.upper()}", tmp_path / "other") == [TEXT]
 
 
@@ -102,7 +90,7 @@ def test_a_damaged_download_is_fetched_again(file: Path, server: tuple[str, list
     kept = fetch(f"{address}/text.txt#sha256={SUM}", tmp_path / "cache")
     kept.write_bytes(TEXT.encode()[:-1])
     assert whole(f"{address}/text.txt#sha256={SUM}", tmp_path / "cache") == [TEXT]
-    assert len(asked) == 2
+    assert asked == ["GET /text.txt"] * 2
 
 
 def test_another_checksum_keeps_nothing(file: Path, server: tuple[str, list[str]], tmp_path: Path) -> None:
@@ -113,14 +101,14 @@ def test_another_checksum_keeps_nothing(file: Path, server: tuple[str, list[str]
 
 
 def test_an_address_that_does_not_answer(server: tuple[str, list[str]], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"could not be fetched \(HTTP Error 404"):
+    with pytest.raises(UserError, match=r"/nope\.txt: there is no such file"):
         fetch(f"{server[0]}/nope.txt#sha256={SUM}", tmp_path)
     with pytest.raises(UserError, match=r"could not be fetched"):
         fetch(f"http://127.0.0.1:1/nope.txt#sha256={SUM}", tmp_path)
 
 
 WRONG = {
-    "missing": ("nope.txt", r"no such file or folder, and the known names are shakespeare, .*python-docs"),
+    "missing": ("nope.txt", r"no such file or folder; the corpora by name are shakespeare, .*python-docs"),
     "empty": ("empty.txt", r"1 file with no text at all"),
     "latin 1": ("latin.txt", r"latin\.txt: the bytes at offset 3 are not UTF-8 \(0xe9"),
     "far in": ("far.txt", r"far\.txt: the bytes at offset 1048577 are not UTF-8 \(0xff"),

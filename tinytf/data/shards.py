@@ -1,0 +1,229 @@
+"""3. Tokens: shards of documents, tokenized in parallel. A finished shard is found again after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinytf.data.config import cache_write, digest
+from tinytf.data.documents import Shard, code_points, read_documents
+from tinytf.data.encode import Encoder, encoder
+from tinytf.data.sources import byte_progress
+from tinytf.data.splits import SplitFractions
+from tinytf.data.tokenizer import tokenizer_from_text
+from tinytf.errors import RunError, UserError
+
+FORMAT = 2
+THREADS = "TOKENIZERS_PARALLELISM"
+"""The tokenizers library reads it at every call."""
+
+SPOOLED_BYTES = 64 << 20
+"""Ids of one document in memory; a longer one waits on disk."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShardStats:
+    """What a finished shard holds.
+
+    Attributes:
+        sha256: of its documents' checksums, in order.
+        documents, bytes, tokens: per split; bytes of UTF-8, without the separators.
+        empty: documents without text, which are left out.
+        alphabet: the characters that occur, sorted.
+    """
+
+    sha256: str
+    documents: dict[str, int]
+    bytes: dict[str, int]
+    tokens: dict[str, int]
+    empty: int
+    alphabet: str
+
+
+@dataclass(frozen=True)
+class ShardTokenizer:
+    """Tokenizes shards into a folder, each under a name of its own. Plain values: it travels to other processes.
+
+    Args:
+        folder: where to; one per tokenizer and fractions.
+        text_field: of records.
+        tokenizer: as JSON; None writes code points, for an alphabet that is not known before all is read.
+        separator: id that stands after each document.
+        dtype: of the ids.
+        fractions: decide each document's split.
+        split: the one split for all documents, in place of the fractions.
+    """
+
+    folder: Path
+    text_field: str
+    tokenizer: str | None
+    separator: int
+    dtype: str
+    fractions: SplitFractions
+    split: str | None = None
+
+    def path(self, shard: Shard, ending: str) -> Path:
+        """A file of a shard: ``json`` (its `ShardStats`, written last), or the ids of a split."""
+        name = digest({"format": FORMAT, "shard": shard.identity(), "text_field": self.text_field, "into": self.split})
+        return self.folder / f"{name[:32]}.{ending}"
+
+    def finished(self, shard: Shard) -> ShardStats | None:
+        """What a shard holds, if it was finished."""
+        try:
+            return ShardStats(**json.loads(self.path(shard, "json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def tokenize(self, shard: Shard, encode: Encoder | None) -> ShardStats:
+        """Tokenize a shard. Memory holds a block of text and its ids, not the shard."""
+        seen = np.zeros(0x110000, dtype=bool)
+        sums, empty = hashlib.sha256(), 0
+        names = [self.split] if self.split else list(self.fractions.names())
+        documents, sizes, tokens = (dict.fromkeys(names, 0) for _ in range(3))
+        end = np.array([self.separator], dtype=self.dtype).tobytes()
+        with ExitStack() as files, tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES) as pending:
+            outputs = {name: files.enter_context(cache_write(self.path(shard, name))) for name in names}
+            for document in read_documents(shard, self.text_field):
+                read = _Reading(document.blocks, seen)
+                # The split is known once the whole document is read: until then its ids wait here.
+                pending.seek(0)
+                pending.truncate()
+                count = 0
+                for ids in _encoded(encode, read, document.name):
+                    count += len(ids)
+                    pending.write(ids.astype(self.dtype, copy=False).tobytes())
+                if not read.bytes:
+                    empty += 1
+                    continue
+                name = self.split or self.fractions.split_of(read.sha256.digest())
+                pending.seek(0)
+                shutil.copyfileobj(pending, outputs[name])
+                outputs[name].write(end)
+                tokens[name] += count + 1
+                documents[name] += 1
+                sizes[name] += read.bytes
+                sums.update(read.sha256.digest())
+            shard.file.require_unchanged()
+        alphabet = "".join(map(chr, np.flatnonzero(seen).tolist()))
+        stats = ShardStats(sums.hexdigest(), documents, sizes, tokens, empty, alphabet)
+        with cache_write(self.path(shard, "json")) as file:
+            file.write(json.dumps(asdict(stats)).encode())
+        return stats
+
+    def tokenize_all(self, shards: list[Shard], processes: int, label: str) -> list[ShardStats]:
+        """The stats of every shard, in order; finished ones are not tokenized again.
+
+        Raises:
+            UserError: from the text, naming file and place.
+            RunError: if a process is killed, as the system does when memory is short.
+        """
+        todo = [shard for shard in shards if self.finished(shard) is None]
+        if min(processes, len(todo)) >= 2 and _has_datasets():
+            self._in_parallel(todo, processes, label)
+        elif todo:
+            encode = self._encoder()
+            with byte_progress(label, sum(shard.weight for shard in todo)) as progress, one_thread():
+                for shard in todo:
+                    self.tokenize(shard, encode)
+                    progress.update(shard.weight)
+        done = [self.finished(shard) for shard in shards]
+        return [stats for stats in done if stats is not None]
+
+    def _in_parallel(self, todo: list[Shard], processes: int, label: str) -> None:
+        """Every shard by a process of datasets' own pool; the first error of the text is raised here."""
+        import datasets
+
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
+        work = datasets.Dataset.from_dict({"number": range(len(todo))})
+        try:
+            outcome = work.map(
+                _tokenize_row, fn_kwargs={"work": self, "shards": todo}, desc=label, num_proc=min(processes, len(todo)),
+                load_from_cache_file=False, new_fingerprint=os.urandom(8).hex(),
+            )  # fmt: skip
+        except RuntimeError as error:
+            if "abruptly died" not in str(error):  # datasets has no class of its own for it.
+                raise
+            raise RunError(
+                "a tokenizing process was killed, perhaps for want of memory: what is done is kept; run again, with a "
+                "smaller data.prepare_processes if so"
+            ) from error
+        for message in outcome["error"]:
+            if message:
+                raise UserError(message)
+
+    def _encoder(self) -> Encoder | None:
+        return encoder(tokenizer_from_text(self.tokenizer)) if self.tokenizer else None
+
+    def remove(self, shards: list[Shard]) -> None:
+        """Delete the files of shards whose ids are in a token store now."""
+        for shard in shards:
+            for path in self.folder.glob(f"{self.path(shard, '*').name}"):
+                path.unlink(missing_ok=True)
+
+
+def _tokenize_row(row: dict[str, int], work: ShardTokenizer, shards: list[Shard]) -> dict[str, str]:
+    os.environ[THREADS] = "false"  # One thread each: there are as many processes as shall work.
+    try:
+        work.tokenize(shards[row["number"]], work._encoder())
+    except UserError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+def _has_datasets() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("datasets") is not None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Documents are short: the tokenizers' own threads would wait for each other more than they work."""
+    before = os.environ.get(THREADS)
+    os.environ[THREADS] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[THREADS]
+        if before is not None:
+            os.environ[THREADS] = before
+
+
+class _Reading:
+    """A document's blocks on their way to the encoder, with their checksum, length and characters."""
+
+    def __init__(self, blocks: Iterable[str], seen: npt.NDArray[np.bool_]) -> None:
+        self._blocks, self._seen = blocks, seen
+        self.sha256, self.bytes = hashlib.sha256(), 0
+
+    def __iter__(self) -> Iterator[str]:
+        for block in self._blocks:
+            raw = block.encode()
+            self.sha256.update(raw)
+            self.bytes += len(raw)
+            if block.isascii():
+                self._seen[np.frombuffer(raw, dtype=np.uint8)] = True
+            else:
+                self._seen[code_points(block)] = True
+            yield block
+
+
+def _encoded(encode: Encoder | None, text: _Reading, where: str) -> Iterator[npt.NDArray[Any]]:
+    return encode(text, where) if encode else map(code_points, text)
