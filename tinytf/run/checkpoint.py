@@ -158,7 +158,7 @@ def load_model(path: str | Path) -> LoadedModel:
         UserError: as `read_checkpoint`, and where the weights are not those of the shape it states.
     """
     # best.ckpt is a link that moves while a run trains: weights and sha256 must be those of one file.
-    path = Path(path).resolve()
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     content = read_checkpoint(path)
     entry = content["tinytf"]
     try:
