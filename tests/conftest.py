@@ -24,9 +24,15 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 @pytest.fixture(autouse=True)
 def screen_as_it_was() -> Iterator[None]:
     """A command that runs inside a test sets up the package's log for itself alone."""
-    own, excepthook = logging.getLogger("tinytf"), threading.excepthook
-    before = (own.handlers[:], own.level, own.propagate)
+    _log_as_imported()
+    excepthook = threading.excepthook
     yield
-    own.handlers[:], own.propagate = before[0], before[2]
-    own.setLevel(before[1])
+    _log_as_imported()
     threading.excepthook = excepthook
+
+
+def _log_as_imported() -> None:
+    # Before each test too: a fixture of a whole module that ran a command would otherwise decide what its tests see.
+    own = logging.getLogger("tinytf")
+    own.handlers[:], own.propagate = [], True
+    own.setLevel(logging.NOTSET)

@@ -17,7 +17,7 @@ from tests.cli.wrong_input import TINY, refused, says
 from tests.cli.wrong_input import in_an_empty_folder as in_an_empty_folder
 from tinytf.errors import UserError
 from tinytf.run import run as running
-from tinytf.run.lock import release_run_locks
+from tinytf.run.recovery import release_run_locks
 
 # -- data ----------------------------------------------------------------------------------------------------------
 

@@ -13,16 +13,15 @@ from lightning.pytorch.loggers import WandbLogger
 from tests.run.toy_run import ToyModule, fit
 from tinytf.errors import UserError
 from tinytf.run.callbacks import run_dir_of
-from tinytf.run.callbacks.best import BestCheckpoints
+from tinytf.run.callbacks.checkpoints import BestCheckpoints, PeriodicCheckpoint
+from tinytf.run.callbacks.exact_resume import ExactResume
 from tinytf.run.callbacks.loss import LossMonitor
 from tinytf.run.callbacks.norms import LayerwiseNorms
-from tinytf.run.callbacks.periodic import PeriodicCheckpoint
 from tinytf.run.callbacks.profiler import Profiler
 from tinytf.run.callbacks.progress import StepProgress
 from tinytf.run.callbacks.samples import Samples
 from tinytf.run.callbacks.signals import GracefulStop
 from tinytf.run.callbacks.throughput import Throughput
-from tinytf.run.exact_resume import ExactResume
 
 
 def test_lightnings_private_name_that_is_used_still_exists() -> None:

@@ -13,8 +13,7 @@ import torch
 from tests.stress.campaign import CASES, prepare, run
 from tests.stress.killing import attempt
 from tinytf.errors import UserError
-from tinytf.run.checkpoint import damage, read_checkpoint
-from tinytf.run.checkpoint_io import write_checkpoint
+from tinytf.run.checkpoint import damage, read_checkpoint, write_checkpoint
 from tinytf.run.directory import (
     best_intact,
     last_intact,

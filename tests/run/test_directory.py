@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tinytf.errors import UserError
-from tinytf.run.callbacks.best import BestCheckpoints
-from tinytf.run.checkpoint_io import write_checkpoint
+from tinytf.run.callbacks.checkpoints import BestCheckpoints
+from tinytf.run.checkpoint import write_checkpoint
 from tinytf.run.directory import (
     best_intact,
     create_run_dir,
@@ -21,7 +21,7 @@ from tinytf.run.directory import (
     run_dirs,
 )
 from tinytf.run.journal import FILE_NAME, encode
-from tinytf.run.lock import acquire_run_lock, release_run_locks
+from tinytf.run.recovery import acquire_run_lock, release_run_locks
 
 
 def run_started(root: Path, name: str, hour: int | None) -> Path:

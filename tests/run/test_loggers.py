@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tests.run.toy_run import Dies, fit, records
 from tinytf.errors import UserError
 from tinytf.run.callbacks.journal import JournalCallback
-from tinytf.run.callbacks.run_metadata import LogRunMetadata
+from tinytf.run.callbacks.metadata import LogRunMetadata
 from tinytf.run.config import MlflowConfig, WandbConfig
 from tinytf.run.journal import run_id_of
 from tinytf.run.loggers import build_loggers

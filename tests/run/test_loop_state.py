@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tinytf.run.exact_resume import normalize_loop_state
+from tinytf.run.callbacks.exact_resume import normalize_loop_state
 
 Counts = tuple[int, int, int, int]
 NAMES = ("ready", "started", "processed", "completed")

@@ -164,3 +164,23 @@ def test_a_run_keeps_its_patch_if_it_is_asked_to_and_no_checkpoint_has_it(checko
     entry = torch.load(folder / "last.ckpt", weights_only=True)["tinytf"]
     assert entry["provenance"]["git"]["changed"] == ["model.py"]
     assert "layers = 6" not in str(entry)
+
+    def resume(max_steps: int, layers: int) -> None:
+        (checkout / "model.py").write_text(f"layers = {layers}\n")
+        run({"trainer.max_steps": max_steps, "tracking.git_diff": "true", "model.schedule": "Constant"}, checkout)
+
+    resume(2, 8)
+    resume(2, 10)
+    patches = {path.name: path.read_text() for path in folder.glob("*.patch")}
+    assert patches.keys() == {"uncommitted.patch", "uncommitted-0000001.patch", "uncommitted-0000002.patch"}
+    assert "+layers = 6" in patches["uncommitted.patch"]
+    assert "+layers = 8" in patches["uncommitted-0000001.patch"]
+
+
+def test_a_second_patch_of_one_step_replaces_none(checkout: Path, tmp_path: Path) -> None:
+    for layers in (6, 8, 10):
+        (checkout / "model.py").write_text(f"layers = {layers}\n")
+        provenance.write_uncommitted_patch(tmp_path / "uncommitted.patch", checkout)
+    found = {path.name: path.read_text() for path in tmp_path.glob("*.patch")}
+    for layers, suffix in ((6, ""), (8, "-2"), (10, "-3")):
+        assert f"+layers = {layers}" in found[f"uncommitted{suffix}.patch"]

@@ -67,6 +67,7 @@ class ToyModule(LightningModule):
         self.model = Transformer(config or TransformerConfig(VOCAB, 16, 2, 2, max_seq_len=32))
         self.dropped = dropped
         self.losses: list[Tensor] = []
+        self.log_to_loggers = True
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         tokens, targets = batch
@@ -85,10 +86,10 @@ class ToyModule(LightningModule):
             values = {"train/loss": torch.stack(losses).mean(), "lr": 1e-3 / step}
             if step not in self.dropped:
                 values["train/sometimes"] = float(step)
-            self.log_dict(values, logger=False)
+            self.log_dict(values, logger=self.log_to_loggers)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.log("val/loss", self.loss(batch), logger=False)
+        self.log("val/loss", self.loss(batch), logger=self.log_to_loggers)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=1e-2)

@@ -58,7 +58,7 @@ def watch(instants: Instants) -> None:
     import torch
 
     from tinytf.run import directory
-    from tinytf.run.callbacks import best
+    from tinytf.run.callbacks import checkpoints
     from tinytf.run.journal import Journal
     from tinytf.training.lightning_module import LanguageModel
     from tinytf.utils import files
@@ -68,7 +68,7 @@ def watch(instants: Instants) -> None:
     instants.around(LanguageModel, "optimizer_step")
     instants.around(torch, "save")
     instants.around(files, "fsync_dir")
-    instants.around(best, "link")
+    instants.around(checkpoints, "link")
     instants.around(directory, "link")
     instants.around(Journal, "write")
     instants.around(Journal, "sync")

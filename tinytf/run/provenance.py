@@ -138,7 +138,8 @@ def git(folder: Path) -> dict[str, Any]:
 def write_uncommitted_patch(path: Path, folder: Path) -> None:
     """Write ``git diff HEAD`` of the checkout around a folder to a file, if there is a difference.
 
-    It is written whole, secrets included: `tracking.git_diff` asks for it, and it is in no checkpoint.
+    It is written whole, secrets included: `tracking.git_diff` asks for it, and it is in no checkpoint. A patch that an
+    earlier attempt from the same step wrote is the record of that attempt: the new one gets a number.
     """
     try:
         diff = run_git(folder, "diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD")
@@ -146,6 +147,9 @@ def write_uncommitted_patch(path: Path, folder: Path) -> None:
         log.warning("tracking.git_diff: no %s is written (%s)", path.name, error)
         return
     if diff:
+        first, number = path, 2
+        while path.exists():
+            path, number = first.with_name(f"{first.stem}-{number}.patch"), number + 1
         with atomic_write(path) as file:
             file.write(diff)
 

@@ -19,29 +19,25 @@ from lightning.pytorch.loggers import Logger
 
 from tinytf.errors import RunError, UserError
 from tinytf.run.callbacks import RunCallback
-from tinytf.run.callbacks.best import BestCheckpoints
-from tinytf.run.callbacks.checkpoint_metadata import CheckpointMetadata
+from tinytf.run.callbacks.checkpoints import BestCheckpoints, PeriodicCheckpoint
+from tinytf.run.callbacks.exact_resume import ExactResume
 from tinytf.run.callbacks.journal import JournalCallback
-from tinytf.run.callbacks.loss import LossMonitor
-from tinytf.run.callbacks.nonfinite import SaveNonFinite
+from tinytf.run.callbacks.loss import LossMonitor, SaveNonFinite
+from tinytf.run.callbacks.metadata import CheckpointMetadata, LogRunMetadata
 from tinytf.run.callbacks.norms import LayerwiseNorms
-from tinytf.run.callbacks.periodic import PeriodicCheckpoint
 from tinytf.run.callbacks.profiler import Profiler
 from tinytf.run.callbacks.progress import StepProgress
-from tinytf.run.callbacks.run_metadata import LogRunMetadata
 from tinytf.run.callbacks.samples import Samples
 from tinytf.run.callbacks.signals import GracefulStop
 from tinytf.run.callbacks.throughput import Throughput
-from tinytf.run.checkpoint import read_checkpoint, refuse_misfit
-from tinytf.run.checkpoint_io import DurableCheckpointIO
+from tinytf.run.checkpoint import DurableCheckpointIO, read_checkpoint, refuse_misfit
 from tinytf.run.config import CheckpointConfig, TrackingConfig
 from tinytf.run.directory import create_run_dir, last_intact, newest_step, saved_checkpoints
-from tinytf.run.exact_resume import ExactResume
 from tinytf.run.journal import FILE_NAME, run_id_of
-from tinytf.run.lock import acquire_run_lock, release_run_locks
 from tinytf.run.loggers import build_loggers
 from tinytf.run.provenance import collect, write_uncommitted_patch
-from tinytf.run.recovery import recover_run_dir
+from tinytf.run.recovery import acquire_run_lock, recover_run_dir, release_run_locks
+from tinytf.utils.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +129,8 @@ class Run:
         """What makes a run durable, resumable and tracked, in the order in which it must happen at a step's end."""
         provenance = collect(hostname=tracking.hostname)
         if tracking.git_diff and is_first_process():
-            write_uncommitted_patch(self.directory / "uncommitted.patch", Path.cwd())
+            suffix = f"-{self.resume.step:07d}" if self.resume else ""
+            write_uncommitted_patch(self.directory / f"uncommitted{suffix}.patch", Path.cwd())
         start = {"run_id": self.run_id, "provenance": provenance, "data": self.data, "config": self.config}
         periodic = PeriodicCheckpoint(checkpoint.every_n_steps, checkpoint.keep_last)
         return [
@@ -232,7 +229,8 @@ def write_config(folder: Path, config: dict[str, Any], resume: Resume | None) ->
         if config == resume.entry["config"]:
             return
         path = folder / f"config_from_step_{resume.step:07d}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
 
 
 def refuse_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> None:

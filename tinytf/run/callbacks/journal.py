@@ -34,9 +34,9 @@ class JournalCallback(RunCallback):
 
     A row is written at each logging step (every ``trainer.log_every_n_steps`` optimizer steps), of the values that
     were given to ``self.log`` since the last one, and at the end of each validation, of those named ``val/…``.
-    The module logs with ``logger=False``: Lightning itself writes to its loggers after the checkpoint of the
-    step, so that a kill in between would lose the row, and numbers it one less. In the list of callbacks it comes
-    after those that log and before those that save.
+    It turns the module's own logging to loggers off (``log_to_loggers``): Lightning writes to them after the step's
+    checkpoint, so that a kill in between would lose the row, and numbers it one less. In the list of callbacks it
+    comes after those that log and before those that save.
 
     The journal is synced to disk before each checkpoint. A resumed run drops what is newer than its checkpoint: but for
     ``time`` and `NONDETERMINISTIC_METRICS`, the metrics are those of a run that was never stopped. The ``start``,
@@ -91,8 +91,11 @@ class JournalCallback(RunCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
-        if stage == "fit" and trainer.is_global_zero:
-            self._handler.install()
+        if stage == "fit":
+            # Rows go to the loggers from here; logged by the module too, each step would be there twice.
+            pl_module.log_to_loggers = False  # type: ignore[assignment]
+            if trainer.is_global_zero:
+                self._handler.install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step

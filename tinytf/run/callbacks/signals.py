@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinytf.run.callbacks import steps_remain
-from tinytf.run.callbacks.periodic import PeriodicCheckpoint
+from tinytf.run.callbacks.checkpoints import PeriodicCheckpoint
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 """SIGUSR1 is SLURM's before a requeue. Windows has the first two alone."""

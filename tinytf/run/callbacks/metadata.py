@@ -1,15 +1,42 @@
-"""Give every tracker what explains the numbers: config, provenance, the best checkpoint."""
+"""What explains a run, put where it is looked for: into every checkpoint, and into every tracker."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tinytf.run.checkpoint import FORMAT
 from tinytf.run.loggers.base import as_code_block, hyperparameters, trackers
+
+
+class CheckpointMetadata(Callback):
+    """Add to every checkpoint all that rebuilds and explains it, in plain types; added automatically.
+
+    Args:
+        config: the resolved configuration.
+        provenance: where the run comes from, see `tinytf.run.provenance.collect`.
+    """
+
+    def __init__(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
+        self.config = config
+        self.provenance = provenance
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["tinytf"] = {
+            "format": FORMAT,
+            "model": asdict(pl_module.model.config),  # type: ignore[arg-type, union-attr]
+            "tokenizer": data.tokenizer.to_str(),
+            "config": self.config,
+            "data": data.fingerprint,
+            "provenance": self.provenance,
+            "world_size": trainer.world_size,
+        }
 
 
 class LogRunMetadata(Callback):
