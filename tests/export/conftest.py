@@ -14,7 +14,7 @@ import pytest
 from tests.export.small_model import LOOSE, TEXT, Exported, save_checkpoint, small_model, tokenizer_of
 from tinytf.cli import export as export_command
 from tinytf.export.formats import FORMATS
-from tinytf.export.parity import speed
+from tinytf.export.parity import runner
 from tinytf.export.parity.cases import Evaluation
 from tinytf.run.checkpoint import LoadedModel
 
@@ -23,8 +23,8 @@ from tinytf.run.checkpoint import LoadedModel
 def a_short_measurement() -> Iterator[None]:
     """No test asserts a speed, and most export."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "REPEATS", 1)
-        patch.setattr(speed, "NEW", 4)
+        patch.setattr(runner, "REPEATS", 1)
+        patch.setattr(runner, "NEW", 4)
         yield
 
 

@@ -55,7 +55,7 @@ def save_checkpoint(path: Path, loaded: LoadedModel, **config: Any) -> Path:
         "model": asdict(loaded.model.config),
         "tokenizer": loaded.tokenizer.to_str(),
         "config": {"name": loaded.name, **config},
-        "data": {"corpus": "a test"},
+        "data": loaded.entry.get("data", {"corpus": "a test"}),
         "provenance": {},
     }
     weights = {f"model.{name}": value for name, value in loaded.model.state_dict().items()}

@@ -15,7 +15,8 @@ from tests.export.small_model import LOOSE, Exported, save_checkpoint, small_mod
 from tinytf.cli.export import run as run_export
 from tinytf.errors import RunError, UserError
 from tinytf.export import formats, manifest
-from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, pt2, torchscript
+from tinytf.export.formats import DEFAULT, FORMATS, GROUPS
+from tinytf.export.formats.torch_programs import TORCHSCRIPT, Pt2, TorchScript
 from tinytf.run.checkpoint import LoadedModel
 from tinytf.utils.files import sha256_of
 
@@ -74,9 +75,9 @@ def test_an_artifact_past_its_threshold_fails_the_command_and_is_not_left(
     loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """A writer with a bug: it exports a model with one weight off by 0.01."""
-    write = torchscript.write
+    write = TORCHSCRIPT.write
 
-    def broken(loaded: LoadedModel, path: Path, base: Path | None) -> None:
+    def broken(self: object, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         other = small_model(loaded.model.config.vocab_size)
         other.load_state_dict(loaded.model.state_dict())
         other.layers[0].mlp.up_proj.weight.data[3, 5] += 0.01
@@ -85,7 +86,7 @@ def test_an_artifact_past_its_threshold_fails_the_command_and_is_not_left(
     checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     folder = checkpoint.parent / "export"
     assert export(checkpoint, "torchscript") == 0
-    monkeypatch.setattr(torchscript, "write", broken)
+    monkeypatch.setattr(TorchScript, "write", broken)
     assert export(checkpoint, "torchscript,pt2") == 1
     assert "max_abs" in capsys.readouterr().out
     assert files(folder) == {
@@ -135,11 +136,11 @@ def test_a_runtime_that_is_not_installed_is_never_a_pass(
 def test_a_crash_in_one_format_shows_its_traceback_and_spares_the_others(
     loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def crash(loaded: LoadedModel, path: Path, base: Path | None) -> None:
+    def crash(self: object, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         path.write_text("half")
         raise KeyError("an exporter's bug")
 
-    monkeypatch.setattr(pt2, "write", crash)
+    monkeypatch.setattr(Pt2, "write", crash)
     checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "pt2,torchscript") == 1
     assert "Traceback" in capsys.readouterr().err
@@ -209,14 +210,14 @@ def test_a_manifest_with_nan_is_still_json(tmp_path: Path) -> None:
 def test_json_on_the_screen_is_strict_where_a_format_fails(
     loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    write = torchscript.write
+    write = TORCHSCRIPT.write
 
-    def broken(loaded: LoadedModel, path: Path, base: Path | None) -> None:
+    def broken(self: object, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         other = small_model(loaded.model.config.vocab_size)
         other.norm.weight.data[0] = float("nan")
         write(LoadedModel(other, loaded.tokenizer), path, base)
 
-    monkeypatch.setattr(torchscript, "write", broken)
+    monkeypatch.setattr(TorchScript, "write", broken)
     checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "torchscript", "--json") == 1
     printed = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))
@@ -231,11 +232,11 @@ def test_a_full_disk_is_one_line_and_the_earlier_export_stands(
     assert export(checkpoint, "torchscript") == 0
     before = {path: path.read_bytes() for path in folder.iterdir()}
 
-    def full(loaded: LoadedModel, path: Path, base: Path | None) -> None:
+    def full(self: object, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         path.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pt2, "write", full)
+    monkeypatch.setattr(Pt2, "write", full)
     with pytest.raises(RunError, match="pt2: the disk is full"):
         export(checkpoint, "torchscript,pt2")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -15,7 +15,8 @@ from tests.export.small_model import Exported, save_checkpoint, small_model
 from tinytf.errors import UserError
 from tinytf.export import manifest
 from tinytf.export.folder import publish, staging_folder
-from tinytf.export.formats import huggingface, pt2
+from tinytf.export.formats.huggingface import HuggingFace
+from tinytf.export.formats.torch_programs import Pt2
 from tinytf.run.checkpoint import LoadedModel
 from tinytf.utils.files import sha256_of
 
@@ -94,7 +95,7 @@ def test_an_interrupted_export_leaves_the_earlier_one_as_it_was(
     folder = checkpoint.parent / "export"
     assert export(checkpoint, "torchscript,huggingface") == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(pt2, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Pt2, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         export(checkpoint, "torchscript,pt2")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -108,11 +109,11 @@ def test_an_artifact_whose_new_writing_crashes_keeps_its_proven_file(
     assert export(checkpoint, "pt2") == 0
     proven = manifest.read(folder)["artifacts"]
 
-    def crash(loaded: LoadedModel, path: Path, base: Path | None) -> None:
+    def crash(self: object, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         path.write_text("half")
         raise KeyError("an exporter's bug")
 
-    monkeypatch.setattr(pt2, "write", crash)
+    monkeypatch.setattr(Pt2, "write", crash)
     assert export(checkpoint, "pt2,torchscript") == 1
     content = manifest.read(folder)
     assert content["artifacts"][0] == proven[0]
@@ -131,7 +132,7 @@ def test_a_crash_spares_no_file_that_is_not_whole(
         shutil.rmtree(folder / "huggingface")
     else:
         (folder / "huggingface" / "config.json").write_text("{}")
-    monkeypatch.setattr(huggingface, "write", lambda *_: 1 / 0)
+    monkeypatch.setattr(HuggingFace, "write", lambda *_: 1 / 0)
     assert export(checkpoint, "huggingface,torchscript") == 1
     content = manifest.read(folder)
     assert [entry["name"] for entry in content["artifacts"]] == ["torchscript"]

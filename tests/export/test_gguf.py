@@ -17,9 +17,8 @@ from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
 from tinytf.export import manifest
 from tinytf.export.formats import FORMATS
 from tinytf.export.formats import gguf as gguf_format
-from tinytf.export.formats.gguf import F16, F32, Q8_0, Gguf, to_llama_cpp
+from tinytf.export.formats.gguf import F16, F32, Q8_0, Gguf, file_problems, from_llama_cpp, gguf_name, to_llama_cpp
 from tinytf.export.formats.gguf.llama_cpp import open_llama_cpp, tokenizer_problems
-from tinytf.export.formats.gguf.read_back import file_problems, from_llama_cpp, gguf_name
 from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import NOT_VERIFIED, PASSED, ParityCheck
 from tinytf.export.parity.thresholds import with_overrides
@@ -166,7 +165,7 @@ def test_the_verdict(name: str, qk_norm: bool, tokenizer: str, tmp_path: Path) -
     evaluation = Evaluation.from_ids(ids, "text", 48)
     loose = ["int8.kl=1", "int8.top1=0.5", "int8.loss=1", "fp16.kl=1e-4"]
     check = ParityCheck.of(loaded, evaluation, with_overrides(loose), 1)
-    FORMATS[name].write(loaded, tmp_path / "model.gguf", None)
+    FORMATS[name].implementation.write(loaded, tmp_path / "model.gguf", None)
     outcome = check.run(FORMATS[name], tmp_path / "model.gguf")
     assert outcome.status == (PASSED if find_spec("llama_cpp") else NOT_VERIFIED), outcome.reasons
 

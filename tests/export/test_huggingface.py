@@ -12,7 +12,7 @@ import torch
 
 from tests.export.small_model import TEXT, small_model, tokenizer_of
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, encode
-from tinytf.export.formats import huggingface
+from tinytf.export.formats.huggingface import HUGGINGFACE, model_card
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
 from tinytf.run.checkpoint import LoadedModel
@@ -28,7 +28,7 @@ def folder_of(kind: str, tmp_path: Path, **changes: object) -> tuple[LoadedModel
         small_model(tokenizer.get_vocab_size(), **changes), tokenizer, {"config": {"name": "trial"}}, 7
     )
     path = tmp_path / "huggingface"
-    huggingface.write(loaded, path, None)
+    HUGGINGFACE.write(loaded, path, None)
     return loaded, path
 
 
@@ -40,7 +40,7 @@ def test_token_ids_are_equal_and_texts_come_back(kind: str, tmp_path: Path) -> N
         ids = tokenizer(text)["input_ids"]
         assert ids == encode(loaded.tokenizer, text)
         assert tokenizer.decode(ids) == text
-    assert huggingface.validate_artifact(loaded, TEXTS[0], path) == []
+    assert HUGGINGFACE.validate_artifact(loaded, TEXTS[0], path) == []
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
@@ -48,15 +48,15 @@ def test_a_literal_end_of_text_is_text(kind: str, tmp_path: Path) -> None:
     text = "Now<|endoftext|>is"
     tokenizer = byte_pair_tokenizer(iter([TEXT]), 300) if kind == "bpe" else character_tokenizer(text, end_of_text=True)
     loaded = LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer)
-    huggingface.write(loaded, tmp_path / "huggingface", None)
+    HUGGINGFACE.write(loaded, tmp_path / "huggingface", None)
     assert len(encode(tokenizer, text)) > 5
-    assert huggingface.validate_artifact(loaded, text, tmp_path / "huggingface") == []
+    assert HUGGINGFACE.validate_artifact(loaded, text, tmp_path / "huggingface") == []
 
 
 def test_another_tokenizer_is_caught(tmp_path: Path) -> None:
     loaded, path = folder_of("bpe", tmp_path)
     tokenizer_of("char").save(str(path / "tokenizer.json"))
-    assert huggingface.validate_artifact(loaded, TEXTS[0], path) == ["AutoTokenizer gives other token ids"]
+    assert HUGGINGFACE.validate_artifact(loaded, TEXTS[0], path) == ["AutoTokenizer gives other token ids"]
 
 
 @pytest.mark.parametrize("qk_norm", [True, False], ids=["Qwen3", "Llama"])
@@ -80,7 +80,7 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RuntimeError, match="up_proj"):
-        huggingface.open_runner(path, 1)
+        HUGGINGFACE.open_runner(path, 1)
 
 
 def test_it_opens_in_a_python_without_tinytf(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
 
 def test_the_cards_example_can_be_encoded(tmp_path: Path) -> None:
     tokenizer = character_tokenizer("äöü\n", end_of_text=False)
-    card = huggingface.model_card(LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer))
+    card = model_card(LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer))
     assert 'tokenizer("ä", return_tensors' in card
-    assert 'tokenizer("Once", return_tensors' in huggingface.model_card(folder_of("bpe", tmp_path)[0])
+    assert 'tokenizer("Once", return_tensors' in model_card(folder_of("bpe", tmp_path)[0])
 
 
 def test_no_default_token_id_stands_in_for_a_missing_one(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_no_default_token_id_stands_in_for_a_missing_one(tmp_path: Path) -> None
     from tinytf.data.tokenizer import character_tokenizer
 
     tokenizer = character_tokenizer(TEXT, end_of_text=False)
-    huggingface.write(LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer), tmp_path / "hf", None)
+    HUGGINGFACE.write(LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer), tmp_path / "hf", None)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["eos_token_id"] is None
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True)

@@ -14,7 +14,7 @@ from tests.export.small_model import LOOSE, Exported, small_model, tokenizer_of
 from tinytf.export.formats import FORMATS
 from tinytf.export.formats.onnx import WITH_CACHE, quantize
 from tinytf.export.formats.onnx.graph import Array, Graph
-from tinytf.export.formats.onnx.weight_check import quantized_weights
+from tinytf.export.formats.onnx.quantize import quantized_weights
 from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import FAILED, PASSED, ParityCheck
 from tinytf.export.parity.thresholds import with_overrides

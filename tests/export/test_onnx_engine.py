@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.export.small_model import Exported
+from tests.export.small_model import Exported, save_checkpoint
 from tinytf.cli import generate
 from tinytf.data.tokenizer import encode
 from tinytf.errors import UserError
+from tinytf.export.formats.onnx import WITH_CACHE
 from tinytf.export.formats.onnx.runtime import OnnxEngine, bundled_tokenizer
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
@@ -100,6 +102,24 @@ def test_generate_writes_the_same_from_either(
     assert texts[0].out == texts[1].out
     assert texts[0].out.startswith("Now is") or "--json" in flags
     assert "past max_seq_len 48" in texts[1].err
+
+
+@pytest.mark.parametrize("documents", [1, 2])
+def test_an_empty_prompt_starts_where_the_checkpoint_starts(
+    documents: int, loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the end-of-text token after several documents, else from a line feed; the file says which."""
+    entry = {"config": {"name": "trial"}, "data": {"corpus": "a test", "documents": documents}}
+    trained = replace(loaded, entry=entry)
+    checkpoint = save_checkpoint(tmp_path / "best.ckpt", trained)
+    WITH_CACHE.write(trained, tmp_path / "model_kv.onnx", None)
+    loaded.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = []
+    for source in (["--ckpt_path", str(checkpoint)], ["--model", str(tmp_path / "model_kv.onnx")]):
+        assert generate.run([*source, "--device", "cpu", "--max_new_tokens", "30"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert OnnxEngine(tmp_path / "model_kv.onnx").start_token == (0 if documents == 2 else None)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tinytf.cli.verify import run
 from tinytf.errors import UserError
 from tinytf.export import formats
 from tinytf.export.formats import FORMATS
+from tinytf.export.formats.torch_programs import TORCHSCRIPT, TorchScript
 from tinytf.run.checkpoint import LoadedModel
 from tinytf.utils.files import sha256_of
 
@@ -86,14 +87,13 @@ def test_a_wrong_model_under_a_right_sum_fails_by_its_logits(
     bundle: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As if the artifact had been exported wrong and its sum recorded: the check does not rest on sums."""
-    from tinytf.export.formats import torchscript
     from tinytf.utils.files import sha256_of
 
     path = bundle / "model.torchscript.pt"
     other = small_model(loaded.model.config.vocab_size)
     other.load_state_dict(loaded.model.state_dict())
     other.embed_tokens.weight.data[-1] = 0
-    torchscript.write(LoadedModel(other, loaded.tokenizer), path, None)
+    TORCHSCRIPT.write(LoadedModel(other, loaded.tokenizer), path, None)
     stated = json.loads((bundle / "export.json").read_text())
     next(entry for entry in stated["artifacts"] if entry["name"] == "torchscript")["sha256"][path.name] = sha256_of(
         path
@@ -157,12 +157,10 @@ def test_another_bundled_tokenizer_the_graphs_is_named(bundle: Path) -> None:
 def test_an_artifact_that_does_not_load_fails_alone(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinytf.export.formats import torchscript
-
-    def crash(path: Path, threads: int) -> None:
+    def crash(self: object, path: Path, threads: int) -> None:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(torchscript, "open_runner", crash)
+    monkeypatch.setattr(TorchScript, "open_runner", crash)
     code, content = verified(bundle, capsys)
     assert code == 1
     assert [entry["status"] for entry in content["artifacts"]] == ["passed"]

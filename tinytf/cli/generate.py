@@ -165,7 +165,8 @@ def from_export(args: argparse.Namespace) -> TextGenerator:
     if args.device not in ("auto", "cpu"):
         raise UserError(f"--device {args.device}: an exported model runs on the CPU here")
     path = Path(args.model)
-    return TextGenerator(OnnxEngine(path, args.threads), bundled_tokenizer(path))
+    engine = OnnxEngine(path, args.threads)
+    return TextGenerator(engine, bundled_tokenizer(path), engine.start_token)
 
 
 def note(message: str) -> None:

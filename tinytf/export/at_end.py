@@ -36,7 +36,7 @@ class ExportConfig:
 
 def require_exportable_config(formats: Sequence[Format], config: TransformerConfig, tokenizer: Tokenizer) -> None:
     """Raise UserError if a format cannot express the model that is to be trained: not after hours of training it."""
-    from tinytf.export.bundle import require_exportable
+    from tinytf.export.bundle import require_exportable  # Not with fit's other imports: most runs export nothing.
 
     with torch.device("meta"):
         require_exportable(formats, LoadedModel(Transformer(config), tokenizer))
@@ -44,11 +44,6 @@ def require_exportable_config(formats: Sequence[Format], config: TransformerConf
 
 def export_at_end(ckpt_path: Path, config: ExportConfig, loggers: Iterable[Logger] = ()) -> dict[str, Any]:
     """Do what `tinytf export --ckpt_path best` does, print its table and give the bundle to the trackers.
-
-    Args:
-        ckpt_path: the best checkpoint; the bundle is ``export`` in its folder.
-        config: which formats.
-        loggers: of the run; those that are ours get the bundle.
 
     Returns:
         The content of ``export.json``.

@@ -47,60 +47,51 @@ def export_checkpoint(
         The content of ``export.json``; its ``failed`` lists what did not pass, and is not in the bundle.
 
     Raises:
-        UserError: if checkpoint, text, thresholds or folder cannot be used.
+        UserError: if checkpoint, text, thresholds or folder cannot be used, or a format cannot express the model.
+        RunError: if the disk is full.
     """
     limits = with_overrides(thresholds)
     loaded = load_model(ckpt_path)
-    check = ParityCheck.of(loaded, held_out_text(loaded, text), limits, threads)
     folder = output_dir or ckpt_path.resolve().parent / "export"
+    # A link in a downloaded run could name any folder of the user's: only --output_dir, which is his own word, may.
     if output_dir is None and folder.is_symlink():
         raise UserError(f"{folder}: it is a link; give the folder that it names as --output_dir")
-    content = export(check, formats, folder, replace=output_dir is None, say=say)
-    say(f"wrote {folder}")
-    return content
-
-
-def export(check: ParityCheck, formats: Sequence[Format], folder: Path, *, replace: bool, say: Say) -> dict[str, Any]:
-    """Write, compare and publish a bundle.
-
-    Args:
-        check: the model and what it is compared on.
-        formats: what to make.
-        folder: where; made if missing.
-        replace: whether the export of another checkpoint is replaced; if not, it is refused.
-        say: called with each line of progress.
-
-    Returns:
-        As `export_checkpoint`.
-
-    Raises:
-        UserError: if the folder holds something else, or a format cannot express the model.
-    """
-    require_exportable(formats, check.loaded)
+    check = ParityCheck.of(loaded, held_out_text(loaded, text), limits, threads)
+    require_exportable(formats, loaded)
     require_export_dir(folder)
     with staging_folder(folder) as staging:
-        work, bundle = staging / "work", staging / "bundle"
-        work.mkdir()
-        bundle.mkdir()
-        previous = PreviousExport.read(folder, check.loaded, formats, replace=replace, say=say)
-        exporter = Exporter(check, work, say)
+        previous = PreviousExport.read(folder, loaded, formats, replace=output_dir is None, say=say)
         try:
-            results = [exporter.export_format(format) for format in formats]
-            kept = previous.kept + previous.still_valid([r.format.name for r in results if not r.path.exists()])
-            for name in [FORMATS[entry["name"]].file for entry in kept]:
-                link_or_copy(folder / name, bundle / name)
-            content = _write_companions(bundle, check, results, work)
-            content["artifacts"] = kept + content["artifacts"]
-            for result in results:
-                if result.status != FAILED:
-                    result.path.replace(bundle / result.format.file)
-            previous.carry_over(bundle)
-            manifest.write(bundle, content)
-            publish(bundle, folder)
+            content = _make(check, formats, previous, staging, say)
+            publish(staging / "bundle", folder)
         except OSError as error:
             if is_disk_full(error):
                 raise RunError(f"the disk is full, and {folder} is as it was") from error
             raise
+    say(f"wrote {folder}")
+    return content
+
+
+def _make(
+    check: ParityCheck, formats: Sequence[Format], previous: PreviousExport, staging: Path, say: Say
+) -> dict[str, Any]:
+    """Write and compare every artifact in ``work``, and put what passed and all else into ``bundle``."""
+    work, bundle = staging / "work", staging / "bundle"
+    work.mkdir()
+    bundle.mkdir()
+    exporter = Exporter(check, work, say)
+    results = [exporter.export_format(format) for format in formats]
+    kept = previous.kept + previous.still_valid([result.format.name for result in results if not result.path.exists()])
+    for entry in kept:
+        name = FORMATS[entry["name"]].file
+        link_or_copy(previous.folder / name, bundle / name)
+    content = _write_companions(bundle, check, results, work)
+    content["artifacts"] = kept + content["artifacts"]
+    for result in results:
+        if result.status != FAILED:
+            result.path.replace(bundle / result.format.file)
+    previous.carry_over(bundle)
+    manifest.write(bundle, content)
     return content
 
 
@@ -110,7 +101,7 @@ def require_exportable(formats: Sequence[Format], loaded: LoadedModel) -> None:
         raise UserError("max_seq_len is 1: a model that reads one token writes no text to compare; there is no export")
     for format in formats:
         for needed in (format, FORMATS[format.base]) if format.base else (format,):
-            reason = needed.unsupported_reason(loaded)
+            reason = needed.implementation.unsupported_reason(loaded)
             if reason:
                 raise UserError(f"format {format.name} cannot express this model: {reason}; leave it out of --formats")
 
@@ -149,7 +140,7 @@ class PreviousExport:
         cls, folder: Path, loaded: LoadedModel, formats: Sequence[Format], *, replace: bool, say: Say
     ) -> PreviousExport:
         """Raises UserError if the folder holds anything but an export that may be added to or replaced."""
-        require_export_dir(folder)
+        require_export_dir(folder)  # Once more under the lock: it may have changed since.
         if not (folder / manifest.NAME).exists():
             return cls(folder)
         old = manifest.read(folder)
@@ -216,12 +207,11 @@ class Exporter:
         if format.base:
             base = self.export_format(FORMATS[format.base])
             if base.status == FAILED:
-                why = "; ".join(base.reasons)
-                reason = f"{format.base}, which it is made from, failed ({why})"
+                reason = f"{format.base}, which it is made from, failed ({'; '.join(base.reasons)})"
                 return CheckResult(format, FAILED, path, reasons=[reason])
         try:
             self.say(f"{format.name}: writing")
-            format.write(self.check.loaded, path, base.path if base else None)
+            format.implementation.write(self.check.loaded, path, base.path if base else None)
             self.say(f"{format.name}: comparing with the model")
             return self.check.run(format, path)
         except Exception as error:
@@ -251,4 +241,4 @@ def _write_companions(bundle: Path, check: ParityCheck, results: Sequence[CheckR
         write_weights(loaded, path)
     weights = {"file": reference, "sha256": sha256_of(path)}
     runtime_files = {name: sha256_of(bundle / name) for name in manifest.RUNTIME_FILES}
-    return manifest.describe(check, results, check.baseline_speed(results), weights, runtime_files)
+    return manifest.describe(check, results, weights, runtime_files)

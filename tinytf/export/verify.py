@@ -15,7 +15,7 @@ from tinytf.export.bundle import Say
 from tinytf.export.formats import FORMATS
 from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import FAILED, NOT_VERIFIED, CheckResult, ParityCheck, failed_result
-from tinytf.export.parity.thresholds import with_overrides
+from tinytf.export.parity.thresholds import THRESHOLDS, with_overrides
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.run.checkpoint import MODEL_PREFIX, LoadedModel, load_model
 from tinytf.utils.files import sha256_of
@@ -42,19 +42,18 @@ def verify(
         _require_unchanged(folder / name, digest)
     loaded, source = _reference_model(folder, stated, ckpt_path)
     say(f"comparing with {source}")
-    evaluation = Evaluation.load(
-        folder / manifest.EVALUATION, str(stated["evaluation"].get("source")), loaded.model.config
-    )
-    if evaluation.sha256 != stated["evaluation"].get("sha256"):
+    evaluation = Evaluation.load(folder / manifest.EVALUATION, stated["evaluation"]["source"], loaded.model.config)
+    if evaluation.sha256 != stated["evaluation"]["sha256"]:
         raise UserError(f"{folder / manifest.EVALUATION}: it is not the evaluation set that was exported")
-    check = ParityCheck.of(loaded, evaluation, with_overrides(thresholds, stated["thresholds"]), threads)
+    limits = THRESHOLDS | stated["thresholds"]
+    check = ParityCheck.of(loaded, evaluation, with_overrides(thresholds, limits), threads)
     results = []
     for entry in stated["artifacts"]:
         # An artifact that an earlier export left passed under thresholds of its own.
-        own = with_overrides(thresholds, stated["thresholds"] | entry["thresholds"])
+        own = with_overrides(thresholds, limits | entry["thresholds"])
         results.append(_check_again(replace(check, thresholds=own), folder, entry, say, trust))
     reference = {key: stated["reference"][key] for key in ("file", "sha256")}
-    content = manifest.describe(check, results, check.baseline_speed(results), reference, stated["runtime_files"])
+    content = manifest.describe(check, results, reference, stated["runtime_files"])
     return content | {"name": stated["name"], "checkpoint": stated["checkpoint"], "verified_against": source}
 
 
@@ -84,17 +83,16 @@ def _reference_model(folder: Path, stated: dict[str, Any], ckpt_path: Path | Non
         digest = sha256_of(ckpt_path)
     except OSError as error:
         raise UserError(f"--ckpt_path {ckpt_path}: {error.strerror}; give a checkpoint file") from error
-    if digest != stated["checkpoint"].get("sha256"):
+    if digest != stated["checkpoint"]["sha256"]:
         raise UserError(f"--ckpt_path {ckpt_path}: it is not the checkpoint that {folder} was exported from")
     return load_model(ckpt_path), f"the checkpoint {ckpt_path}"
 
 
 def _model_from_weights(folder: Path, stated: dict[str, Any]) -> LoadedModel:
-    """The model from the safetensors file of the bundle."""
     path = folder / stated["reference"]["file"]
     if not path.is_file():
         raise UserError(f"{path} is gone: give --ckpt_path, the checkpoint to verify against")
-    _require_unchanged(path, stated["reference"].get("sha256"), "; or give --ckpt_path, the checkpoint")
+    _require_unchanged(path, stated["reference"]["sha256"], "; or give --ckpt_path, the checkpoint")
     try:
         from safetensors.torch import load_file
     except ImportError:

@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from tokenizers import Tokenizer
 
+from tinytf.data.tokenizer import end_of_text_id
 from tinytf.errors import RunError, UserError
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.utils.files import atomic_write, is_disk_full, sha256_of
@@ -182,6 +183,13 @@ class LoadedModel:
     def name(self) -> str:
         """The run's name."""
         return str(self.entry.get("config", {}).get("name") or (self.path.parent.name if self.path else "tinytf"))
+
+    @property
+    def start_token(self) -> int | None:
+        """What an empty prompt starts from; None is a line feed."""
+        # A single text has no token between documents, so that a model of it has never seen one.
+        several = self.entry.get("data", {}).get("documents", 2) > 1
+        return end_of_text_id(self.tokenizer) if several else None
 
     @cached_property
     def sha256(self) -> str | None:

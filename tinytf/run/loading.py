@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinytf.data.tokenizer import end_of_text_id
 from tinytf.errors import UserError
 from tinytf.generation.decoding import TransformerEngine
 from tinytf.generation.generator import TextGenerator, available_device
@@ -48,12 +47,10 @@ def load_checkpoint(ckpt_path: str | Path, name: str | None, root: str | Path, d
     """
     loaded = load_model(_find(ckpt_path, name, root))
     model = loaded.model.to(available_device(device))
-    # A single text has no token between documents, so that a model of it has never seen one.
-    several = loaded.entry["data"].get("documents", 2) > 1
     return TrainedModel(
         engine=TransformerEngine(model),
         tokenizer=loaded.tokenizer,
-        start_token=end_of_text_id(loaded.tokenizer) if several else None,
+        start_token=loaded.start_token,
         model=model,
         entry=loaded.entry,
         step=loaded.step,

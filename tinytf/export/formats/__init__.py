@@ -1,14 +1,6 @@
-"""The formats: what each is called, which file it is, what it needs, and the module that writes and opens it.
+"""The formats: what each is called, which file it is, what it needs, and the `Writer` that writes and opens it.
 
-A format's module (or an object in it, after a colon) has the first two of these functions, the others if needed:
-
-    write(loaded, path, base)      the artifact, from the model or from the verified fp32 artifact at ``base``
-    open_runner(path, threads)     the artifact in its own runtime, as a `Runner`
-    unsupported_reason(loaded)     the property of the model that the format cannot express, or None
-    validate_artifact(loaded, text, path)    what is wrong with the file besides its logits, such as other token ids
-    open_dequantized(loaded, path, threads)  the artifact with the model's own weights in place of quantized ones
-
-This table imports none of them, so that ``tinytf export --help`` costs nothing. Graphs with onnxruntime's own fused
+This table imports no writer, so that ``tinytf export --help`` costs nothing. Graphs with onnxruntime's own fused
 attention are built from the Hugging Face folder: ``python -m onnxruntime_genai.models.builder -i huggingface``.
 """
 
@@ -29,6 +21,30 @@ if TYPE_CHECKING:
     from tinytf.run.checkpoint import LoadedModel
 
 
+class Writer:
+    """Writes, opens and checks the artifacts of one format; the first two methods are each format's own."""
+
+    def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
+        """Write the artifact to ``path``; ``base`` is the verified float32 artifact it is made from, if any."""
+        raise NotImplementedError
+
+    def open_runner(self, path: Path, threads: int) -> Runner:
+        """The artifact in its own runtime, on this many CPU threads."""
+        raise NotImplementedError
+
+    def unsupported_reason(self, loaded: LoadedModel) -> str | None:
+        """The property of the model that the format cannot express, or None."""
+        return None
+
+    def validate_artifact(self, loaded: LoadedModel, text: str, path: Path) -> list[str]:
+        """What is wrong with the file besides its logits, such as other token ids, each in words."""
+        return []
+
+    def open_dequantized(self, loaded: LoadedModel, path: Path, threads: int) -> Runner | None:
+        """The artifact with the model's own weights in place of quantized ones; None if it holds none."""
+        return None
+
+
 @dataclass(frozen=True)
 class Format:
     """One artifact of a bundle.
@@ -36,10 +52,10 @@ class Format:
     Args:
         name: as in ``--formats``.
         file: name of the file or folder in the bundle.
-        module: what writes and opens it, see above.
+        writer_path: ``module:object`` of its `Writer`, below this package.
         precision: row of the threshold table that applies.
         about: one line for ``--help``.
-        base: the fp32 format it is made from, which is verified first.
+        base: the float32 format it is made from, which is verified first.
         writing: packages needed to write it.
         running: packages needed to run it; without them it is "not verified".
         label: what a reader of the table must know of it.
@@ -48,7 +64,7 @@ class Format:
 
     name: str
     file: str
-    module: str
+    writer_path: str
     precision: str
     about: str
     base: str | None = None
@@ -57,37 +73,12 @@ class Format:
     label: str = ""
     runs_code: bool = False
 
-    def _call(self, function: str, *arguments: Any, default: Any = None) -> Any:
-        """Call a function of the format's module; ``default`` if it has none of this name."""
-        module, _, name = self.module.partition(":")
-        implementation: Any = import_module(f"{__name__}.{module}")
-        if name:
-            implementation = getattr(implementation, name)
-        return getattr(implementation, function, lambda *_: default)(*arguments)
-
-    def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
-        """Write the artifact to ``path``; ``base`` is the verified fp32 artifact it is made from, if any."""
-        self._call("write", loaded, path, base)
-
-    def open_runner(self, path: Path, threads: int) -> Runner:
-        """The artifact in its own runtime, on this many CPU threads."""
-        runner: Runner = self._call("open_runner", path, threads)
-        return runner
-
-    def unsupported_reason(self, loaded: LoadedModel) -> str | None:
-        """Why this model cannot be written so, or None."""
-        reason: str | None = self._call("unsupported_reason", loaded)
-        return reason
-
-    def validate_artifact(self, loaded: LoadedModel, text: str, path: Path) -> list[str]:
-        """What is wrong with the artifact besides its logits, each in words."""
-        problems: list[str] = self._call("validate_artifact", loaded, text, path, default=[])
-        return problems
-
-    def open_dequantized(self, loaded: LoadedModel, path: Path, threads: int) -> Runner | None:
-        """The artifact with the model's own weights in place of quantized ones; None if it holds none."""
-        runner: Runner | None = self._call("open_dequantized", loaded, path, threads)
-        return runner
+    @property
+    def implementation(self) -> Writer:
+        """Its writer, imported when first asked for."""
+        module, _, name = self.writer_path.partition(":")
+        writer: Writer = getattr(import_module(f"{__name__}.{module}"), name)
+        return writer
 
     def missing(self, purpose: str) -> list[str]:
         """Packages that are not installed, of those needed for ``"writing"`` or ``"running"``."""
@@ -100,7 +91,7 @@ _QUANTIZED: dict[str, Any] = {"writing": ("onnx", "onnxscript", "onnxruntime"), 
 _GGUF: dict[str, Any] = {"writing": ("gguf",), "running": ("gguf", "llama_cpp")}
 _TABLE = (
     Format(
-        "huggingface", "huggingface", "huggingface", "fp32",
+        "huggingface", "huggingface", "huggingface:HUGGINGFACE", "fp32",
         "folder for transformers and vLLM: config, safetensors, tokenizer, model card",
         writing=("transformers",), running=("transformers",),
     ),
@@ -118,10 +109,13 @@ _TABLE = (
         "onnx-kv with 4-bit weights (MatMulNBits), for onnxruntime", base="onnx-kv", **_QUANTIZED,
     ),
     Format(
-        "torchscript", "model.torchscript.pt", "torchscript", "exact", "traced; loads with torch alone",
+        "torchscript", "model.torchscript.pt", "torch_programs:TORCHSCRIPT", "exact", "traced; loads with torch alone",
         label="PyTorch is retiring TorchScript: prefer pt2", runs_code=True,
     ),
-    Format("pt2", "model.pt2", "pt2", "fp32", "torch.export program; loads with torch alone", runs_code=True),
+    Format(
+        "pt2", "model.pt2", "torch_programs:PT2", "fp32", "torch.export program; loads with torch alone",
+        runs_code=True,
+    ),
     Format("gguf-f32", "model.f32.gguf", "gguf:F32", "llamacpp", "llama.cpp, float32", **_GGUF),
     Format("gguf-f16", "model.f16.gguf", "gguf:F16", "fp16", "llama.cpp, float16", base="gguf-f32", **_GGUF),
     Format("gguf-q8_0", "model.q8_0.gguf", "gguf:Q8_0", "int8", "llama.cpp, 8 bits", base="gguf-f32", **_GGUF),

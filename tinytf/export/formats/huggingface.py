@@ -16,6 +16,7 @@ from torch import Tensor
 from tinytf import __version__
 from tinytf.data.tokenizer import encode, end_of_text_id
 from tinytf.errors import UserError
+from tinytf.export.formats import Writer
 from tinytf.export.parity.runner import Feed, Runner, quiet
 from tinytf.model import TransformerConfig
 from tinytf.run.checkpoint import MODEL_PREFIX, LoadedModel
@@ -27,24 +28,74 @@ FILES |= {"special_tokens_map.json"}  # Releases before 5 write it.
 READ_BY_TRANSFORMERS = {".json", ".safetensors", ".bin", ".py", ".model", ".jinja"}
 
 
-def write(loaded: LoadedModel, path: Path, base: Path | None) -> None:
-    """Write the folder that ``from_pretrained`` reads: weights, configs, tokenizer, model card."""
-    import transformers
+class HuggingFace(Writer):
+    """The folder that ``from_pretrained`` reads: weights, configs, tokenizer, model card."""
 
-    path.mkdir()
-    write_weights(loaded, path / WEIGHTS)
-    with silent():
-        config = transformers_config(loaded.model.config, end_of_text_id(loaded.tokenizer))
-        config.save_pretrained(path)
-        transformers.GenerationConfig.from_model_config(config).save_pretrained(path)
-        wrapped_tokenizer(loaded).save_pretrained(path)
-    # Releases before 5 look for rope_theta outside of rope_parameters, and take 10,000 if it is not there.
-    _change_json(path / "config.json", rope_theta=loaded.model.config.rope_theta)
-    # Release 5 writes "TokenizersBackend", which releases before it do not know.
-    _change_json(path / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-    # Release 5 adds a truncation or padding of its own to tokenizer.json: ours is the bundle's, unchanged.
-    loaded.tokenizer.save(str(path / "tokenizer.json"))
-    (path / "README.md").write_text(model_card(loaded), encoding="utf-8")
+    def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
+        import transformers
+
+        path.mkdir()
+        write_weights(loaded, path / WEIGHTS)
+        with silent():
+            config = transformers_config(loaded.model.config, end_of_text_id(loaded.tokenizer))
+            config.save_pretrained(path)
+            transformers.GenerationConfig.from_model_config(config).save_pretrained(path)
+            wrapped_tokenizer(loaded).save_pretrained(path)
+        # Releases before 5 look for rope_theta outside of rope_parameters, and take 10,000 if it is not there.
+        _change_json(path / "config.json", rope_theta=loaded.model.config.rope_theta)
+        # Release 5 writes "TokenizersBackend", which releases before it do not know.
+        _change_json(path / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+        # Release 5 adds a truncation or padding of its own to tokenizer.json: ours is the bundle's, unchanged.
+        loaded.tokenizer.save(str(path / "tokenizer.json"))
+        (path / "README.md").write_text(model_card(loaded), encoding="utf-8")
+
+    def open_runner(self, path: Path, threads: int) -> Runner:
+        import transformers
+
+        require_known_files(path)
+        with silent():
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                path,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        left = {what: sorted(names) for what, names in info.items() if names}
+        if left:
+            raise RuntimeError(f"transformers did not take the weights as they are: {left}")
+        model.eval()
+
+        def start(batch_size: int) -> Feed:
+            past = transformers.DynamicCache(config=model.config)
+
+            def feed(tokens: Tensor) -> Tensor:
+                with torch.inference_mode():
+                    logits: Tensor = model(input_ids=tokens, past_key_values=past, use_cache=True).logits
+                return logits
+
+            return feed
+
+        return Runner(f"transformers {transformers.__version__}", start)
+
+    def validate_artifact(self, loaded: LoadedModel, text: str, path: Path) -> list[str]:
+        if find_spec("transformers") is None:
+            return []
+        import transformers
+
+        require_known_files(path)
+        with silent():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            # A literal <|endoftext|> in a text is text here: without this it would be the special token there.
+            ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if ids != encode(loaded.tokenizer, text):
+            return ["AutoTokenizer gives other token ids"]
+        back = tokenizer.decode(ids, skip_special_tokens=False)
+        return [] if back == text else ["AutoTokenizer does not give back the text"]
+
+
+HUGGINGFACE = HuggingFace()
 
 
 def write_weights(loaded: LoadedModel, path: Path) -> None:
@@ -156,23 +207,6 @@ def _prompt(tokenizer: Tokenizer) -> str:
     return next(visible, "")
 
 
-def validate_artifact(loaded: LoadedModel, text: str, path: Path) -> list[str]:
-    """Whether ``AutoTokenizer``, if it is installed, gives a text the same ids and gives it back."""
-    if find_spec("transformers") is None:
-        return []
-    import transformers
-
-    require_known_files(path)
-    with silent():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        # A literal <|endoftext|> in a text is text here: without this it would be the special token there.
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if ids != encode(loaded.tokenizer, text):
-        return ["AutoTokenizer gives other token ids"]
-    back = tokenizer.decode(ids, skip_special_tokens=False)
-    return [] if back == text else ["AutoTokenizer does not give back the text"]
-
-
 def require_known_files(path: Path) -> None:
     """Raise RuntimeError at a file that transformers may read and tinytf does not write.
 
@@ -182,38 +216,6 @@ def require_known_files(path: Path) -> None:
     strangers = [name for name in strangers if Path(name).suffix in READ_BY_TRANSFORMERS]
     if strangers:
         raise RuntimeError(f"{path.name}/{strangers[0]} is not a file that tinytf exports: it is not opened with it")
-
-
-def open_runner(path: Path, threads: int) -> Runner:
-    """The folder in transformers; an error if a weight is missing or left over."""
-    import transformers
-
-    require_known_files(path)
-    with silent():
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    left = {what: sorted(names) for what, names in info.items() if names}
-    if left:
-        raise RuntimeError(f"transformers did not take the weights as they are: {left}")
-    model.eval()
-
-    def start(batch_size: int) -> Feed:
-        past = transformers.DynamicCache(config=model.config)
-
-        def feed(tokens: Tensor) -> Tensor:
-            with torch.inference_mode():
-                logits: Tensor = model(input_ids=tokens, past_key_values=past, use_cache=True).logits
-            return logits
-
-        return feed
-
-    return Runner(f"transformers {transformers.__version__}", start)
 
 
 @contextmanager

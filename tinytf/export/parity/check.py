@@ -13,8 +13,7 @@ from tinytf.data.tokenizer import end_of_text_id
 from tinytf.export.formats import Format
 from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.compare import ParityMetrics, ReferenceLogits, compare
-from tinytf.export.parity.runner import Runner, eager, quiet, reference_precision
-from tinytf.export.parity.speed import Speed, measure
+from tinytf.export.parity.runner import Runner, Speed, eager, measure, quiet, reference_precision
 from tinytf.export.parity.thresholds import Limits, breaches
 from tinytf.run.checkpoint import LoadedModel
 
@@ -73,30 +72,27 @@ class ParityCheck:
 
     def run(self, format: Format, path: Path) -> CheckResult:
         """Load an artifact from disk in its own runtime and measure it; what goes wrong in the runtime is raised."""
-        problems: list[str] = []
+        writer, problems = format.implementation, []
         limits = {row: self.thresholds[row] for row in (format.precision, "fp32")}
         if not format.missing("writing"):  # Reading a file back takes the packages that write it.
             with quiet():
                 text = plain_text(self.loaded.tokenizer, self.evaluation)
-                problems = format.validate_artifact(self.loaded, text, path)
+                problems = writer.validate_artifact(self.loaded, text, path)
         missing = format.missing("running")
         if missing:
             install = f"install {', '.join(PACKAGES.get(name, name) for name in missing)} to verify it"
             status = FAILED if problems else NOT_VERIFIED
             return CheckResult(format, status, path, reasons=[*problems, install], limits=limits)
-        with reference_precision(self.threads), quiet(), closing(format.open_runner(path, self.threads)) as runner:
+        with reference_precision(self.threads), quiet(), closing(writer.open_runner(path, self.threads)) as runner:
             metrics = compare(runner, self.reference)
-            dequantized = None if problems else self._dequantized(format, path)
+            exact = None if problems else writer.open_dequantized(self.loaded, path, self.threads)
+            dequantized = compare(exact, self.reference) if exact else None
             speed, baseline = self._speeds(runner, eager(self.loaded.model))
         reasons = problems + breaches(metrics, limits[format.precision])
         if dequantized:
             reasons += [f"dequantized: {reason}" for reason in breaches(dequantized, limits["fp32"])]
         status = FAILED if reasons else PASSED
         return CheckResult(format, status, path, runner.runtime, metrics, dequantized, speed, baseline, reasons, limits)
-
-    def _dequantized(self, format: Format, path: Path) -> ParityMetrics | None:
-        runner = format.open_dequantized(self.loaded, path, self.threads)
-        return compare(runner, self.reference) if runner else None
 
     def baseline_speed(self, results: Sequence[CheckResult]) -> Speed:
         """The model's own, eager with its cache: the best of what was measured in turns with the artifacts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -93,22 +92,21 @@ def compare(runner: Runner, reference: ReferenceLogits) -> ParityMetrics:
     with torch.inference_mode():
         text = _on_held_out(runner, reference)
         greedy, greedy_tokens, farthest = _greedy(runner, reference)
-        cases = list(_other_cases(runner, reference))
-        for case in cases:
-            farthest = _larger(farthest, _distance(runner, reference, case))
-        farthest = _larger(farthest, text.max_abs)
+        others = [farthest, *(_distance(runner, reference, case) for case in _other_cases(runner, reference))]
+    # Not max(): it keeps its first if the other is NaN.
+    max_abs = float(torch.tensor([text.max_abs, *others]).max())
     return ParityMetrics(
-        max_abs=farthest,
-        relative=farthest / text.std,
-        top1=text.agreed / text.tokens,
-        kl=text.kl / text.tokens,
-        kl_max=text.kl_max,
-        loss=text.loss / text.tokens,
-        reference_loss=text.reference_loss / text.tokens,
-        tokens=text.tokens,
+        max_abs=max_abs,
+        relative=max_abs / text.std,
+        top1=float(text.agreed.double().mean()),
+        kl=float(text.kl.mean()),
+        kl_max=float(text.kl.max()),
+        loss=float(text.loss.mean()),
+        reference_loss=float(text.reference_loss.mean()),
+        tokens=len(text.loss),
         greedy=greedy,
         greedy_tokens=greedy_tokens,
-        cases=len(cases) + 1 + -(-len(reference.evaluation.windows) // 2),
+        cases=len(others) + -(-len(reference.evaluation.windows) // 2),
     )
 
 
@@ -136,56 +134,42 @@ def _max_abs(logits: Tensor, wanted: Tensor) -> float:
     return float((logits - wanted).abs().max())
 
 
-def _larger(a: float, b: float) -> float:
-    # max() keeps its first where the other is NaN.
-    return a if a > b or math.isnan(a) else b
+@dataclass(frozen=True)
+class _HeldOut:
+    """Per held-out position, float64 ``[tokens]``; the last two are over all logits."""
+
+    kl: Tensor
+    loss: Tensor
+    reference_loss: Tensor
+    agreed: Tensor
+    max_abs: float
+    std: float
 
 
-@dataclass
-class _Sums:
-    """Sums over held-out positions, and over all their logits for the standard deviation."""
-
-    max_abs: float = 0.0
-    agreed: int = 0
-    kl: float = 0.0
-    kl_max: float = 0.0
-    loss: float = 0.0
-    reference_loss: float = 0.0
-    tokens: int = 0
-    logits: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    @property
-    def std(self) -> float:
-        variance = self.squares / self.logits - (self.total / self.logits) ** 2
-        return math.sqrt(max(variance, 1e-30))
-
-
-def _on_held_out(runner: Runner, reference: ReferenceLogits) -> _Sums:
-    sums = _Sums()
+def _on_held_out(runner: Runner, reference: ReferenceLogits) -> _HeldOut:
+    columns: list[tuple[Tensor, ...]] = []
+    distances = []
+    moments = torch.zeros(3, dtype=torch.float64)
     for case, targets in held_out(reference.evaluation):
         wanted = reference.logits(case.tokens)
         logits = _logits(runner, case, wanted)
-        sums.max_abs = _larger(sums.max_abs, _max_abs(logits, wanted))
-        # A window at a time: float64 over a large vocabulary fills memory.
-        for row in range(len(targets)):
-            _add(sums, logits[row].double(), wanted[row].double(), targets[row])
-    return sums
+        distances.append(_max_abs(logits, wanted))
+        # A window at a time: the float64 of several, with softmax's temporaries, fills memory at large vocabularies.
+        for row, wanted_row, target in zip(logits, wanted, targets, strict=True):
+            wanted_row = wanted_row.double()
+            columns.append(_position_columns(row.double(), wanted_row, target))
+            moments += torch.stack([wanted_row.pow(power).sum() for power in range(3)])
+    count, total, squares = moments.tolist()
+    variance = squares / count - (total / count) ** 2
+    max_abs = float(torch.tensor(distances).max())
+    kl, loss, reference_loss, agreed = (torch.cat(column) for column in zip(*columns, strict=True))
+    return _HeldOut(kl, loss, reference_loss, agreed, max_abs, std=max(variance, 1e-30) ** 0.5)
 
 
-def _add(sums: _Sums, logits: Tensor, wanted: Tensor, targets: Tensor) -> None:
+def _position_columns(logits: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     p, q = F.log_softmax(wanted, dim=-1), F.log_softmax(logits, dim=-1)
-    kl = (p.exp() * (p - q)).sum(-1)
-    sums.kl += float(kl.sum())
-    sums.kl_max = _larger(sums.kl_max, float(kl.max()))
-    sums.loss += float(F.nll_loss(q, targets, reduction="sum"))
-    sums.reference_loss += float(F.nll_loss(p, targets, reduction="sum"))
-    sums.agreed += int(_agrees(logits, wanted).sum())
-    sums.tokens += len(targets)
-    sums.logits += wanted.numel()
-    sums.total += float(wanted.sum())
-    sums.squares += float(wanted.square().sum())
+    losses = (F.nll_loss(log, targets, reduction="none") for log in (q, p))
+    return ((p.exp() * (p - q)).sum(-1), *losses, _agrees(logits, wanted))
 
 
 def _agrees(logits: Tensor, wanted: Tensor) -> Tensor:

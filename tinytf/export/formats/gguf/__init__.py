@@ -3,6 +3,8 @@
 Byte-level BPE is written as llama.cpp's ``gpt2``, characters as its ``rwkv``: that takes the longest entry that fits,
 which for entries of one character is that character, and it alone assumes no end-of-text id. With ``gpt2`` and
 ``llama``, a file that names none ends its texts at token 11 or 2, here a letter.
+
+Every file is read back and compared with the model, whether llama.cpp is installed or not.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tinytf.data.tokenizer import end_of_text_id, is_by_character, is_gpt2_like
+from tinytf.export.formats import Writer
 from tinytf.export.formats.gguf.llama_cpp import open_llama_cpp, tokenizer_problems
-from tinytf.export.formats.gguf.read_back import BLOCK, Array, architecture, file_problems, gguf_name
 from tinytf.export.parity.runner import Runner, quiet
 from tinytf.model import TransformerConfig
 from tinytf.run.checkpoint import LoadedModel
+
+Array = npt.NDArray[Any]
 
 FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}
 
@@ -29,29 +34,50 @@ ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
+BLOCK = 32
+"""Values that share one scale in Q8_0."""
+
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""The parts of a block here and in llama.cpp."""
+
 
 @dataclass(frozen=True)
-class Gguf:
+class Gguf(Writer):
     """One of the three types; ``kind`` is the name of gguf's own type."""
 
     kind: str
 
     def unsupported_reason(self, loaded: LoadedModel) -> str | None:
-        """The property of the model that GGUF cannot express, or None."""
         config = loaded.model.config
-        if self.kind == "Q8_0" and (config.d_model % BLOCK or config.ff_dim % BLOCK):
-            name, size = ("d_model", config.d_model) if config.d_model % BLOCK else ("d_ff", config.ff_dim)
-            return f"its blocks are of {BLOCK} values, which do not divide {name} {size}"
+        for name, size in (("d_model", config.d_model), ("d_ff", config.ff_dim)):
+            if self.kind == "Q8_0" and size % BLOCK:
+                return f"its blocks are of {BLOCK} values, which do not divide {name} {size}"
         return unsupported_tokenizer(loaded.tokenizer)
 
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
-        """Write weights, config and tokenizer into one GGUF file."""
         import gguf
 
         config = loaded.model.config
         with quiet():
             writer = gguf.GGUFWriter(str(path), architecture(config))
-        _add_config(writer, config, loaded.name, gguf.LlamaFileType[FILE_TYPES[self.kind]])
+        writer.add_name(loaded.name)
+        writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[self.kind]])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        for name, value in stated_config(config).items():
+            add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+            add(f"{architecture(config)}.{name}", value)
         _add_tokenizer(writer, loaded.tokenizer, config.vocab_size)
         for name, weight in loaded.model.state_dict().items():
             array = to_llama_cpp(name, weight.numpy(), config)
@@ -65,17 +91,48 @@ class Gguf:
             writer.close()
 
     def open_runner(self, path: Path, threads: int) -> Runner:
-        """The file in llama.cpp."""
         return open_llama_cpp(path, threads)
 
     def validate_artifact(self, loaded: LoadedModel, text: str, path: Path) -> list[str]:
-        """What read back differs from the model, and texts that llama.cpp tokenizes otherwise."""
         return file_problems(loaded, path, self.kind) + tokenizer_problems(loaded.tokenizer, text, path)
 
 
 F32 = Gguf("F32")
 F16 = Gguf("F16")
 Q8_0 = Gguf("Q8_0")
+
+
+def architecture(config: TransformerConfig) -> str:
+    """The name that llama.cpp knows the model's layout by."""
+    return "qwen3" if config.qk_norm else "llama"
+
+
+def gguf_name(name: str) -> str:
+    """llama.cpp's name of a weight. The head has none: without ``output.weight`` it is the embedding."""
+    if name == "embed_tokens.weight":
+        return "token_embd.weight"
+    if name == "norm.weight":
+        return "output_norm.weight"
+    _, layer, part = name.split(".", 2)
+    return f"blk.{layer}.{NAMES[part.removesuffix('.weight')]}.weight"
+
+
+def stated_config(config: TransformerConfig) -> dict[str, int | float]:
+    """The config as a file states it, in llama.cpp's words; its architecture stands before each name."""
+    return {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_seq_len,
+        "embedding_length": config.d_model,
+        "block_count": config.n_layers,
+        "feed_forward_length": config.ff_dim,
+        "attention.head_count": config.n_heads,
+        "attention.head_count_kv": config.kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": float(config.rope_theta),
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+    }
 
 
 def to_llama_cpp(name: str, weight: Array, config: TransformerConfig) -> Array:
@@ -90,6 +147,17 @@ def to_llama_cpp(name: str, weight: Array, config: TransformerConfig) -> Array:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
 
 
+def from_llama_cpp(name: str, weight: Array, config: TransformerConfig) -> Array:
+    """The way back, row by row rather than by the inverse reshape, so that one mistake is not made twice."""
+    heads = {"q_proj": config.n_heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
+    if config.qk_norm or heads is None:
+        return weight
+    size = config.head_dim
+    order = [head * size + 2 * (row % (size // 2)) + row // (size // 2) for head in range(heads) for row in range(size)]
+    back: Array = weight[order]
+    return back
+
+
 def unsupported_tokenizer(tokenizer: Tokenizer) -> str | None:
     """What of a tokenizer llama.cpp cannot express, or None."""
     if is_by_character(tokenizer):
@@ -99,26 +167,6 @@ def unsupported_tokenizer(tokenizer: Tokenizer) -> str | None:
             return "its tokenizer has no end-of-text token, and llama.cpp would take token 11 for it"
         return None
     return "its tokenizer is neither by character nor byte-level BPE with GPT-2's word pattern"
-
-
-def _add_config(writer: Any, config: TransformerConfig, name: str, file_type: int) -> None:
-    import gguf
-
-    writer.add_name(name)
-    writer.add_file_type(file_type)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_seq_len)
-    writer.add_embedding_length(config.d_model)
-    writer.add_block_count(config.n_layers)
-    writer.add_feed_forward_length(config.ff_dim)
-    writer.add_head_count(config.n_heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -146,3 +194,51 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
         writer.add_eos_token_id(end)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
+
+
+def file_problems(loaded: LoadedModel, path: Path, kind: str) -> list[str]:
+    """What a file states or holds that is not the model's, each in words; ``kind`` is gguf's type of its weights."""
+    import gguf
+
+    reader = gguf.GGUFReader(str(path))
+    return config_problems(loaded.model.config, reader) + tensor_problems(loaded, reader, kind)
+
+
+def config_problems(config: TransformerConfig, reader: Any) -> list[str]:
+    """Compare the config that a file states with the model's."""
+    wanted = stated_config(config)
+    fields = {name: reader.get_field(f"{architecture(config)}.{name}") for name in wanted}
+    stated = {name: field and field.contents() for name, field in fields.items()}
+    # Fractions are kept in float32.
+    wrong = [name for name, value in wanted.items() if stated[name] is None or np.float32(value) != stated[name]]
+    return [f"{name} is {stated[name]} in the file and {wanted[name]} in the model" for name in wrong]
+
+
+def tensor_problems(loaded: LoadedModel, reader: Any, kind: str) -> list[str]:
+    """Compare every tensor of a file with the model's."""
+    import gguf
+
+    config = loaded.model.config
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    problems = []
+    for name, weight in loaded.model.state_dict().items():
+        tensor = tensors.pop(gguf_name(name), None)
+        if tensor is None:
+            problems.append(f"tensor {gguf_name(name)} is missing")
+            continue
+        back = from_llama_cpp(name, gguf.quants.dequantize(tensor.data, tensor.tensor_type), config)
+        if not _is_near(back.reshape(weight.shape), weight.numpy(), kind):
+            problems.append(f"tensor {tensor.name} is not {name}")
+    return problems + [f"tensor {name} is not the model's" for name in tensors]
+
+
+def _is_near(back: Array, weight: Array, kind: str) -> bool:
+    """Equal to what the type stores. For Q8_0: ``|q * s - w| <= step / 2 + 127 * step * 2**-11`` per block of 32, with
+    ``step = max|w| / 127``: half a step, and 127 steps of a scale s that is rounded to float16."""
+    if kind == "F32" or weight.ndim == 1:
+        return bool(np.array_equal(back, weight))
+    if kind == "F16":
+        return bool(np.array_equal(back, weight.astype(np.float16).astype(np.float32)))
+    blocks, exact = (array.reshape(-1, BLOCK) for array in (back, weight))
+    step = np.abs(exact).max(axis=1, keepdims=True) / 127
+    return bool((np.abs(blocks - exact) <= step * (0.5 + 127 * 2.0**-11) + 1e-7).all())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from tinytf.export.formats import Writer
 from tinytf.export.formats.onnx.fused_projections import FusedTransformer
 from tinytf.export.formats.onnx.runtime import (
     METADATA,
@@ -31,18 +32,16 @@ OPSET = 18
 
 PROTOBUF_LIMIT = 2**31
 EXAMPLE_PAST = 5
+"""Of the traced example: torch.export takes sizes of 0 and 1 for constants."""
 
 
-@dataclass(frozen=True)
-class Plain:
+class Plain(Writer):
     """Ids ``[batch, seq]`` in, logits ``[batch, seq, vocab_size]`` out."""
 
     def unsupported_reason(self, loaded: LoadedModel) -> str | None:
-        """Why this model cannot be written so, or None."""
         return too_large(loaded.model.config) or too_short_to_trace(loaded.model.config)
 
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
-        """Export the model as it is."""
         limit = loaded.model.config.max_seq_len
         write_graph(
             loaded,
@@ -55,7 +54,6 @@ class Plain:
         )
 
     def open_runner(self, path: Path, threads: int) -> Runner:
-        """The graph in onnxruntime, which reads the whole text again for each token."""
         session = open_session(path, threads)
 
         def forward(tokens: torch.Tensor) -> torch.Tensor:
@@ -64,16 +62,13 @@ class Plain:
         return Runner(runtime_name(), recomputing(forward), cached=False)
 
 
-@dataclass(frozen=True)
-class WithCache:
+class WithCache(Writer):
     """Prefill, chunked prefill and decode in one graph of standard operators."""
 
     def unsupported_reason(self, loaded: LoadedModel) -> str | None:
-        """Why this model cannot be written so, or None."""
         return too_large(loaded.model.config)
 
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
-        """Export one graph that takes past keys and values of any length, 0 included."""
         config = loaded.model.config
         tokens = example_tokens()
         sizes = (len(tokens), config.kv_heads, EXAMPLE_PAST, config.head_dim)
@@ -90,7 +85,6 @@ class WithCache:
         )
 
     def open_runner(self, path: Path, threads: int) -> Runner:
-        """The graph in onnxruntime, with its cache."""
         return cached_runner(open_session(path, threads))
 
 
@@ -130,11 +124,11 @@ def write_graph(
             verbose=False,
         )
     assert program is not None
-    save(program.model_proto, path, loaded.model.config)
+    save(program.model_proto, path, loaded)
 
 
-def save(proto: Any, path: Path, config: TransformerConfig) -> None:
-    """Write and check a graph, with the model's config in its metadata and without the exporter's notes."""
+def save(proto: Any, path: Path, loaded: LoadedModel) -> None:
+    """Write and check a graph, with what generation needs in its metadata and without the exporter's notes."""
     import onnx
 
     # The notes are half of a small file, and hold paths of the machine that wrote it.
@@ -142,6 +136,7 @@ def save(proto: Any, path: Path, config: TransformerConfig) -> None:
     for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
         del part.metadata_props[:]
     del proto.graph.value_info[:]
-    onnx.helper.set_model_props(proto, {METADATA: json.dumps(asdict(config))})
+    stated = {**asdict(loaded.model.config), "start_token": loaded.start_token}
+    onnx.helper.set_model_props(proto, {METADATA: json.dumps(stated)})
     onnx.save(proto, str(path))
     onnx.checker.check_model(str(path), full_check=True)

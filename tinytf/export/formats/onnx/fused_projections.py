@@ -53,9 +53,8 @@ class FusedAttention(nn.Module):
         self.norm: Norm | None = None
         if isinstance(q_norm, nn.RMSNorm) and isinstance(k_norm, nn.RMSNorm):
             self.norm = Norm(torch.ones(attention.head_dim), q_norm.eps)
-            self.q_gain, self.k_gain = frozen(q_norm.weight * scale), frozen(k_norm.weight)
-            rows = torch.cat((self.q_gain.expand(heads, 1, -1), self.k_gain.expand(kv_heads, 1, -1)))
-            self.gain = frozen(rows)
+            gains = ((q_norm.weight * scale).expand(heads, 1, -1), k_norm.weight.expand(kv_heads, 1, -1))
+            self.gain = frozen(torch.cat(gains))
         else:
             self.qkv.data[:, : heads * attention.head_dim] *= scale
 

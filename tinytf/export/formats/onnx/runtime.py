@@ -46,13 +46,15 @@ def open_session(graph: Path | bytes, threads: int) -> Any:
     )
 
 
-def recorded_config(session: Any) -> TransformerConfig | None:
-    """The model's config as the file states it, or None if tinytf did not write the file."""
+def recorded_metadata(session: Any) -> dict[str, Any] | None:
+    """The model's config and start token as the file states them, or None if tinytf did not write the file."""
     text = session.get_modelmeta().custom_metadata_map.get(METADATA)
     try:
-        return None if text is None else TransformerConfig(**json.loads(text))
-    except (TypeError, ValueError, RecursionError):
+        stated: dict[str, Any] = json.loads(text or "null")
+        TransformerConfig.from_mapping(stated)
+    except (TypeError, ValueError, AttributeError, RecursionError):
         return None
+    return stated
 
 
 def cached_runner(session: Any) -> Runner:
@@ -90,22 +92,23 @@ class OnnxEngine:
             session = open_session(path, threads)
         except Exception as error:  # The binding has its own classes for each kind of broken file.
             raise UserError(f"--model {path}: onnxruntime cannot load it ({' '.join(str(error).split())})") from error
-        config = recorded_config(session)
-        if config is None:
+        stated = recorded_metadata(session)
+        if stated is None:
             raise UserError(f"--model {path}: it was not exported by tinytf, so its context length is unknown")
         if f"{PAST}.0.key" not in {node.name for node in session.get_inputs()}:
             raise UserError(f"--model {path}: it has no key-value cache; give model_kv.onnx, or export onnx-kv")
-        self.vocab_size, self.max_seq_len = config.vocab_size, config.max_seq_len
+        self.vocab_size, self.max_seq_len = stated["vocab_size"], stated["max_seq_len"]
+        self.start_token: int | None = stated.get("start_token")
         self._runner = cached_runner(session)
         self._feed, self._length = self._runner.start(1), 0
 
     def prefill(self, tokens: Tensor) -> Tensor:
-        """Forget everything, read ids ``[batch, seq]``, return the last position's logits ``[batch, vocab_size]``."""
+        """See `Engine`."""
         self._feed, self._length = self._runner.start(len(tokens)), 0
         return self._last_logits(tokens)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one more id per row, ``[batch]``, return its position's logits ``[batch, vocab_size]``."""
+        """See `Engine`."""
         return self._last_logits(tokens[:, None])
 
     def _last_logits(self, tokens: Tensor) -> Tensor:
