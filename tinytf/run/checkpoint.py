@@ -6,16 +6,13 @@ import errno
 import pickle
 import re
 import shutil
-import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from tokenizers import Tokenizer
 
 from tinytf.data.tokenizer import end_of_text_id
@@ -107,33 +104,6 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 # -- writing ---------------------------------------------------------------------------------------------------
-
-
-class DurableCheckpointIO(TorchCheckpointIO):
-    """Temporary file in the same folder, fsync, rename, fsync of the folder.
-
-    Lightning's own writer makes its temporary file in $TMPDIR and syncs nothing: across file systems its rename is a
-    copy over the old file, and a kill or a full disk during that copy loses both.
-
-    Args:
-        on_saved: called with each file in place: its path, optimizer step, and the seconds it took.
-    """
-
-    def __init__(self, on_saved: Callable[[Path, int, float], None] | None = None) -> None:
-        super().__init__()
-        self.on_saved = on_saved
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path, start = Path(path), time.monotonic()
-        write_checkpoint(path, checkpoint)
-        if self.on_saved:
-            self.on_saved(path, checkpoint["global_step"], time.monotonic() - start)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Verified, and never unpickled, whatever ``weights_only`` or the environment ask for."""
-        return read_checkpoint(path)
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
