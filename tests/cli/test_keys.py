@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tinytf.cli.config.help import HELP
+from tinytf.cli.config.keys import HELP
 from tinytf.cli.config.parser import parser_of
 
 UNITS = re.split(

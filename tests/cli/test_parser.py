@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinytf.cli.flags import CommandParser, positive
+from tinytf.cli.config.flags import CommandParser, positive
 from tinytf.errors import UserError
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from tinytf.cli.config.schema import schema
 from tinytf.cli.main import main
-from tinytf.cli.schema import schema
 
 REPOSITORY = Path(__file__).parents[2]
 FILE = REPOSITORY / "configs" / "tinytf.schema.json"

@@ -25,19 +25,19 @@ log = logging.getLogger(__name__)
 
 def validate(argv: list[str]) -> int:
     """Evaluate a checkpoint on the validation split; the exit code."""
-    with heavy_command():
-        cli = CommandLine("validate", argv)
-        trainer = evaluation_trainer(cli)
-        trainer.validate(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path, verbose=cli.config.verbose)
-    return 0
+    return evaluate("validate", argv)
 
 
 def test(argv: list[str]) -> int:
     """Evaluate a checkpoint on the test split; the exit code."""
+    return evaluate("test", argv)
+
+
+def evaluate(command: str, argv: list[str]) -> int:
     with heavy_command():
-        cli = CommandLine("test", argv)
-        trainer = evaluation_trainer(cli)
-        trainer.test(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path, verbose=cli.config.verbose)
+        cli = CommandLine(command, argv)
+        measure = getattr(evaluation_trainer(cli), command)  # Lightning's methods have the commands' names.
+        measure(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path, verbose=cli.config.verbose)
     return 0
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tinytf.cli.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
+from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
 from tinytf.errors import UserError
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
 from tinytf.utils.text import strict_json

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinytf.cli.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
+from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
 from tinytf.errors import UserError
 
 # torch takes a second to import: a mistyped flag is told before that.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinytf.cli.flags import CommandParser, add_checkpoint_flags, checkpoint_path
+from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, checkpoint_path
 from tinytf.errors import UserError
+from tinytf.utils.text import flatten, strict, strict_json
 
 Sections = dict[str, dict[str, Any]]
 
@@ -30,22 +30,14 @@ def parser() -> CommandParser:
 
 
 def run(argv: list[str]) -> int:
-    """Parse the flags and print.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UserError: where a checkpoint cannot be read.
-    """
+    """Print what a checkpoint is, or in what two differ."""
     args = parser().parse_args(argv)
     found = describe(checkpoint_path(args))
-    if args.diff is not None:
-        other = describe(checkpoint_path(argparse.Namespace(ckpt_path=args.diff, name=args.name)))
-        changes = differences(found, other)
-        print(json.dumps(changes, indent=2, allow_nan=False) if args.json else difference_text(changes))
-    else:
-        print(json.dumps(found, indent=2, allow_nan=False) if args.json else sections_text(found))
+    if args.diff is None:
+        print(strict_json(found, indent=2) if args.json else sections_text(found))
+        return 0
+    changes = differences(found, describe(checkpoint_path(argparse.Namespace(ckpt_path=args.diff, name=args.name))))
+    print(strict_json(changes, indent=2) if args.json else difference_text(changes))
     return 0
 
 
@@ -76,7 +68,7 @@ def describe(path: Path) -> Sections:
         "code": code,
         "environment": {**provenance, "world_size": entry.get("world_size")},
     }
-    return {name: plain(section) for name, section in sections.items()}
+    return {name: strict(section) for name, section in sections.items()}
 
 
 def losses(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,33 +105,11 @@ def tokenizer(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {"kind": kind, "size": found.get_vocab_size(), "sha256": tokenizer_sha256(found)}
 
 
-def plain(value: Any) -> Any:
-    """The same in JSON's types: tensors as numbers, what is not finite as a string."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested dicts with dotted keys; an empty dict is a leaf."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def differences(old: Sections, new: Sections) -> dict[str, dict[str, list[Any]]]:
     """What differs, as ``{section: {dotted key: [old, new]}}``. Where the files lie and how large they are does not."""
     changes: dict[str, dict[str, list[Any]]] = {}
     for section in old:
-        before, after = dict(flat(old[section])), dict(flat(new[section]))
+        before, after = (dict(flatten(side[section])) for side in (old, new))
         keys = [*before, *(key for key in after if key not in before)]
         changes[section] = {
             key: [before.get(key), after.get(key)]
@@ -154,7 +124,7 @@ def sections_text(sections: Sections) -> str:
     """Sections of nested content as aligned lines."""
     lines = []
     for section, content in sections.items():
-        leaves = list(flat(content))
+        leaves = list(flatten(content))
         width = max((len(key) for key, _ in leaves), default=0)
         lines += ["", section, *(f"  {key:<{width}}  {shown(value)}" for key, value in leaves)]
     return "\n".join(lines[1:])

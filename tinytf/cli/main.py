@@ -26,8 +26,8 @@ COMMANDS = {
     "verify": ("verify:run", "measure an export again"),
     "plan": ("plan:run", "what a config needs of memory and time, before anything is trained"),
     "runs": ("runs:run", "list the runs"),
-    "config-schema": ("schema:run", "print a JSON Schema of the YAML files, for editors"),
-    "completion": ("completion:run", "print the completions of bash or zsh"),
+    "config-schema": ("config.schema:run", "print a JSON Schema of the YAML files, for editors"),
+    "completion": ("config.completion:run", "print the completions of bash or zsh"),
 }
 """Of each command: the module in this folder and its function, and what it does in a line."""
 

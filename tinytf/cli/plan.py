@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.cli import instantiate_class
 from tokenizers import Tokenizer
 
+from tinytf.cli.config.flags import CommandParser, above_zero, positive, share
 from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.console import quiet_libraries
-from tinytf.cli.flags import CommandParser, positive
 from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
@@ -95,24 +95,6 @@ def parser() -> CommandParser:
     flags.add_argument("--verbose", action="store_true", help="list every tensor of the memory estimate")
     flags.add_argument("--json", action="store_true", help="bytes, FLOPs and seconds as one JSON object")
     return flags
-
-
-def above_zero(text: str) -> float:
-    """A number above 0, as a flag's type."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return value
-
-
-def share(text: str) -> float:
-    """A number above 0 and at most 1, as a flag's type."""
-    if above_zero(text) > 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
-    return float(text)
 
 
 def find_machine(args: argparse.Namespace) -> Machine:

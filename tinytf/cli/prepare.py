@@ -8,8 +8,9 @@ from typing import Any
 
 import jsonargparse
 
-from tinytf.cli.config.errors import ConfigError, Keys, OneLineErrors, check_flags, unknown_key
+from tinytf.cli.config.errors import OneLineErrors
 from tinytf.cli.config.files import ConfigFile, read_arguments
+from tinytf.cli.config.keys import ConfigError, Keys, check_flags, unknown_key
 from tinytf.cli.console import quiet_libraries
 from tinytf.data.build import prepare
 from tinytf.data.config import CorpusConfig, PreparedCorpus

@@ -12,14 +12,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tinytf.cli.flags import CommandParser
+from tinytf.cli.config.flags import CommandParser
 from tinytf.errors import UserError
 from tinytf.run.journal import FILE_NAME, Record, read
 from tinytf.utils.machine import is_alive
-from tinytf.utils.text import seconds_between, utc_now
+from tinytf.utils.text import seconds_between, table, utc_now
 
 SILENT_SECONDS = 600.0
-"""A run on another machine, whose process cannot be seen from here, counts as running this long after its last word."""
+"""A run on another machine, whose process cannot be seen from here, counts as running so long after its last record."""
 
 STATES = {"finished": "finished", "stopped": "stopped", "error": "crashed"}
 """What the reason of an ``end`` event makes of a run."""
@@ -27,21 +27,18 @@ STATES = {"finished": "finished", "stopped": "stopped", "error": "crashed"}
 
 @dataclass
 class RunRow:
-    """One run, as its journal tells it.
+    """One run, by its journal.
 
     Args:
-        name: of the run.
-        version: which one of that name.
         state: running, finished, stopped (by a signal, saved), crashed, or empty (it has written nothing yet).
-        step: the last optimizer step written of.
-        max_steps: optimizer steps asked for; None where there is no end.
+        step: the last optimizer step in the journal.
+        max_steps: optimizer steps of the whole run; None if it is endless.
         best_val_loss: the lowest; None before the first validation.
-        best_step: where that was.
-        seconds: time from start to last word, of all attempts together.
+        best_step: the step of that loss.
+        seconds: from start to last record, the sum over all attempts.
         started: when the first attempt did, UTC.
         commit: of the repository it was started in; None outside one.
         dirty: whether tracked files differed from the commit.
-        path: the run's folder.
     """
 
     name: str
@@ -58,6 +55,7 @@ class RunRow:
     path: str = ""
 
 
+HEADER = ("name", "version", "state", "step", "val/loss", "at step", "duration", "started (UTC)", "commit")
 SORTS = ("started", "name", "state", "step", "best_val_loss", "seconds")
 
 
@@ -71,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False))
     else:
-        print(table(rows))
+        print(table([HEADER, *map(_cells, rows)]))
     if not rows:
         print(f"no runs in {root}", file=sys.stderr)
     return 0
@@ -149,14 +147,6 @@ def _unfinished(start: Record, last: Record) -> str:
     if lives is None:
         lives = seconds_between(last["time"], utc_now()) < SILENT_SECONDS
     return "running" if lives else "crashed"
-
-
-def table(rows: Sequence[RunRow]) -> str:
-    """Aligned columns, a header first."""
-    header = ("name", "version", "state", "step", "val/loss", "at step", "duration", "started (UTC)", "commit")
-    cells = [header, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 
 
 def _cells(row: RunRow) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tinytf.cli.config.flags import CommandParser
 from tinytf.cli.export import add_check_flags, print_result, say
-from tinytf.cli.flags import CommandParser
 
 NOTES = """\
 The artifacts are compared with the weights in the folder, so that a copied folder is enough, or with the checkpoint of

@@ -15,9 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from tinytf.cli.config import resume as resuming
 from tinytf.cli.config.auto import resolve_auto
-from tinytf.cli.config.errors import ConfigError, Keys, OneLineErrors, check_flags, check_keys
+from tinytf.cli.config.errors import OneLineErrors
 from tinytf.cli.config.files import Arguments, read_arguments
-from tinytf.cli.config.help import describe
+from tinytf.cli.config.keys import ConfigError, Keys, check_flags, check_keys, describe
 from tinytf.cli.config.validate import validate
 from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError

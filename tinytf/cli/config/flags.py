@@ -50,6 +50,24 @@ def positive(text: str) -> int:
     return value
 
 
+def above_zero(text: str) -> float:
+    """A number above 0, as a flag's type."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A number above 0 and at most 1, as a flag's type."""
+    if above_zero(text) > 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
+    return float(text)
+
+
 def add_checkpoint_flags(parser: CommandParser, *, required: bool = True) -> None:
     """--ckpt_path and --name, as every command that reads a checkpoint has them."""
     parser.add_argument(
@@ -58,15 +76,11 @@ def add_checkpoint_flags(parser: CommandParser, *, required: bool = True) -> Non
         metavar="PATH",
         help="a checkpoint file, or best or last: that of the newest run",
     )
-    parser.add_argument("--name", help="with best or last: the run's name, where the newest run is not meant")
+    parser.add_argument("--name", help="with best or last: the run's name, if not the newest run")
 
 
 def checkpoint_path(args: argparse.Namespace) -> Path:
-    """The file that --ckpt_path means.
-
-    Raises:
-        UserError: where there is no such run.
-    """
+    """The file that --ckpt_path means; UserError if there is none."""
     from tinytf.run.directory import resolve_checkpoint
 
     return resolve_checkpoint(args.ckpt_path, name=args.name)

@@ -15,9 +15,9 @@ import torch
 # name in full. Hence its generator with classes described here; its name is private and pinned by a test.
 from jsonargparse._completions_jsonschema import ParserJsonschema
 
-from tinytf.cli.config.errors import REFUSED
+from tinytf.cli.config.flags import CommandParser
+from tinytf.cli.config.keys import REFUSED
 from tinytf.cli.config.parser import parser_of
-from tinytf.cli.flags import CommandParser
 from tinytf.export.formats import FORMATS, GROUPS
 from tinytf.training.optim.schedules import Schedule
 

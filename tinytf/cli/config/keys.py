@@ -1,0 +1,154 @@
+"""Which keys there are: Lightning's, with help of ours; those of other programs, refused; the nearest to a typo."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tinytf.errors import UserError
+
+HELP = {
+    "config": "YAML file with settings; may be given several times, later files and flags win.",
+    "ckpt_path": "Checkpoint to start from: a file, or best or last, those of the newest run; null starts afresh.",
+    "verbose": "Print the table of results.",
+    "return_predictions": "Keep the predictions, to print them as JSON lines.",
+    "trainer.accelerator": "Hardware to run on: auto takes what is there, else cpu, gpu, cuda, mps or tpu.",
+    "trainer.strategy": "How several devices work together, such as ddp or fsdp; auto is ddp where there are several.",
+    "trainer.devices": "Devices on each machine: their number, a list of their indices, -1 for all, or auto.",
+    "trainer.num_nodes": "Machines that train together.",
+    "trainer.logger": "Further loggers of Lightning, by class; true adds none, false takes those of tracking away too.",
+    "trainer.callbacks": "Further callbacks, by class, such as EarlyStopping with monitor val/loss.",
+    "trainer.min_steps": "Optimizer steps below which no callback stops the run; null sets none.",
+    "trainer.limit_val_batches": "Validation batches to use: a whole number, or a fraction of all; null is all.",
+    "trainer.limit_test_batches": "Test batches to use: a whole number, or a fraction of all; null is all.",
+    "trainer.limit_predict_batches": "Batches to predict: a whole number, or a fraction of all; null is all.",
+    "trainer.enable_progress_bar": "Show the progress on stderr, as a bar on a terminal and as lines elsewhere.",
+    "trainer.gradient_clip_algorithm": "norm scales the whole gradient down, value cuts each entry; null is norm.",
+    "trainer.deterministic": "Demand algorithms that give the same bits each time; warn only says where there is none.",
+    "trainer.benchmark": "Let cuDNN time its algorithms and take the fastest; null leaves PyTorch's own setting.",
+    "trainer.inference_mode": "Evaluate under torch.inference_mode, which is faster than torch.no_grad.",
+    "trainer.profiler": "Lightning's profiler: simple, advanced, pytorch or a class; see tracking.profile too.",
+    "trainer.detect_anomaly": "Find the operation whose gradient is NaN; slow, for debugging.",
+    "trainer.plugins": "Plugins of Lightning, by class: precision, cluster environment, and the like.",
+    "trainer.enable_autolog_hparams": "Give hyperparameters to the loggers at the start.",
+}
+"""In place of Lightning's help, which speaks of epochs, in markup, of defaults that are not ours."""
+
+STEPS = "steps are the only unit: use trainer.max_steps and trainer.val_check_interval"
+STREAM = "training data is one endless stream of windows"
+REFUSED = {
+    "trainer.max_epochs": STEPS,
+    "trainer.min_epochs": STEPS,
+    "trainer.check_val_every_n_epoch": STEPS,
+    "trainer.limit_train_batches": f"{STREAM}; shorten the run with trainer.max_steps",
+    "trainer.overfit_batches": f"{STREAM}; to overfit, give a short file as data.corpus",
+    "trainer.reload_dataloaders_every_n_epochs": STREAM,
+    "trainer.use_distributed_sampler": f"{STREAM}, and each process reads its own part of it",
+    "trainer.max_time": f"{STEPS}; to stop at a time, send a signal, such as by timeout --signal=TERM 2h tinytf fit",
+    "trainer.default_root_dir": "use checkpoint.dir",
+    "trainer.enable_checkpointing": "use checkpoint.save_top_k and checkpoint.every_n_steps",
+    "trainer.fast_dev_run": "use configs/tiny.yaml, or trainer.max_steps 2",
+    "trainer.barebones": "turn off what you do not want by its own key",
+    "trainer.sync_batchnorm": "the model has no batch norm",
+    "trainer.model_registry": "use tracking.mlflow or tracking.wandb",
+    "weights_only": "checkpoints are never unpickled",
+    "model.vocab_size": "the tokenizer decides it; data.vocab_size is what a bpe tokenizer is trained to",
+    "model.bytes_per_token": "the data decides it",
+    "model.seed": "use seed_everything",
+    "data.seed": "use seed_everything",
+    "config": "a file does not include others; give each with --config",
+}
+"""Keys that other programs have, or that are decided elsewhere: what to use."""
+
+
+class ConfigError(UserError):
+    """One wrong key or value.
+
+    Args:
+        key: dotted; empty if the error concerns none.
+        text: what is wrong, without the file and line.
+    """
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    if key in REFUSED:
+        return ConfigError(key, f"{key} is not a setting of tinytf: {REFUSED[key]}")
+    choices = list(known)
+    near = difflib.get_close_matches(key, choices, n=1, cutoff=0.75)
+    if near:
+        return ConfigError(key, f"unknown key {key}; did you mean {near[0]}?")
+    section = key.rpartition(".")[0]
+    siblings = [name for name in choices if section and name.rpartition(".")[0] == section]
+    hint = f"there are {', '.join(siblings)}" if 0 < len(siblings) <= 10 else "see tinytf fit --help"
+    return ConfigError(key, f"unknown key {key}; {hint}")
+
+
+def check_keys(content: Mapping[str, Any], keys: Keys, prefix: str = "") -> None:
+    """Raise `ConfigError` at the first key of a config file that the parser does not have."""
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if key in REFUSED:
+            raise unknown_key(key, ())
+        if key in keys.sections:
+            if isinstance(value, Mapping):
+                check_keys(value, keys, f"{key}.")
+            elif value is not None:
+                raise ConfigError(key, f"{key}: expected keys and values, got {shown(value)}")
+        elif key.removesuffix("+") not in keys.settings and not isinstance(name, str):
+            raise ConfigError(str(key), f"{prefix}{name}: expected a text as key, got {shown(name)}")
+        elif key.removesuffix("+") not in keys.settings:
+            # The nearest key of a misspelled section is that of its first key.
+            inner = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value and not prefix else key
+            raise unknown_key(inner, keys.settings)
+
+
+def check_flags(flags: Iterable[str], keys: Keys) -> None:
+    """Raise `ConfigError` at the first flag that the parser does not have."""
+    for flag in flags:
+        name = flag.partition("=")[0].removeprefix("--").removesuffix("+")
+        if not flag.startswith("--") or name in ("help", "print_config") or name.endswith(".help"):
+            continue
+        if name in REFUSED and name != "config":
+            raise unknown_key(name, ())
+        inside_class = any(name.startswith(f"{key}.") for key in keys.settings)
+        if name not in keys.settings and name not in keys.sections and not inside_class:
+            raise unknown_key(name, keys.settings)
+
+
+class Keys:
+    """The keys of a parser: ``settings`` take a value (which may be a class with arguments), ``sections`` hold keys."""
+
+    def __init__(self, dotted: Iterable[str]) -> None:
+        dotted = list(dotted)
+        classes = {key.removesuffix(".class_path") for key in dotted if key.endswith(".class_path")}
+        inside = tuple(f"{key}." for key in classes)
+        self.settings = [key for key in dotted if not key.startswith(inside)] + sorted(classes)
+        parents = {key.rsplit(".", depth)[0] for key in self.settings for depth in range(1, key.count(".") + 1)}
+        self.sections = parents - set(self.settings)
+
+    def named_in(self, message: str) -> list[str]:
+        """The settings that a message names; after the first, it leaves out the section if that is the same."""
+        dotted = [word.rstrip(".") for word in re.findall(r"\b[a-z_]+(?:\.\w+)+", message)]
+        section = dotted[0].rpartition(".")[0] if dotted else ""
+        bare = [f"{section}.{word}" for word in re.findall(r"\w+", message)]
+        return list(dict.fromkeys(key for key in [*dotted, *bare] if key in self.settings))
+
+
+def describe(actions: list[Any]) -> None:
+    """Put `HELP` in its place."""
+    for action in actions:
+        if action.dest in HELP:
+            action.help = HELP[action.dest].replace("%", "%%")
+
+
+def shown(value: Any) -> str:
+    """A value as a config file writes it, short enough for a line."""
+    text = " ".join(str(value).split())
+    return {"None": "null", "True": "true", "False": "false"}.get(text, text[:80])
