@@ -1,4 +1,4 @@
-"""Plain values as text: strict JSON, times, dotted keys, aligned tables."""
+"""Plain values as text: strict JSON, times, dotted keys, aligned tables, what a terminal may be given."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
+
+from tinytf.errors import UserError
 
 
 def strict(value: Any) -> Any:
@@ -25,6 +27,25 @@ def strict(value: Any) -> Any:
 def strict_json(value: Any, indent: int | None = None) -> str:
     """JSON that every parser reads; TypeError at values that JSON has no form for."""
     return json.dumps(strict(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def read_json(text: str | bytes, what: str) -> Any:
+    """The value of a JSON text; UserError, which begins with ``what``, if it is none or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:  # At about 1,000 levels; no file of ours has 20.
+        raise UserError(f"{what}: its JSON is nested too deeply") from None
+    except ValueError as error:  # A JSONDecodeError, bytes in no encoding of Unicode, a number of 5,000 digits.
+        raise UserError(f"{what}: it is not JSON ({error})") from None
+
+
+def printable(text: str) -> str:
+    """One line that does nothing to a terminal: control and formatting characters are written as escapes.
+
+    A file's text may move the cursor, set the window's title, or turn the writing direction (U+202E), so that a line
+    reads as something else.
+    """
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def utc_now() -> str:
