@@ -21,8 +21,8 @@ CALLBACKS = {
             "best_model_score": torch.tensor(1.25),
             "current_score": torch.tensor(2.5),
             "best_k_models": {
-                f"{RUN}/step=0000004-val_loss=1.2500.ckpt": torch.tensor(1.25),
-                f"{RUN}/step=0000007-val_loss=1.5000.ckpt": torch.tensor(1.5),
+                f"{RUN}/step-0000004-val_loss-1.2500.ckpt": torch.tensor(1.25),
+                f"{RUN}/step-0000007-val_loss-1.5000.ckpt": torch.tensor(1.5),
             },
         },
     }

@@ -96,7 +96,7 @@ def test_a_run_that_went_on_elsewhere_since_it_was_read_is_not_branched_in_silen
     for name in ("config.yaml", "metrics.jsonl"):
         (folder / name).touch()
     entry = {"config": {"name": "tiny", "checkpoint": {"dir": str(tmp_path)}}}
-    resume, later = (running.Resume(folder / f"step={n:07d}.ckpt", n, entry, newest=True) for n in (100, 200))
+    resume, later = (running.Resume(folder / f"step-{n:07d}.ckpt", n, entry, newest=True) for n in (100, 200))
     monkeypatch.setattr(running, "last_intact", lambda _: later.path)
     monkeypatch.setattr(running.Resume, "read", lambda _: later)
     with pytest.raises(UserError, match="another process has trained it further just now; give the command again"):

@@ -125,10 +125,24 @@ def test_wrong_input_is_one_line(root: Path, tmp_path: Path) -> None:
         runs.run(["--root", str(tmp_path / "nothing")])
     with pytest.raises(UserError, match="--sort"):
         runs.run(["--sort", "beauty"])
-    with (root / "a" / "version_0" / "metrics.jsonl").open("ab") as file:
-        file.write(b"oops\n" + encode(val(30, 1.0)))
-    with pytest.raises(UserError, match=r"version_0/metrics\.jsonl, line 6"):
-        runs.run(["--root", str(root)])
+
+
+@pytest.mark.parametrize(
+    "torn", [b"oops", b"\0" * 500, b'{"event": "start"}', b'{"event": "start", "time": "soon", "step": 0}', b"[" * 9999]
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_one_torn_journal_hides_no_run(
+    root: Path, torn: bytes, first: bool, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    runs.run(["--root", str(root), "--json"])
+    before = json.loads(capsys.readouterr().out)
+    journal = root / "a" / "version_0" / "metrics.jsonl"
+    lines = journal.read_bytes()
+    journal.write_bytes(torn + b"\n" + lines if first else lines + torn + b"\n" + encode(val(30, 1.0)))
+    runs.run(["--root", str(root), "--json"])
+    after = json.loads(capsys.readouterr().out)
+    assert [row["path"] for row in after] == [row["path"] for row in before]
+    assert f"{journal}: 1 lines are no records" in caplog.text
 
 
 def test_an_empty_folder_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def val_loss(table: str) -> float:
 
 def test_fit_leaves_what_the_design_says(run_folder: Path) -> None:
     names = {path.name for path in run_folder.iterdir()}
-    assert {"config.yaml", "metrics.jsonl", "best.ckpt", "last.ckpt", "step=0000030.ckpt"} <= names
+    assert {"config.yaml", "metrics.jsonl", "best.ckpt", "last.ckpt", "step-0000030.ckpt"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     best = sorted(name for name in names if "val_loss" in name)
     assert len(best) == 3
@@ -42,8 +42,8 @@ def test_fit_leaves_what_the_design_says(run_folder: Path) -> None:
         target = (run_folder / link).readlink()
         assert not target.is_absolute()
         assert target.name in names
-    assert (run_folder / "last.ckpt").readlink().name == "step=0000030.ckpt"
-    lowest = min(best, key=lambda name: float(name.split("val_loss=")[1].removesuffix(".ckpt")))
+    assert (run_folder / "last.ckpt").readlink().name == "step-0000030.ckpt"
+    lowest = min(best, key=lambda name: float(name.split("val_loss-")[1].removesuffix(".ckpt")))
     assert (run_folder / "best.ckpt").readlink().name == lowest
     assert not [name for name in names if name.endswith(".tmp")]
 
@@ -159,10 +159,10 @@ def test_a_run_with_a_class_of_lightning_goes_on_where_the_user_names_it_again(
     line += ["--trainer.limit_val_batches", "1", "--ckpt_path", "last", "--model.schedule.warmup_steps", "1"]
     tinytf(tmp_path, *line, "--trainer.max_steps", "3")
     run = tmp_path / "checkpoints" / "tiny" / "version_0"
-    assert len(list(run.glob("step=*-val_loss=*.ckpt"))) == 3
+    assert len(list(run.glob("step-*-val_loss-*.ckpt"))) == 3
     said = tinytf(tmp_path, *line, "--trainer.max_steps", "6", "--checkpoint.save_top_k", "1").stderr
     assert "resuming from step 3 of 6" in said
-    (best,) = run.glob("step=*-val_loss=*.ckpt")
+    (best,) = run.glob("step-*-val_loss-*.ckpt")
     assert (run / "best.ckpt").resolve() == best.resolve()
     losses = [row["val/loss"] for row in rows(run) if "val/loss" in row]
     assert f"{min(losses):.4f}" in best.name  # type: ignore[type-var]
@@ -184,7 +184,7 @@ def test_an_older_checkpoint_branches_into_a_folder_of_its_own(
     shutil.copytree(workplace / "checkpoints", tmp_path / "checkpoints", symlinks=True)
     run = tmp_path / "checkpoints" / "tiny" / "version_0"
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
-    old = next(path for path in run.glob("step=0000010-*.ckpt"))
+    old = next(path for path in run.glob("step-0000010-*.ckpt"))
     tinytf(tmp_path, "fit", "--ckpt_path", str(old))
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
     first, second = (

@@ -100,7 +100,7 @@ def test_a_signal_to_the_group_saves_and_says_so_once(stopped: Path) -> None:
     assert (end["reason"], end["detail"]) == ("stopped", "SIGTERM")
     saved = torch.load(run / "last.ckpt", weights_only=True)
     assert saved["global_step"] == end["step"] >= 14
-    assert (run / "last.ckpt").readlink().name == f"step={end['step']:07d}.ckpt"
+    assert (run / "last.ckpt").readlink().name == f"step-{end['step']:07d}.ckpt"
     said = (stopped / "said.log").read_text()
     assert said.count("SIGTERM: saved step") == 1, said
     assert "Warning" not in said

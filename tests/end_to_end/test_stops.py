@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +17,7 @@ import pytest
 from tests.end_to_end.processes import Fit, events, newest_run, step_of
 from tests.stress.campaign import End, arguments, end_of, prepare
 from tests.stress.killing import Instants, attempt
+from tinytf.run.callbacks.signals import IMPATIENT_AFTER
 
 ENDLESS = {"trainer.max_steps": 10_000, "trainer.val_check_interval": 100, "data.num_workers": 1}
 SHORT = {"trainer.max_steps": 8, "trainer.accumulate_grad_batches": 2}
@@ -45,7 +50,7 @@ def assert_stopped_and_saved(folder: Path, number: signal.Signals, said: str) ->
     assert (end["reason"], end["detail"]) == ("stopped", number.name)
     run = newest_run(folder)
     assert run is not None
-    assert (run / "last.ckpt").readlink().name == f"step={end['step']:07d}.ckpt"
+    assert (run / "last.ckpt").readlink().name == f"step-{end['step']:07d}.ckpt"
     assert f"{number.name}: saved step {end['step']}, stopping" in said
 
 
@@ -122,10 +127,40 @@ def test_in_the_last_validation_it_is_finished_first(short: End, tmp_path: Path)
 
 def test_a_second_interrupt_does_not_wait_for_the_step(tmp_path: Path) -> None:
     prepare(tmp_path)
-    code, passed = attempt(arguments(SHORT), tmp_path, Instants(5, signal.SIGINT, times=2, only="training_step"))
+    twice = Instants(5, signal.SIGINT, times=2, pause=IMPATIENT_AFTER + 0.1, only="training_step")
+    code, passed = attempt(arguments(SHORT), tmp_path, twice)
     assert code == 128 + signal.SIGINT
     assert passed == 5
     folder = newest_run(tmp_path)
     assert folder is not None
     assert not list(folder.glob("*.ckpt"))
     assert events(tmp_path, "end")[-1]["reason"] == "stopped"
+
+
+def test_one_interrupt_that_arrives_twice_saves(short: End, tmp_path: Path) -> None:
+    """As under make, docker -t and uv: the terminal and the parent both send it."""
+    prepare(tmp_path)
+    code, _ = attempt(arguments(SHORT), tmp_path, Instants(5, signal.SIGINT, times=2, only="training_step"))
+    said = (tmp_path / "attempts.log").read_text()
+    assert code == 128 + signal.SIGINT, said
+    assert_stopped_and_saved(tmp_path, signal.SIGINT, said)
+    assert same_but_for_the_file_of_the_stop(short, finish(tmp_path, SHORT))
+
+
+def test_a_terminal_that_is_closed_saves_first(tmp_path: Path) -> None:
+    """The system sends SIGHUP, and every further line on stderr is an error."""
+    prepare(tmp_path)
+    settings = {**ENDLESS, "trainer.enable_progress_bar": "true"}
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, "-m", "tinytf", *arguments(settings)])
+    while step_of(tmp_path) < 20:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), os.read(terminal, 4000)
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    os.waitpid(child, 0)
+    end = events(tmp_path, "end")[-1]
+    assert (end["reason"], end["detail"]) == ("stopped", "SIGHUP")
+    assert (newest_run(tmp_path) / "last.ckpt").readlink().name == f"step-{end['step']:07d}.ckpt"

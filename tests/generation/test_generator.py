@@ -71,8 +71,8 @@ def test_best_and_last_are_those_of_the_newest_run(
     run = tmp_path / "checkpoints" / "toy" / "version_0"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("name: toy\n")
-    write_checkpoint(run / "step=0000007-val_loss=1.0000.ckpt", step=7)
-    write_checkpoint(run / "step=0000009.ckpt", step=9)
+    write_checkpoint(run / "step-0000007-val_loss-1.0000.ckpt", step=7)
+    write_checkpoint(run / "step-0000009.ckpt", step=9)
     monkeypatch.chdir(tmp_path)
     assert tinytf.load("best").step == 7
     assert tinytf.load("last").step == 9

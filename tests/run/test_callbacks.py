@@ -36,7 +36,7 @@ def test_the_optional_callbacks_work_in_a_trainer_without_a_journal(tmp_path: Pa
     ]  # fmt: skip
     fit(tmp_path, callbacks, steps=6, progress=True)
     written = {path.name for path in tmp_path.iterdir()}
-    assert {"profile", "step=0000006.ckpt", "last.ckpt"} <= written
+    assert {"profile", "step-0000006.ckpt", "last.ckpt"} <= written
     assert "metrics.jsonl" not in written
 
 
@@ -72,7 +72,7 @@ def test_a_closed_terminal_stops_a_run_and_one_under_nohup_continues(tmp_path: P
             else:
                 with pytest.raises(SystemExit, match=str(128 + signal.SIGHUP)):
                     fit(folder, callbacks, steps=6, best=False)
-            assert (folder / "last.ckpt").readlink() == Path(f"step=000000{6 if ignored else 3}.ckpt")
+            assert (folder / "last.ckpt").readlink() == Path(f"step-000000{6 if ignored else 3}.ckpt")
             assert signal.getsignal(signal.SIGHUP) == handler
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -61,7 +61,7 @@ def test_the_newest_intact_one_is_picked_and_the_others_named(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("tinytf"), "propagate", True)
-    old, middle, new = (write(tmp_path / f"step=000000{step}.ckpt") for step in (3, 6, 9))
+    old, middle, new = (write(tmp_path / f"step-000000{step}.ckpt") for step in (3, 6, 9))
     for path in (middle, new):
         spoil(path, how)
     assert last_intact(tmp_path) == old
@@ -72,7 +72,7 @@ def test_the_newest_intact_one_is_picked_and_the_others_named(
 
 
 def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "step=0000003.ckpt")
+    path = write(tmp_path / "step-0000003.ckpt")
 
     def fails(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -104,7 +104,7 @@ def test_a_run_resumes_past_its_damaged_newest_files(tmp_path: Path) -> None:
     prepare(tmp_path / "spoilt")
     run({**case, "trainer.max_steps": 9, "model.schedule": "Constant"}, tmp_path / "spoilt")
     (folder,) = (tmp_path / "spoilt" / "checkpoints" / "killed").iterdir()
-    newest = folder / "step=0000009.ckpt"
+    newest = folder / "step-0000009.ckpt"
     assert (folder / "last.ckpt").resolve() == newest
     spoil(newest, "truncated")
     code, _ = attempt(["fit", "--ckpt_path=last", "--trainer.max_steps=11"], tmp_path / "spoilt")
@@ -113,7 +113,7 @@ def test_a_run_resumes_past_its_damaged_newest_files(tmp_path: Path) -> None:
     assert f"skipping checkpoint {newest.relative_to(tmp_path / 'spoilt')}" in said
     assert "resuming from step 8" in said
     assert (folder / f"{newest.name}.damaged").exists()
-    assert (folder / "last.ckpt").readlink().name == "step=0000011.ckpt"
+    assert (folder / "last.ckpt").readlink().name == "step-0000011.ckpt"
 
 
 def test_a_damaged_file_given_by_its_path_is_one_line(
@@ -132,9 +132,9 @@ def test_a_damaged_file_given_by_its_path_is_one_line(
 
 
 def test_links_that_point_at_nothing(tmp_path: Path) -> None:
-    worse, better = (write(tmp_path / f"step={step:07d}-val_loss={loss}.ckpt") for step, loss in ((2, 2.5), (4, 2.0)))
-    link(tmp_path, "best", tmp_path / "step=0000006-val_loss=1.5000.ckpt")
-    with pytest.raises(UserError, match=r"it links to step=0000006-val_loss=1\.5000\.ckpt, which is gone"):
+    worse, better = (write(tmp_path / f"step-{step:07d}-val_loss-{loss}.ckpt") for step, loss in ((2, 2.5), (4, 2.0)))
+    link(tmp_path, "best", tmp_path / "step-0000006-val_loss-1.5000.ckpt")
+    with pytest.raises(UserError, match=r"it links to step-0000006-val_loss-1\.5000\.ckpt, which is gone"):
         resolve_checkpoint(str(tmp_path / "best.ckpt"))
     assert best_intact(tmp_path) == better
     link_best(tmp_path)
@@ -147,7 +147,7 @@ def test_links_that_point_at_nothing(tmp_path: Path) -> None:
 
 def test_a_link_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no instant at which it is missing: it is never removed, only renamed over."""
-    old, new = (write(tmp_path / f"step=000000{step}.ckpt") for step in (1, 2))
+    old, new = (write(tmp_path / f"step-000000{step}.ckpt") for step in (1, 2))
     link(tmp_path, "last", old)
     removed: list[Path] = []
     unlink = Path.unlink
@@ -158,14 +158,14 @@ def test_a_link_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_recovery_touches_only_what_is_ours(tmp_path: Path) -> None:
-    resumed = write(tmp_path / "step=0000004.ckpt")
-    older = write(tmp_path / "step=0000002.ckpt")
+    resumed = write(tmp_path / "step-0000004.ckpt")
+    older = write(tmp_path / "step-0000002.ckpt")
     spoil(older, "truncated")
-    for name in ("notes.txt", "mine.ckpt", "step=9.ckpt.bak", ".hidden", "nonfinite_step=0000009.pt"):
+    for name in ("notes.txt", "mine.ckpt", "step-9.ckpt.bak", ".hidden", "nonfinite-step-0000009.pt"):
         (tmp_path / name).write_text("the user's")
     stale = {
         tmp_path / f".{name}.tmp"
-        for name in ("step=0000006.ckpt.4711.ab", "metrics.jsonl.7.cd", "nonfinite_step=0000009.pt.1.ef", "best.ckpt.9")
+        for name in ("step-0000006.ckpt.4711.ab", "metrics.jsonl.7.cd", "nonfinite-step-0000009.pt.1.ef", "best.ckpt.9")
     }
     for path in stale:
         path.write_text("torn")
@@ -178,12 +178,12 @@ def test_recovery_touches_only_what_is_ours(tmp_path: Path) -> None:
 
 def test_the_order_of_files_and_losses_in_names(tmp_path: Path) -> None:
     names = [
-        "step=0000002.ckpt",
-        "step=0000010-val_loss=nan.ckpt",
-        "step=0000010.ckpt",
-        "step=0000003-val_loss=1.5000.ckpt",
+        "step-0000002.ckpt",
+        "step-0000010-val_loss-nan.ckpt",
+        "step-0000010.ckpt",
+        "step-0000003-val_loss-1.5000.ckpt",
     ]
-    for name in [*names, "step=0000011-val_loss=what.ckpt", "other.ckpt"]:
+    for name in [*names, "step-0000011-val_loss-what.ckpt", "other.ckpt"]:
         (tmp_path / name).touch()
     assert [path.name for path in saved_checkpoints(tmp_path)] == [names[2], names[1], names[3], names[0]]
     assert loss_of(tmp_path / names[1]) == float("inf")

@@ -29,7 +29,7 @@ def run_started(root: Path, name: str, hour: int | None) -> Path:
     (run_dir / "config.yaml").touch()
     if hour is not None:
         start = {"event": "start", "time": f"2026-01-31T{hour:02}:00:00.000000Z", "step": 0}
-        (run_dir / FILE_NAME).write_bytes(encode(start) + encode({"event": "metrics", "step": 2}))
+        (run_dir / FILE_NAME).write_bytes(encode(start) + encode({**start, "event": "metrics", "step": 2}))
     return run_dir
 
 
@@ -73,20 +73,20 @@ def saved(run_dir: Path, name: str) -> Path:
 
 @pytest.mark.usefixtures("no_links")
 def test_where_links_cannot_be_made_a_small_file_points(tmp_path: Path) -> None:
-    worse = saved(tmp_path, "step=0000002-val_loss=2.5000.ckpt")
-    better = saved(tmp_path, "step=0000004-val_loss=2.0000.ckpt")
+    worse = saved(tmp_path, "step-0000002-val_loss-2.5000.ckpt")
+    better = saved(tmp_path, "step-0000004-val_loss-2.0000.ckpt")
     link(tmp_path, "best", better)
     assert not (tmp_path / "best.ckpt").is_symlink()
     assert best_intact(tmp_path) == resolve_checkpoint(str(tmp_path / "best.ckpt")) == better
     better.unlink()
-    with pytest.raises(UserError, match=r"it points to step=0000004-val_loss=2\.0000\.ckpt, which is gone"):
+    with pytest.raises(UserError, match=r"it points to step-0000004-val_loss-2\.0000\.ckpt, which is gone"):
         resolve_checkpoint(str(tmp_path / "best.ckpt"))
     link_best(tmp_path)
     assert linked_checkpoint(tmp_path, "best") == worse
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", worse.name}
 
 
-@pytest.mark.parametrize("target", ["../secret/step=0000001.ckpt", "/etc/passwd", "best.ckpt", "step=0000001.ckpt\n"])
+@pytest.mark.parametrize("target", ["../secret/step-0000001.ckpt", "/etc/passwd", "best.ckpt", "step-0000001.ckpt\n"])
 def test_a_pointer_leads_nowhere_but_to_a_checkpoint_next_to_it(tmp_path: Path, target: str) -> None:
     path = tmp_path / "best.ckpt"
     path.write_text(target)
@@ -95,7 +95,7 @@ def test_a_pointer_leads_nowhere_but_to_a_checkpoint_next_to_it(tmp_path: Path, 
 
 def test_the_list_of_the_best_follows_the_folder_and_loses_what_is_not_there(tmp_path: Path) -> None:
     losses = {2: 2.5, 4: 2.0, 6: 2.25, 8: 2.25}
-    names = {step: f"step={step:07d}-val_loss={loss:.4f}.ckpt" for step, loss in losses.items()}
+    names = {step: f"step-{step:07d}-val_loss-{loss:.4f}.ckpt" for step, loss in losses.items()}
     state = {
         **BestCheckpoints(4).state_dict(),
         "dirpath": "/where/it/was",

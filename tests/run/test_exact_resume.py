@@ -154,7 +154,7 @@ def test_a_branch_keeps_no_list_of_files_that_are_not_in_it(tmp_path: Path) -> N
     run({**CASES["plain"], "checkpoint.keep_last": 0}, tmp_path)
     first = tmp_path / "checkpoints" / "killed" / "version_0"
     before = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
-    code, _ = attempt(["fit", f"--ckpt_path={first / 'step=0000006.ckpt'}"], tmp_path)
+    code, _ = attempt(["fit", f"--ckpt_path={first / 'step-0000006.ckpt'}"], tmp_path)
     assert code == 0, (tmp_path / "attempts.log").read_text()
     assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == before
     second = first.with_name("version_1")

@@ -65,7 +65,7 @@ def test_a_checkpoint_that_does_not_fit(
     assert line.startswith("tinytf: error: ")
     assert "the disk is full" in line
     run = small_disk / "checkpoints/killed/version_0"
-    files = list(run.glob("step=*.ckpt"))
+    files = list(run.glob("step-*.ckpt"))
     assert files
     assert [damage(path) for path in files] == [None] * len(files)
     assert not list(run.glob(".*.tmp"))
@@ -117,7 +117,7 @@ class FullFile(io.BytesIO):
 def test_the_old_file_stays_whole_and_nothing_partial_is_left(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "step=0000001.ckpt"
+    path = tmp_path / "step-0000001.ckpt"
     write_checkpoint(path, {"weights": torch.arange(1000)})
 
     def failing(*_: Any) -> None:
@@ -137,12 +137,12 @@ def test_a_file_that_takes_no_more_is_a_full_disk_though_torch_says_otherwise(
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda content, file: save(content, FullFile()))
     with pytest.raises(RunError, match="the disk is full"):
-        write_checkpoint(tmp_path / "step=0000001.ckpt", {"weights": torch.zeros(10_000)})
+        write_checkpoint(tmp_path / "step-0000001.ckpt", {"weights": torch.zeros(10_000)})
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_the_disks_doing_keeps_its_traceback(tmp_path: Path) -> None:
     with pytest.raises((AttributeError, TypeError, RuntimeError)) as caught:
-        write_checkpoint(tmp_path / "step=0000001.ckpt", {"weights": lambda: 0})
+        write_checkpoint(tmp_path / "step-0000001.ckpt", {"weights": lambda: 0})
     assert not isinstance(caught.value, RunError)
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tinytf.errors import UserError
 from tinytf.run.journal import Journal, encode, read
+from tinytf.utils.text import utc_now
 
 
 def strict(line: bytes) -> object:
@@ -50,16 +50,19 @@ def test_records_come_back_in_order(tmp_path: Path) -> None:
     assert all(len(record["time"]) == 27 and record["time"].endswith("Z") for record in found)
 
 
-def test_a_torn_last_line_is_no_record_and_a_broken_one_elsewhere_is_an_error(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_no_record_and_those_elsewhere_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "metrics.jsonl"
     Journal(path).write("metrics", 1, {})
     with path.open("ab") as file:
         file.write(b'{"event": "met')
     assert [record["step"] for record in read(path)] == [1]
+    assert not caplog.records
     with path.open("ab") as file:
-        file.write(b"\n" + encode({"event": "metrics", "step": 2}))
-    with pytest.raises(UserError, match="line 2"):
-        list(read(path))
+        file.write(b"\n" + encode({"event": "metrics", "time": utc_now(), "step": 2}))
+    assert [record["step"] for record in read(path)] == [1, 2]
+    assert f"{path}: 1 lines are no records and are left out, the first of them line 2" in caplog.text
 
 
 def test_rewinding_drops_newer_and_broken_lines(tmp_path: Path) -> None:

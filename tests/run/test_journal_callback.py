@@ -230,6 +230,6 @@ def test_events_of_others_carry_the_step(folder: Path) -> None:
 
 def test_training_time_adds_up_over_attempts(folder: Path) -> None:
     writer = JournalCallback({}, folder)
-    writer.load_state_dict({"validated": 0, "tokens": 5, "seconds": 100.0})
+    writer.load_state_dict({"validated": 0, "rows": 0, "tokens": 5, "seconds": 100.0})
     writer._began = time.monotonic()
     assert 100.0 <= writer.state_dict()["seconds"] < 101.0

@@ -116,7 +116,7 @@ def test_however_it_is_named(
     command: str, form: str, workplace: Path, trained: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = Path("checkpoints/killed/version_0")
-    name = "step=0000002-val_loss=1.0000.ckpt"
+    name = "step-0000002-val_loss-1.0000.ckpt"
     write("inside a checkpoint", run / name, trained)
     (run / "config.yaml").touch()
     for link in ("best", "last"):

@@ -219,7 +219,7 @@ def keep_last_run(folder: Path) -> None:
     """Drop the folders of runs that were killed before their first checkpoint: each began afresh in a new one."""
     runs = sorted((folder / "checkpoints" / "killed").iterdir(), key=lambda run: int(run.name.split("_")[1]))
     for run in runs[:-1]:
-        assert not list(run.glob("step=*.ckpt")), f"{run} has checkpoints, and was not gone on with"
+        assert not list(run.glob("step-*.ckpt")), f"{run} has checkpoints, and was not gone on with"
         shutil.rmtree(run)
 
 

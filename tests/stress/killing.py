@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -23,12 +22,14 @@ class Instants:
         fatal: the count at which to die; 0 never dies.
         number: the signal to die of, or to be stopped by.
         times: how often it is sent.
+        pause: seconds before each time but the first.
         only: the function around whose calls instants are counted; all that are watched, where it is empty.
     """
 
     fatal: int = 0
     number: int = signal.SIGKILL
     times: int = 1
+    pause: float = 0.0
     only: str = ""
     passed: int = 0
 
@@ -36,9 +37,15 @@ class Instants:
         if self.only in ("", name):
             self.passed += 1
             if self.passed == self.fatal:
-                for _ in range(self.times):
+                for sent in range(self.times):
+                    time.sleep(self.pause if sent else 0.0)
                     # From a process of its own: a loader process obeys the training process's own signals.
-                    subprocess.run(["kill", f"-{int(self.number)}", "--", f"-{os.getpgrp()}"])
+                    if (sender := os.fork()) == 0:
+                        if self.number != signal.SIGKILL:  # The copy of this process must not obey it too.
+                            signal.signal(self.number, signal.SIG_IGN)
+                        os.killpg(0, self.number)
+                        os._exit(0)
+                    os.waitpid(sender, 0)
 
     def around(self, owner: Any, name: str) -> None:
         """Make an instant just before, and one just after, each call of a function."""

@@ -52,7 +52,7 @@ def test_it_stops_before_the_step_and_keeps_the_batch(
     assert line.startswith(f"tinytf: error: step 5, batch {FAULT}: the loss is "), line
     assert "nan" in line
     (path,) = run.glob("nonfinite_*")
-    assert path.name == "nonfinite_step=0000005.pt"
+    assert path.name == "nonfinite-step-0000005.pt"
     assert path.name in line
     kept = torch.load(path, weights_only=True)
     assert kept["step"] == 5
@@ -92,7 +92,7 @@ def test_a_skipped_step_changes_no_weight_and_is_counted_through_a_resume(
     assert f"step 5, batch {FAULT}" in capfd.readouterr().err
     run = Path("checkpoints/killed/version_0")
     before, after, later = (
-        torch.load(run / f"step={step:07d}.ckpt", weights_only=True)["state_dict"] for step in (4, 5, 6)
+        torch.load(run / f"step-{step:07d}.ckpt", weights_only=True)["state_dict"] for step in (4, 5, 6)
     )
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not all(torch.equal(after[key], later[key]) for key in after)

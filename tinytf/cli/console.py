@@ -16,12 +16,20 @@ from contextlib import contextmanager
 from tinytf.errors import RunError
 from tinytf.utils.files import is_disk_full
 from tinytf.utils.machine import usable_cores
+from tinytf.utils.text import public
+
+
+class PublicFormatter(logging.Formatter):
+    """Addresses in messages lose what may be a credential: terminals and job logs are shared."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(public(super().format(record)))
 
 
 def quiet_libraries() -> None:
     """Set up logging and warnings for a command; a test or a notebook that imports tinytf is left alone."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PublicFormatter("%(message)s"))
     own = logging.getLogger("tinytf")
     own.handlers[:] = [handler]
     own.setLevel(logging.INFO)

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from tinytf import __version__
 from tinytf.errors import RunError, UserError
+from tinytf.utils.text import public
 
 COMMANDS = {
     "fit": ("fit:run", "train, or resume with --ckpt_path last"),
@@ -64,10 +65,10 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except UserError as error:
         for problem in error.problems:
-            sys.stderr.write(f"tinytf: error: {problem}\n")
+            sys.stderr.write(f"tinytf: error: {public(problem)}\n")
         return 2
     except RunError as error:
-        sys.stderr.write(f"tinytf: error: {error}\n")
+        sys.stderr.write(f"tinytf: error: {public(str(error))}\n")
         return 1
     except KeyboardInterrupt:
         return 130

@@ -19,8 +19,9 @@ ROOT = Path("checkpoints")
 BEST, LAST = "best", "last"
 
 VERSION = re.compile(r"version_(\d+)")
-CHECKPOINT = re.compile(r"step=(\d+)(?:-val_loss=(nan|-?inf|-?\d+\.\d+))?\.ckpt")
-"""A checkpoint's name: step and, of one that was saved as one of the best, val/loss."""
+CHECKPOINT = re.compile(r"step-(\d+)(?:-val_loss-(nan|-?inf|-?\d+\.\d+))?\.ckpt")
+"""A checkpoint's name: step and, of one that was saved as one of the best, val/loss. No ``=`` and no ``:`` in it, which
+Windows, some object stores and Hydra's command lines refuse or misread."""
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def create_run_dir(root: Path, name: str) -> Path:
 def saved_checkpoints(run_dir: Path) -> list[Path]:
     """A run's checkpoint files, newest first; at equal steps the periodic one, which is never mid-validation."""
     steps = {}
-    for path in run_dir.glob("step=*.ckpt"):
+    for path in run_dir.glob("step-*.ckpt"):
         match = CHECKPOINT.fullmatch(path.name)
         if match and not path.is_symlink():
             steps[path] = (int(match[1]), match[2] is None)
@@ -94,7 +95,8 @@ def loss_of(path: Path) -> float:
 
 def is_periodic(path: Path) -> bool:
     """Whether a file is named as the periodic checkpoints are, without a loss."""
-    return "-" not in path.name
+    match = CHECKPOINT.fullmatch(path.name)
+    return match is not None and match[2] is None
 
 
 # -- best and last ---------------------------------------------------------------------------------------------
@@ -170,6 +172,8 @@ def link(run_dir: Path, name: str, target: Path) -> None:
     Where links cannot be made (Windows without the right to, exFAT), it is a small file with the target's name in it.
     """
     path = run_dir / f"{name}.ckpt"
+    if path.is_dir() and not path.is_symlink():
+        raise UserError(f"{path}: it is a folder, but a run keeps a link of that name; move it away")
     temporary = run_dir / f".{path.name}.{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
     try:
@@ -194,7 +198,7 @@ def linked_checkpoint(run_dir: Path, name: str) -> Path | None:
     """The file that ``best.ckpt`` or ``last.ckpt`` leads to, if both exist."""
     path = run_dir / f"{name}.ckpt"
     target = pointer_target(path) or path
-    return target.resolve() if target.exists() else None
+    return target.resolve() if target.is_file() else None
 
 
 def link_last(run_dir: Path) -> None:
@@ -211,4 +215,6 @@ def link_best(run_dir: Path) -> None:
     if scored:
         link(run_dir, BEST, min(scored, key=loss_of))
     else:
-        (run_dir / f"{BEST}.ckpt").unlink(missing_ok=True)
+        # A folder of that name is the user's, and is refused by name when a link is due.
+        with contextlib.suppress(IsADirectoryError, PermissionError):
+            (run_dir / f"{BEST}.ckpt").unlink(missing_ok=True)

@@ -6,19 +6,24 @@ No torch in here: `tinytf runs` reads journals and must start at once.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinytf.errors import UserError
 from tinytf.utils.files import atomic_write, fsync_dir
-from tinytf.utils.text import strict_json, utc_now
+from tinytf.utils.text import seconds_between, strict_json, utc_now
 
 Record = dict[str, Any]
 
 FILE_NAME = "metrics.jsonl"
+
+FIRST_LINES = 16
+"""Lines among which a journal's first whole record is looked for, if a power cut tore the first."""
+
+log = logging.getLogger(__name__)
 
 NONDETERMINISTIC_METRICS = frozenset(
     {"train/tokens_per_sec", "train/mfu", "train/data_wait", "system/memory_gb", "system/gpu_memory_gb"}
@@ -51,12 +56,6 @@ class Journal:
     def records(self) -> Iterator[Record]:
         """What the file has, oldest first; nothing if it does not exist."""
         return read(self.path) if self.path.exists() else iter(())
-
-    def last_event(self) -> str | None:
-        """The event of the last whole line, if there is one."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        events = (record["event"] for line in reversed(lines) if (record := decode(line)))
-        return next(events, None)
 
     def sync(self) -> None:
         """Return when every record so far would survive a power cut."""
@@ -105,40 +104,43 @@ def decode(line: bytes) -> Record | None:
         return None
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):
+        seconds_between(record["time"], record["time"])
+        whole = isinstance(record["event"], str) and isinstance(record["step"], int)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # Of a stranger's journal, anything.
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("event"), str) and isinstance(record.get("step"), int)
     return record if whole else None
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of a journal, without a torn last line, because its run may be writing it right now.
+    """The records of a journal; lines that are none, as a power cut leaves, are left out, and a warning counts them.
 
-    Raises:
-        UserError: at a broken line elsewhere.
+    A torn last line is no reason for a warning: its run may be writing it right now.
     """
+    broken: list[int] = []
     with path.open("rb") as file:
-        broken = 0
+        number = 0
         for number, line in enumerate(file, 1):
-            record = decode(line)
-            if broken:
-                raise UserError(f"{path}, line {broken}: not a JSON record; repair or remove that line")
-            if record is None:
-                broken = number
-            else:
+            if record := decode(line):
                 yield record
+            else:
+                broken.append(number)
+    torn = [line for line in broken if line < number]
+    if torn:
+        log.warning("%s: %d lines are no records and are left out, the first of them line %d", path, len(torn), torn[0])
 
 
 def started_at(run_dir: Path) -> str | None:
-    """The time of the run's first ``start`` event, which is the journal's first line; None without a whole one."""
+    """The time of the journal's first record, which is when the run was started; None without one."""
     try:
         with (run_dir / FILE_NAME).open("rb") as file:
-            # A start event with its config is a few kilobytes; a file of zeros after a power cut has no line end.
-            record = decode(file.readline(1 << 20))
+            # Bounded: a start event with its config is a few kilobytes, and a file of zeros has no line end.
+            for _ in range(FIRST_LINES):
+                record = decode(file.readline(1 << 20))
+                if record:
+                    return str(record["time"])
     except OSError:
-        return None
-    time = record.get("time") if record else None
-    return time if isinstance(time, str) else None
+        pass
+    return None
 
 
 def run_id_of(run_dir: Path) -> str:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import tinytf
 from tinytf.utils.files import atomic_write
 from tinytf.utils.machine import cpu_name, package_versions, usable_cores
-from tinytf.utils.text import utc_now
+from tinytf.utils.text import public, utc_now
 
 GIT_SECONDS = 10.0
 """How long git may take: on a network file system a status was seen to take minutes."""
@@ -29,11 +28,6 @@ PACKAGES = (
     "torch", "lightning", "jsonargparse", "tensorboard", "torchmetrics", "tokenizers", "numpy", "rich",
     "wandb", "mlflow-skinny", "onnx", "onnxruntime", "onnxscript", "safetensors", "gguf", "triton",
 )  # fmt: skip
-
-SECRET_FLAG = re.compile(r"(api|access|private)[_-]?key|secret|passw(or)?d|passphrase|credential|token$", re.IGNORECASE)
-"""Names of flags whose values are not recorded. ``max_new_tokens`` and ``tokenizer`` are not among them."""
-
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"]+", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 
@@ -74,28 +68,27 @@ def _try(ask: Callable[[], Any]) -> Any:
 
 
 def masked(argv: Sequence[str]) -> list[str]:
-    """The command line with ``***`` for the values of flags that look like secrets, and addresses as `public`."""
+    """The command line without secrets, as `public` hides them; a flag's value may be the argument after it."""
     shown: list[str] = []
-    secret = False  # Whether the argument before was the name of a secret.
+    flag = ""  # The one whose value may follow.
     for argument in argv:
-        flag, equals, _ = argument.partition("=")
-        if secret and not argument.startswith("--"):
-            shown.append("***")
-            secret = False
-            continue
-        is_secret = flag.startswith("-") and bool(SECRET_FLAG.search(flag))
-        if is_secret and equals:
-            shown.append(f"{flag}=***")
+        if argument.startswith("-"):
+            flag, equals, value = argument.partition("=")
+            shown.append(f"{flag}={_masked_value(flag, value)}" if equals else argument)
+            flag = "" if equals else flag
         else:
-            shown.append(ADDRESS.sub(lambda match: public(match[0]), argument))
-        secret = is_secret and not equals
+            shown.append(_masked_value(flag, argument))
+            flag = ""
     return shown
 
 
-def public(address: str) -> str:
-    """An address without user, password, query and fragment, any of which may be a credential."""
-    parts = urlsplit(address)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+def _masked_value(flag: str, value: str) -> str:
+    try:
+        given = json.loads(value) if value.startswith(("{", "[")) else value
+    except ValueError:  # YAML's own notation, or a path that begins so.
+        given = value
+    hidden = public({flag: given})[flag]
+    return value if hidden == given else hidden if isinstance(hidden, str) else json.dumps(hidden)
 
 
 # -- git -------------------------------------------------------------------------------------------------------

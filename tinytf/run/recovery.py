@@ -92,7 +92,7 @@ def recover_run_dir(run_dir: Path, resumed: Path, finished: bool) -> None:
 def write_missing_final(run_dir: Path, resumed: Path) -> None:
     """Write the final periodic checkpoint if a kill came between it and the best one of the same step."""
     match = CHECKPOINT.fullmatch(resumed.name)
-    final = run_dir / f"step={match[1]}.ckpt" if match else None
+    final = run_dir / f"step-{match[1]}.ckpt" if match else None
     if final is not None and not final.exists():
         with atomic_write(final) as file, resumed.open("rb") as source:
             shutil.copyfileobj(source, file)

@@ -40,6 +40,7 @@ from tinytf.run.loggers import build_loggers
 from tinytf.run.provenance import collect, write_uncommitted_patch
 from tinytf.run.recovery import acquire_run_lock, recover_run_dir, release_run_locks
 from tinytf.utils.files import atomic_write
+from tinytf.utils.text import public
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +54,14 @@ class Resume:
         step: optimizer steps it has done.
         entry: its ``tinytf`` entry.
         newest: whether its folder held no later one when it was read.
+        stopped: whether a callback had ended the run at this step.
     """
 
     path: Path
     step: int
     entry: dict[str, Any]
     newest: bool
+    stopped: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Resume:
@@ -66,7 +69,8 @@ class Resume:
         content = read_checkpoint(path, mmap=True)
         refuse_misfit(content, path)
         step = int(content["global_step"])
-        return cls(path, step, content["tinytf"], newest_step(path.resolve().parent) <= step)
+        newest = newest_step(path.resolve().parent) <= step
+        return cls(path, step, content["tinytf"], newest, content.get("should_stop") is True)
 
 
 class OptionalCallbacks(NamedTuple):
@@ -99,11 +103,14 @@ class Run:
     def open(cls, config: dict[str, Any], data: dict[str, Any], resume: Resume | None = None) -> Iterator[Run]:
         """Open a new run, or the one that a checkpoint belongs to; nobody else trains in it until the block ends.
 
-        If the block ends in a UserError before the first checkpoint, a new run's directory is removed again.
+        What the run stores of config and data is `public`: no credential of an address is in config.yaml, journal,
+        checkpoints or trackers. If the block ends in a UserError before the first checkpoint, or in anything before
+        the journal has begun, a new run's directory is removed again: ``last`` would take it for the newest run.
 
         Raises:
             UserError: if another process trains in the directory, it cannot be written, or the data have changed.
         """
+        config, data = public(config), public(data)
         if not is_first_process():
             yield cls(Path(), config, data, resume)
             return
@@ -115,11 +122,13 @@ class Run:
         directory, is_new = choose_directory(root, name, resume)
         try:
             if resume and not is_new:
-                recover_run_dir(directory, resume.path, resume.step >= config["trainer"]["max_steps"])
+                finished = resume.stopped or resume.step >= config["trainer"]["max_steps"]
+                recover_run_dir(directory, resume.path, finished)
             write_config(directory, config, resume)
             yield cls(directory, config, data, resume)
-        except UserError:
-            if is_new and not saved_checkpoints(directory):
+        except BaseException as error:
+            refused = isinstance(error, UserError) or not (directory / FILE_NAME).exists()
+            if is_new and refused and not saved_checkpoints(directory):
                 discard(directory, around)
             raise
         finally:

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from tinytf.errors import UserError
+
+HIDDEN = "***"
+"""What is stored in place of a secret, so that a reader sees that something was left out."""
+
+SECRET = re.compile(r"(api|access|private)[_-]?key|secret|passw(or)?d|passphrase|credential|token$", re.IGNORECASE)
+"""Names of settings whose values are secrets. ``max_new_tokens`` and ``tokenizer`` are not among them."""
+
+SCHEME = r"[a-z][a-z0-9+.-]*://"
+ADDRESS = re.compile(rf"\s*([a-z][a-z0-9+.-]*::)*{SCHEME}", re.IGNORECASE)
+"""How a text begins that is one address, chained ones of fsspec (``simplecache::https://…``) among them."""
+
+ADDRESS_IN_TEXT = re.compile(rf"{SCHEME}(?:[^\s/?#]*@)?[^\s'\"<>]*", re.IGNORECASE)
+CHAIN = re.compile(rf"::(?=(?:[a-z][a-z0-9+.-]*::)*{SCHEME})", re.IGNORECASE)
+HOST = re.compile(r"([^@:/?#]*|\[[0-9a-f:.]*\])(:\d*)?(?=[/?#]|$)", re.IGNORECASE)
+SHA256 = re.compile(r"#sha256=[0-9a-f]{64}$", re.IGNORECASE)
 
 
 def strict(value: Any) -> Any:
@@ -46,6 +62,44 @@ def printable(text: str) -> str:
     reads as something else.
     """
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+
+
+def public(value: Any) -> Any:
+    """A value as it may be stored and shown: without what may be a credential.
+
+    Addresses lose user, password, query and fragment (`HIDDEN` stands there; a ``#sha256=`` stays, and so does the
+    query of ``hf://``, which names the data set's parts). Texts under a name like ``api_key`` are hidden whole.
+    Mappings and lists are gone through; the value itself is not changed.
+    """
+    if isinstance(value, Mapping):
+        return {
+            key: HIDDEN if isinstance(inner, str) and inner and SECRET.search(str(key)) else public(inner)
+            for key, inner in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [public(inner) for inner in value]
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    if ADDRESS.match(value):
+        return "::".join(map(_public_address, CHAIN.split(value)))
+    return ADDRESS_IN_TEXT.sub(lambda match: _public_address(match[0]), value)
+
+
+def _public_address(address: str) -> str:
+    scheme, found, rest = address.partition("://")
+    if not found:
+        return address
+    user = ""
+    while "@" in rest and not HOST.match(rest):
+        # Up to each @ in turn: a password may have any character in it, "/" and "?" among them.
+        user, rest = f"{HIDDEN}@", rest.partition("@")[2]
+    if scheme.lower() == "hf":
+        return f"{scheme}://{user}{rest}"
+    path = re.split(r"[?#]", rest, maxsplit=1)[0]
+    checksum = SHA256.search(rest)
+    fragment = checksum[0] if checksum else ""
+    query = f"?{HIDDEN}" if len(rest) > len(path) + len(fragment) else ""
+    return f"{scheme}://{user}{path}{query}{fragment}"
 
 
 def utc_now() -> str:

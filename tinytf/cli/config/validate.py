@@ -16,7 +16,7 @@ from tinytf.export.formats import choose
 from tinytf.model import TransformerConfig
 from tinytf.model.config import ConfigurationError
 from tinytf.run.config import CheckpointConfig
-from tinytf.run.loggers import require_packages
+from tinytf.run.loggers import require_trackers
 from tinytf.run.run import OptionalCallbacks
 from tinytf.training.trainer import require_steps
 
@@ -46,7 +46,7 @@ def validate(command: str, config: Any) -> None:
         instantiate_class((), config.model.schedule)
         check_optimizer(config.model.optimizer)
         check_run_dir(config.name, Path(config.checkpoint.dir))
-        require_packages(wandb=config.tracking.wandb, mlflow=config.tracking.mlflow)
+        require_trackers(config.tracking.wandb, config.tracking.mlflow)
         check_formats(config.export)
 
 

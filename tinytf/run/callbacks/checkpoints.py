@@ -23,7 +23,7 @@ class BestCheckpoints(RunCallback, ModelCheckpoint):
 
     def __init__(self, save_top_k: int = 3, run_dir: Path | None = None) -> None:
         super().__init__(
-            filename="step={step:07d}-val_loss={val/loss:.4f}",
+            filename="step-{step:07d}-val_loss-{val/loss:.4f}",
             monitor="val/loss",
             save_top_k=save_top_k,
             auto_insert_metric_name=False,
@@ -136,7 +136,7 @@ class PeriodicCheckpoint(RunCallback, Checkpoint):
             return
         self._saved_step = trainer.global_step
         run_dir = run_dir_of(trainer)
-        trainer.save_checkpoint(run_dir / f"step={trainer.global_step:07d}.ckpt")
+        trainer.save_checkpoint(run_dir / f"step-{trainer.global_step:07d}.ckpt")
         if trainer.is_global_zero:
             link_last(run_dir)
         self._remove_old(trainer)

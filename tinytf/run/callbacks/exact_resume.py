@@ -14,17 +14,29 @@ class ExactResume(Callback):
     """Make a resumed run the run that was never stopped; added automatically.
 
     Saved at a step where a validation is due but not done, Lightning 2.6's loop state reads as if it were done (it
-    would be skipped); saved in the middle of one, as if the batches before had been seen (a wrong val/loss). Also
-    restates the count of micro-batches when a step is made of more or fewer of them than before.
+    would be skipped); saved in the middle of one, as if the batches before had been seen (a wrong val/loss). That
+    EarlyStopping has decided to stop is saved nowhere: killed before the run's end, it would train on. Also restates
+    the count of micro-batches when a step is made of more or fewer of them than before.
     """
 
     def __init__(self) -> None:
         self.validated_at = -1
+        self.stopped = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Without EarlyStopping in the config any more, the user wants the run to train on.
+        if self.stopped and trainer.early_stopping_callbacks:
+            trainer.should_stop = True
+            log.warning(
+                "EarlyStopping ended this run at step %d: take it out of trainer.callbacks to train on",
+                trainer.global_step,
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validated_at = batches_done(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["should_stop"] = bool(trainer.should_stop)
         done = batches_done(trainer)
         due = trainer.enable_validation and done % int(trainer.val_check_batch or 1) == 0
         normalize_loop_state(
@@ -33,6 +45,7 @@ class ExactResume(Callback):
         )  # fmt: skip
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.stopped = checkpoint.get("should_stop", False)
         before = checkpoint.get("tinytf", {}).get("world_size", trainer.world_size)
         if before != trainer.world_size:
             log.warning(

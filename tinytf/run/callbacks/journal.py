@@ -6,6 +6,7 @@ import logging
 import signal
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from tinytf.run.callbacks import RunCallback, run_dir_of
 from tinytf.run.journal import FILE_NAME, Journal, Record
 from tinytf.run.loggers.base import trackers
 from tinytf.utils.machine import this_process
+from tinytf.utils.text import public
 
 Row = dict[str, float]
+
+log = logging.getLogger(__name__)
 
 VALIDATION = "val/"
 """What names of validation metrics begin with; all others are a training step's."""
@@ -58,6 +62,7 @@ class JournalCallback(RunCallback):
         self._early_warnings: list[dict[str, Any]] = []
         self._trainer: Trainer | None = None
         self._step = 0
+        self._rows = 0
         self._validated: int | None = None
         self._logged: dict[str, Tensor] = {}
         self._added: dict[str, float | Tensor] = {}
@@ -73,7 +78,9 @@ class JournalCallback(RunCallback):
     def write(self, event: str, **fields: Any) -> None:
         """Append an event at the current step."""
         if self._journal and self._trainer:
-            self._journal.write(event, self._trainer.global_step, fields)
+            # A message or traceback of a library may quote an address whole. A sample is the model's own text.
+            shown = fields if event == "sample" else public(fields)
+            self._journal.write(event, self._trainer.global_step, shown)
 
     def checkpoint_saved(self, path: Path, step: int, seconds: float) -> None:
         """Append the ``checkpoint`` event; `DurableCheckpointIO` calls it when the file is in place."""
@@ -104,7 +111,15 @@ class JournalCallback(RunCallback):
             self._validated = self._step
         if trainer.is_global_zero:
             journal = Journal(run_dir_of(trainer) / FILE_NAME)
+            # A run that branches into a directory of its own has no journal there yet, and has lost nothing.
+            counted = self._rows if journal.path.exists() else 0
             broken = journal.rewind(self._survives)
+            self._rows = sum(record["event"] == "metrics" for record in journal.records())
+            if self._rows < counted:
+                log.warning(
+                    "%s: it has %d rows of metrics, but its checkpoint counted %d: curves of this run have a gap",
+                    journal.path, self._rows, counted,
+                )  # fmt: skip
             for tracker in trackers(trainer):
                 tracker.on_resume(journal.records())
             self._begin(trainer, journal, self._step if trainer.ckpt_path else None)
@@ -146,9 +161,10 @@ class JournalCallback(RunCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Killed between its last checkpoint and its end, a run has nothing left to train, but its end to write.
-        journal = Journal(run_dir_of(trainer) / FILE_NAME)
-        if trainer.is_global_zero and not self._journal and journal.last_event() != "end":
-            self.on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and not self._journal:
+            last = deque(Journal(run_dir_of(trainer) / FILE_NAME).records(), maxlen=1)
+            if not last or last[0]["event"] != "end":
+                self.on_train_start(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not in on_train_end: the final checkpoint is saved there, and belongs before the end.
@@ -211,6 +227,7 @@ class JournalCallback(RunCallback):
         self.latest.update(row)
         if self._journal and row:
             self._journal.write("metrics", self._step, row)
+            self._rows += 1
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=self._step)
                 logger.save()
@@ -226,10 +243,11 @@ class JournalCallback(RunCallback):
         return self._seconds_before + (time.monotonic() - self._began if self._began else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validated": self._validated, "tokens": self.tokens, "seconds": self._seconds()}
+        return {"validated": self._validated, "rows": self._rows, "tokens": self.tokens, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validated = state_dict["validated"]
+        self._rows = state_dict["rows"]
         self.tokens = state_dict["tokens"]
         self._seconds_before = state_dict["seconds"]
 

@@ -87,7 +87,7 @@ class LossMonitor(Callback):
 
 
 class SaveNonFinite(Callback):
-    """Write ``nonfinite_step=….pt`` into the run directory: the step's micro-batches and losses; added automatically.
+    """Write ``nonfinite-step-….pt`` into the run directory: the step's micro-batches and losses; added automatically.
 
     ``torch.load(path, weights_only=True)`` gives ``step``, ``message``, ``batches`` (pairs of tokens and targets,
     [B, T] each, as they came from the data) and ``losses`` (one per batch). Every process writes its own.
@@ -105,8 +105,8 @@ class SaveNonFinite(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, NonFiniteError):
             return
-        rank = f"-rank={trainer.global_rank}" if trainer.global_rank else ""
-        path = run_dir_of(trainer) / f"nonfinite_step={self._step + 1:07d}{rank}.pt"
+        rank = f"-rank-{trainer.global_rank}" if trainer.global_rank else ""
+        path = run_dir_of(trainer) / f"nonfinite-step-{self._step + 1:07d}{rank}.pt"
         content = {
             "step": self._step + 1,
             "message": str(exception),

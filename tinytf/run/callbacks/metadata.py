@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinytf.run.checkpoint import FORMAT
 from tinytf.run.loggers.base import as_code_block, hyperparameters, trackers
+from tinytf.utils.text import public
 
 
 class CheckpointMetadata(Callback):
@@ -33,7 +34,7 @@ class CheckpointMetadata(Callback):
             "model": asdict(pl_module.model.config),  # type: ignore[arg-type, union-attr]
             "tokenizer": data.tokenizer.to_str(),
             "config": self.config,
-            "data": data.fingerprint,
+            "data": public(data.fingerprint),
             "provenance": self.provenance,
             "world_size": trainer.world_size,
         }

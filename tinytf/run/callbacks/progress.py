@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -48,10 +50,19 @@ class StepProgress(ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         text = kwargs.get("sep", " ").join(map(str, args))
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=sys.stderr)
+        with self._while_there():
+            if self._bar is not None:
+                self._bar.console.print(text, markup=False, highlight=False)
+            else:
+                print(text, file=sys.stderr)
+
+    @contextlib.contextmanager
+    def _while_there(self) -> Iterator[None]:
+        """Show no more once stderr is gone: a closed terminal (EIO) must not end a run that is about to save."""
+        try:
+            yield
+        except OSError:
+            self.is_enabled, self._bar = False, None
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -167,12 +178,14 @@ class StepProgress(ProgressBar):
         if self._bar is None or (now - self._drawn < REFRESH_SECONDS and not force):
             return
         self._drawn = now
-        self._bar.update(self._task, completed=done, numbers=numbers, refresh=True)
+        with self._while_there():
+            self._bar.update(self._task, completed=done, numbers=numbers, refresh=True)
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._bar.refresh()
-            self._bar.stop()
+            with self._while_there():
+                self._bar.refresh()
+                self._bar.stop()
             self._bar = None
 
 

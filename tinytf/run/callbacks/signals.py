@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,10 @@ from tinytf.run.callbacks.checkpoints import PeriodicCheckpoint
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 """SIGUSR1 is SLURM's before a requeue. Windows has the first two alone."""
+
+IMPATIENT_AFTER = 1.0
+"""Seconds after which a second Ctrl-C ends the run unsaved. One Ctrl-C under make, docker or uv arrives twice, from the
+terminal and from the parent, 6 ms apart."""
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +36,7 @@ class GracefulStop(Callback):
     def __init__(self, periodic: PeriodicCheckpoint) -> None:
         self.periodic = periodic
         self.received = 0
+        self._received_at = 0.0
         self._step = 0
         self.replaced: dict[int, Any] = {}
 
@@ -66,7 +72,9 @@ class GracefulStop(Callback):
             raise SystemExit(128 + number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT == number:
+        now = time.monotonic()
+        if self.received == signal.SIGINT == number and now - self._received_at >= IMPATIENT_AFTER:
             raise SystemExit(128 + number)
-        self.received = number
+        if number != self.received:
+            self.received, self._received_at = number, now
         log.info("%s: stopping after this step", signal.Signals(number).name)

@@ -12,6 +12,10 @@ from tinytf.run.config import MlflowConfig, WandbConfig
 from tinytf.run.loggers.mlflow import Mlflow
 from tinytf.run.loggers.tensorboard import TensorBoard
 from tinytf.run.loggers.wandb import Wandb
+from tinytf.utils.text import HIDDEN
+
+WANDB_TAG = 64
+"""Characters of a tag; W&B's server answers a longer one with an error that ends the run."""
 
 
 def build_loggers(
@@ -34,9 +38,9 @@ def build_loggers(
         mlflow: MLflow, if it is used.
 
     Raises:
-        UserError: if a tracker's package is missing.
+        UserError: as `require_trackers`.
     """
-    require_packages(wandb=wandb, mlflow=mlflow)
+    require_trackers(wandb, mlflow)
     loggers: list[Logger] = []
     if tensorboard:
         loggers.append(TensorBoard(run_dir, resume_step))
@@ -47,15 +51,28 @@ def build_loggers(
     return loggers
 
 
-def require_packages(**configs: object) -> None:
-    """Raise UserError with each tracker, by the name of its package, that is configured but not installed."""
-    asked = [name for name, config in configs.items() if config is not None]
-    missing = [name for name in asked if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            *(
-                f"tracking.{name}: the package {name} is not installed; pip install 'tinytf[{name}]', "
-                f"or set tracking.{name} to null"
-                for name in missing
-            )
+def require_trackers(wandb: WandbConfig | None, mlflow: MlflowConfig | None) -> None:
+    """Refuse at the start what a tracker would refuse in the middle of its own.
+
+    Raises:
+        UserError: naming each tracker whose package is not installed, each tag that W&B does not take, and an address
+            whose credentials were left out when it was stored.
+    """
+    asked = [name for name, config in (("wandb", wandb), ("mlflow", mlflow)) if config is not None]
+    wrong = [
+        f"tracking.{name}: the package {name} is not installed; pip install 'tinytf[{name}]', "
+        f"or set tracking.{name} to null"
+        for name in asked
+        if importlib.util.find_spec(name) is None
+    ]
+    wrong += [
+        f"tracking.wandb.tags: {tag!r} has {len(tag)} characters, but W&B takes 1 to {WANDB_TAG}"
+        for tag in (wandb.tags if wandb else ())
+        if not 1 <= len(tag) <= WANDB_TAG
+    ]
+    if mlflow and HIDDEN in (mlflow.uri or ""):
+        wrong.append(
+            f"tracking.mlflow.uri {mlflow.uri}: what {HIDDEN} stands for is not stored; give the whole address again"
         )
+    if wrong:
+        raise UserError(*wrong)

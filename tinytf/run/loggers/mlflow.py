@@ -30,11 +30,12 @@ class Mlflow(MLFlowLogger):
     """
 
     def __init__(self, config: MlflowConfig, run_dir: Path, run_id: str) -> None:
-        uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        if uri is None:
+        uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or str(run_dir.parent.parent / "mlruns")
+        if "://" not in uri and uri != "databricks":
+            uri = Path(uri).resolve().as_uri()
+        if uri.startswith("file:"):
             # MLflow 3 asks for this word before it writes plain files, which alone need no database packages.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-            uri = (run_dir.resolve().parent.parent / "mlruns").as_uri()
         super().__init__(
             experiment_name=config.experiment,
             run_name=f"{run_dir.parent.name}/{run_dir.name}",
@@ -78,7 +79,7 @@ class Mlflow(MLFlowLogger):
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
         """Keep a text as an artifact of its step."""
-        self.experiment.log_text(self.run_id, text, f"{name}/step={step:07d}.md")
+        self.experiment.log_text(self.run_id, text, f"{name}/step-{step:07d}.md")
 
     @rank_zero_only
     def log_best(self, path: Path) -> None:

@@ -47,8 +47,10 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        # Lightning would write a hparams.yaml here too; config.yaml has all of it.
-        self.experiment.flush()
+        # Lightning would write a hparams.yaml here too; config.yaml has all of it. Nor does it open a writer that has
+        # nothing to write: its session start alone supersedes the last step, of a run that was done already.
+        if self._experiment is not None:
+            self._experiment.flush()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], *_: Any, **__: Any) -> None:  # type: ignore[override]

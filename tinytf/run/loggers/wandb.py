@@ -28,9 +28,14 @@ class Wandb(WandbLogger):
     """
 
     def __init__(self, config: WandbConfig, run_dir: Path, run_id: str) -> None:
+        import wandb
+
         super().__init__(
             name=f"{run_dir.parent.name}/{run_dir.name}", save_dir=str(run_dir), id=run_id,
             project=config.project, entity=config.entity, tags=config.tags, group=run_dir.parent.name,
+            # W&B would record the command line as it stands, with the passwords of addresses in it; the provenance has
+            # it without, and the machine too.
+            settings=wandb.Settings(x_disable_meta=True),
         )  # fmt: skip
         # Lightning passes it always, and W&B warns that it means nothing any more.
         self._wandb_init.pop("anonymous", None)
