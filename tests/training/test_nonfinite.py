@@ -51,7 +51,7 @@ def test_it_stops_before_the_step_and_keeps_the_batch(
     run = Path("checkpoints/killed/version_0").absolute()
     assert line.startswith(f"tinytf: error: step 5, batch {FAULT}: the loss is "), line
     assert "nan" in line
-    (path,) = run.glob("nonfinite_*")
+    (path,) = run.glob("nonfinite-*")
     assert path.name == "nonfinite-step-0000005.pt"
     assert path.name in line
     kept = torch.load(path, weights_only=True)
