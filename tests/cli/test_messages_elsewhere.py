@@ -145,7 +145,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("tinytf.export.formats", "tinytf.export.formats.onnx.runtime"):
         monkeypatch.setattr(f"{module}.find_spec", hidden)
     monkeypatch.setattr("importlib.util.find_spec", hidden)
-    monkeypatch.setattr("tinytf.data.shakespeare.files", no_files)
+    monkeypatch.setattr("tinytf.data.sources.builtin.files", no_files)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_missing_extra(
 ) -> None:
     write_checkpoint(tmp_path / "toy.ckpt")
     (tmp_path / "model.onnx").touch()
-    from tinytf.data.shakespeare import shakespeare
+    from tinytf.data.sources.builtin import shakespeare
 
     shakespeare.cache_clear()
     says(refused(arguments, capsys), ["pip install", *words])

@@ -29,7 +29,7 @@ def test_fit_finds_what_it_prepared(
     flags = ["--config", str(config), "--data.cache_dir", str(tmp_path / "cache"), "--data.val_fraction", "0.2"]
     assert main(["prepare", *flags, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr("tinytf.data.shards.ShardTokenizer.tokenize", lambda *_: pytest.fail("tokenized again"))
+    monkeypatch.setattr("tinytf.data.tokens.shards.ShardTokenizer.tokenize", lambda *_: pytest.fail("tokenized again"))
     data = TextDataModule(
         corpus=str(corpus), val_fraction=0.2, batch_size=2, seq_len=16, cache_dir=str(tmp_path / "cache")
     )

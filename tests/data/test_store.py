@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinytf.data import build as build_module
-from tinytf.data import store as store_module
 from tinytf.data.build import prepare
 from tinytf.data.config import CorpusConfig, cache_root, cache_write
 from tinytf.data.documents import text_documents
 from tinytf.data.splits import TextSpan
-from tinytf.data.store import build_store, open_store
 from tinytf.data.tokenizer import character_tokenizer, encode
+from tinytf.data.tokens import text_corpus as text_corpus_module
+from tinytf.data.tokens.store import open_store
+from tinytf.data.tokens.text_corpus import build_store
 from tinytf.data.windows import ShuffledWindows
 from tinytf.errors import UserError
 
@@ -52,7 +52,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(folder)
         return build_store(folder, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(build_module, "build_store", build)
+    monkeypatch.setattr(text_corpus_module, "build_store", build)
     return folders
 
 
@@ -84,6 +84,17 @@ def test_bpe_is_trained_on_the_training_part_alone(config: CorpusConfig) -> None
     other = prepare(replace(config, tokenizer="bpe"))
     assert one.fingerprint["sha256"] != other.fingerprint["sha256"]
     assert one.fingerprint["tokenizer_sha256"] == other.fingerprint["tokenizer_sha256"]
+
+
+def test_a_small_sample_of_a_longer_text_is_taken_from_all_over_it(tmp_path: Path) -> None:
+    """One smaller than the 64 Ki characters that are encoded at a time learned nothing."""
+    words = [f"{'qxz' if number % 500 == 250 else 'the'}{number % 7} " for number in range(100_000)]
+    (tmp_path / "long.txt").write_text("".join(words))
+    config = CorpusConfig(str(tmp_path / "long.txt"), "bpe", 260, cache_dir=str(tmp_path / "cache"))
+    prepared = prepare(replace(config, bpe_sample_bytes=20_000))
+    assert prepared.tokenizer.token_to_id("Ġthe") is not None
+    with pytest.raises(UserError, match=r"nothing repeats after 257 entries; .* data\.bpe_sample_bytes"):
+        prepare(replace(config, bpe_sample_bytes=3))
 
 
 def test_whatever_changes_the_ids_changes_the_place(config: CorpusConfig, built: list[Path]) -> None:
@@ -138,7 +149,7 @@ def test_killed_while_it_tokenizes_nothing_is_read(config: CorpusConfig, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_counted", die)
+        patch.setattr(text_corpus_module, "_counted", die)
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     (folder,) = stores(config)

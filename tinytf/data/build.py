@@ -1,34 +1,24 @@
-"""3. Tokens: from a corpus to token ids on disk: read, split, choose the tokenizer, encode; or find all that done."""
+"""Steps 1 to 3 as one: a corpus becomes token ids on disk, or is found to be there already."""
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
-import numpy as np
 from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
-from tinytf.data.config import CorpusConfig, PreparedCorpus, cache_write, digest
-from tinytf.data.documents import Shard, Text, scan, shards_of
-from tinytf.data.hub import hub_files
-from tinytf.data.shards import ShardStats, ShardTokenizer
-from tinytf.data.sources import HUB, NAMES, find_files
-from tinytf.data.splits import SPLITS, Split, SplitFractions, cut_text, split_bytes, split_fractions
-from tinytf.data.store import TokenStore, build_store, concatenate, describe_store, ids_dtype, open_store, separator_of
-from tinytf.data.tokenizer import END_OF_TEXT, character_tokenizer, tokenizer_from_file, tokenizer_sha256
-from tinytf.data.train_bpe import cached_tokenizer, train_on_shards, train_on_split
+from tinytf.data.config import CorpusConfig, PreparedCorpus, digest
+from tinytf.data.sources import find_files
+from tinytf.data.sources.builtin import BUILTIN
+from tinytf.data.sources.hub import HUB
+from tinytf.data.tokens.document_corpus import DocumentBuild
+from tinytf.data.tokens.text_corpus import prepare_text
 from tinytf.errors import UserError
-from tinytf.utils.machine import usable_cores
-
-NO_CHARACTER = 0x110000
-"""Stands after each document in shards of code points; it becomes the end-of-text id with the others."""
 
 log = logging.getLogger(__name__)
 
@@ -49,23 +39,32 @@ def prepare(config: CorpusConfig, given: Tokenizer | None = None) -> PreparedCor
     with _one_at_a_time(config):
         if is_split_by_document(config):
             return DocumentBuild(config, given).run()
-        return _prepare_text(config, given)
+        return prepare_text(config, given)
 
 
 @contextmanager
 def _one_at_a_time(config: CorpusConfig) -> Iterator[None]:
     locks = config.cache / "locks"
-    lock = FileLock(locks / f"{digest(asdict(config))[:32]}.lock")
+    name = digest(asdict(config))[:32]
+    # A file of its own: to open the lock's file empties it.
+    lock, holder = FileLock(locks / f"{name}.lock"), locks / f"{name}.pid"
     try:
         locks.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            log.info("another process is preparing %s: waiting for it", config.corpus)
-            lock.acquire()
+            pid = holder.read_text() if holder.is_file() else "unknown"
+            log.info("process %s is preparing %s: waiting for it (Ctrl-C ends the wait)", pid, config.corpus)
+            lock.acquire()  # Asks again every 50 ms, and sleeps in between: a signal is obeyed at once.
+        holder.write_text(str(os.getpid()))
     except (OSError, NotImplementedError) as error:
         # A cache that cannot be written may hold all that is needed; if not, the first write says so in one line.
-        log.debug("no lock in %s: %s", locks, error)
+        # Without a lock two processes do the same work twice, and the later rename of equal files wins.
+        read_only = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        log.log(
+            logging.DEBUG if read_only else logging.WARNING,
+            "no lock can be taken in %s (%s): do not prepare one corpus there by two commands at once", locks, error,
+        )  # fmt: skip
     try:
         yield
     finally:
@@ -78,281 +77,10 @@ def is_split_by_document(config: CorpusConfig) -> bool:
     Plain text files, few and long as they are, are split at a position: of five books none might fall into a tenth
     that is drawn by document.
     """
-    if config.split_by == "document" and config.corpus in NAMES:
+    if config.split_by == "document" and config.corpus in BUILTIN:
         raise UserError(f"data.split_by document: {config.corpus} is one text; leave it out")
     if config.split_by == "position" and config.corpus.startswith(HUB):
         raise UserError(f"data.split_by position: {config.corpus} holds documents, which are split one by one")
-    if config.split_by != "auto" or config.corpus in NAMES:
+    if config.split_by != "auto" or config.corpus in BUILTIN:
         return config.split_by == "document"
     return config.corpus.startswith(HUB) or any(file.kind != "text" for file in find_files(config.corpus, config.cache))
-
-
-# -- plain text ----------------------------------------------------------------------------------------------------
-
-
-def _prepare_text(config: CorpusConfig, given: Tokenizer | None) -> PreparedCorpus:
-    cache = config.cache
-    text = scan(config.corpus, cache)
-    val_text = scan(config.val_corpus, cache) if config.val_corpus else None
-    test_text = scan(config.test_corpus, cache) if config.test_corpus else None
-    splits = cut_text(text, config.val_fraction, config.test_fraction, val_text, test_text)
-    texts = [each for each in (text, val_text, test_text) if each is not None]
-    source = {
-        "sha256": text.sha256,
-        "split": {
-            "order": "train, test, val",
-            "val_fraction": None if val_text else config.val_fraction,
-            "test_fraction": config.test_fraction,
-            "val_sha256": val_text.sha256 if val_text else None,
-            "test_sha256": test_text.sha256 if test_text else None,
-        },
-    }
-    tokenizer = given or _text_tokenizer(config, texts, splits, source)
-    identity = {**source, "tokenizer_sha256": tokenizer_sha256(tokenizer)}
-    key = digest(identity)
-    folder = cache / "tokens" / key
-    store = open_store(folder, key) or build_store(folder, key, splits, tokenizer)
-    fingerprint = {
-        "corpus": config.corpus,
-        **identity,
-        "bytes": text.n_bytes,
-        "documents": len(text.documents),
-        "split_bytes": dict(store.bytes),
-        "split_tokens": dict(store.tokens),
-        "tokenizer": config.tokenizer,
-        "vocab_size": tokenizer.get_vocab_size(),
-    }
-    return PreparedCorpus(tokenizer, store, fingerprint)
-
-
-def _text_tokenizer(
-    config: CorpusConfig, texts: list[Text], splits: dict[str, Split], source: dict[str, Any]
-) -> Tokenizer:
-    if config.tokenizer == "char":
-        codes = np.unique(np.concatenate([text.code_points for text in texts]))
-        several = any(len(split) > 1 for split in splits.values())
-        return character_tokenizer(map(chr, codes.tolist()), end_of_text=several)
-    if config.tokenizer == "bpe":
-        key: dict[str, Any] = {**source, "vocab_size": config.vocab_size, "trained": 1}
-        if split_bytes(splits["train"]) > config.bpe_sample_bytes:
-            key["sample_bytes"] = config.bpe_sample_bytes
-        path = config.cache / "tokenizers" / f"bpe-{digest(key)}.json"
-        return cached_tokenizer(
-            path, lambda: train_on_split(splits["train"], config.vocab_size, config.bpe_sample_bytes)
-        )
-    return tokenizer_from_file(config.tokenizer)
-
-
-# -- documents -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CorpusStats:
-    """What reading a corpus to its end found; cached under the names, sizes and times of its files."""
-
-    sha256: str
-    documents: int
-    bytes: int
-    alphabet: str
-
-
-@dataclass
-class CorpusFiles:
-    """One of the corpora of a config, as its files are now.
-
-    Args:
-        split: the one split that all of it is for; None if it is divided.
-    """
-
-    corpus: str
-    split: str | None
-    shards: list[Shard]
-    text_field: str
-    cache: Path
-
-    @cached_property
-    def key(self) -> str:
-        """A name for the files as they are."""
-        shards = [shard.identity() for shard in self.shards]
-        return digest({"format": 2, "shards": shards, "text_field": self.text_field})
-
-    @property
-    def _path(self) -> Path:
-        return self.cache / "corpora" / f"{self.key}.json"
-
-    def stats(self) -> CorpusStats | None:
-        """What an earlier reading found; None if there was none."""
-        try:
-            return CorpusStats(**json.loads(self._path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def save_stats(self, shards: list[ShardStats]) -> CorpusStats:
-        """Sum up the shards, for the next time."""
-        documents = sum(sum(shard.documents.values()) for shard in shards)
-        if empty := sum(shard.empty for shard in shards):
-            log.warning("corpus %s: %d of %d documents are empty, and left out", self.corpus, empty, documents + empty)
-        if not documents:
-            raise UserError(f"corpus {self.corpus}: there is no text in it at all")
-        stats = CorpusStats(
-            digest({"shards": [shard.sha256 for shard in shards]}),
-            documents,
-            sum(sum(shard.bytes.values()) for shard in shards),
-            "".join(sorted(set().union(*(shard.alphabet for shard in shards)))),
-        )
-        with cache_write(self._path) as file:
-            file.write(json.dumps(asdict(stats)).encode())
-        return stats
-
-
-class DocumentBuild:
-    """The preparation of a corpus whose documents are split one by one.
-
-    Args:
-        config: what to prepare.
-        given: a tokenizer to use in place of the one the config asks for.
-    """
-
-    def __init__(self, config: CorpusConfig, given: Tokenizer | None) -> None:
-        self.config, self.cache = config, config.cache
-        self.fractions = split_fractions(
-            config.val_fraction, config.test_fraction, bool(config.val_corpus), bool(config.test_corpus)
-        )
-        corpora = [(config.corpus, None), (config.val_corpus, "val"), (config.test_corpus, "test")]
-        self.files = [
-            CorpusFiles(corpus, split, self._shards(corpus), config.text_field, self.cache)
-            for corpus, split in corpora
-            if corpus
-        ]
-        self.tokenizer = given or self._choose_tokenizer()
-
-    def _shards(self, corpus: str) -> list[Shard]:
-        if corpus in NAMES:
-            raise UserError(f"corpus {corpus}: it is one text, and does not go with a corpus that is split by document")
-        files = hub_files(corpus) if corpus.startswith(HUB) else find_files(corpus, self.cache)
-        return [shard for file in files for shard in shards_of(file)]
-
-    def _choose_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer; None for an alphabet that is known only when all is read."""
-        config = self.config
-        if config.tokenizer == "char":
-            stats = [files.stats() for files in self.files]
-            return _alphabet([each for each in stats if each]) if all(stats) else None
-        if config.tokenizer != "bpe":
-            return tokenizer_from_file(config.tokenizer)
-        key = {"corpus": self.files[0].key, "fractions": asdict(self.fractions), "vocab_size": config.vocab_size,
-               "sample_bytes": config.bpe_sample_bytes, "trained": 1}  # fmt: skip
-        return cached_tokenizer(
-            self.cache / "tokenizers" / f"bpe-{digest(key)}.json",
-            lambda: train_on_shards(
-                self.files[0].shards, config.text_field, self.fractions, config.vocab_size, config.bpe_sample_bytes
-            ),
-        )
-
-    def run(self) -> PreparedCorpus:
-        """Find the store, or tokenize the shards that are not finished and put them together in their order."""
-        known = [files.stats() for files in self.files]
-        stats = [each for each in known if each]
-        if len(stats) == len(known):
-            tokenizer = self.tokenizer or _alphabet(stats)
-            key = digest(self._identity(stats, tokenizer))
-            store = open_store(self.cache / "tokens" / key, key)
-            if store:
-                return self._prepared(stats, tokenizer, store)
-        return self._tokenize()
-
-    def _tokenize(self) -> PreparedCorpus:
-        fractions = self.fractions if self.fractions.divides else SplitFractions(0.0, 0.0)
-        tokenizer = self.tokenizer
-        # Asked before the long work, not after it.
-        separator = separator_of(tokenizer) if tokenizer else NO_CHARACTER
-        name = f"{tokenizer_sha256(tokenizer)[:32] if tokenizer else 'code-points'}-{fractions.val}-{fractions.test}"
-        base = ShardTokenizer(
-            self.cache / "shards" / name, self.config.text_field, tokenizer.to_str() if tokenizer else None, separator,
-            ids_dtype(tokenizer) if tokenizer else "uint32", fractions,
-        )  # fmt: skip
-        processes = self.config.prepare_processes or usable_cores()
-        stats, work, found = [], [], []
-        for files in self.files:
-            shards = replace(base, split=files.split)
-            done = shards.tokenize_all(files.shards, processes, f"tokenizing {files.corpus}")
-            stats.append(files.save_stats(done))
-            work.append(shards)
-            found.append(done)
-        table = None
-        if tokenizer is None:
-            tokenizer = _alphabet(stats)
-            table = _id_table(tokenizer)
-        key = digest(self._identity(stats, tokenizer))
-        folder = self.cache / "tokens" / key
-        store = open_store(folder, key)
-        if store is None:
-            parts = {
-                name: [
-                    (shards.path(shard, name), shards.dtype)
-                    for shards, files, done in zip(work, self.files, found, strict=True)
-                    for shard, one in zip(files.shards, done, strict=True)
-                    if name in one.tokens
-                ]
-                for name in SPLITS
-            }
-            parts = {name: files for name, files in parts.items() if files}
-            tokens = concatenate(folder, key, ids_dtype(tokenizer), parts, table)
-            shard_stats = [one for done in found for one in done]
-            sizes, documents = (
-                {name: sum(getattr(one, what).get(name, 0) for one in shard_stats) for name in parts}
-                for what in ("bytes", "documents")
-            )
-            store = describe_store(folder, key, ids_dtype(tokenizer), tokens, sizes, documents)
-        prepared = self._prepared(stats, tokenizer, store)
-        for shards, files in zip(work, self.files, strict=True):
-            shards.remove(files.shards)
-        return prepared
-
-    def _identity(self, stats: list[CorpusStats], tokenizer: Tokenizer) -> dict[str, Any]:
-        """What the token ids are a function of."""
-        config, sums = self.config, {files.split: each.sha256 for files, each in zip(self.files, stats, strict=True)}
-        return {
-            "sha256": sums[None],
-            "split": {
-                "by": "document",
-                "val_fraction": None if config.val_corpus else config.val_fraction,
-                "test_fraction": config.test_fraction,
-                "val_sha256": sums.get("val"),
-                "test_sha256": sums.get("test"),
-            },
-            "tokenizer_sha256": tokenizer_sha256(tokenizer),
-        }
-
-    def _prepared(self, stats: list[CorpusStats], tokenizer: Tokenizer, store: TokenStore) -> PreparedCorpus:
-        for name, count in (store.documents or {}).items():
-            if not count:
-                raise UserError(
-                    f"the {name} split is empty: none of the {stats[0].documents:,} documents of {self.config.corpus} "
-                    "fell into it; give more documents, another data.val_fraction or data.test_fraction, or "
-                    "data.split_by position"
-                )
-        fingerprint = {
-            "corpus": self.config.corpus,
-            **self._identity(stats, tokenizer),
-            "bytes": stats[0].bytes,
-            "documents": stats[0].documents,
-            "split_bytes": dict(store.bytes),
-            "split_tokens": dict(store.tokens),
-            "split_documents": dict(store.documents or {}),
-            "tokenizer": self.config.tokenizer,
-            "vocab_size": tokenizer.get_vocab_size(),
-        }
-        return PreparedCorpus(tokenizer, store, fingerprint)
-
-
-def _alphabet(stats: list[CorpusStats]) -> Tokenizer:
-    return character_tokenizer(set().union(*(each.alphabet for each in stats)), end_of_text=True)
-
-
-def _id_table(tokenizer: Tokenizer) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """The id of each code point, and of `NO_CHARACTER`."""
-    table = np.zeros(NO_CHARACTER + 1, dtype=np.uint32)
-    for character, number in tokenizer.get_vocab(with_added_tokens=False).items():
-        table[NO_CHARACTER if character == END_OF_TEXT else ord(character)] = number
-    return table

@@ -19,7 +19,7 @@ from tinytf.utils.files import atomic_write
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from tinytf.data.store import TokenStore
+    from tinytf.data.tokens.store import TokenStore
 
 SPLIT_BY = ("auto", "position", "document")
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from tinytf.data.build import prepare
 from tinytf.data.config import CorpusConfig, PreparedCorpus
-from tinytf.data.store import TokenIds
 from tinytf.data.tokenizer import tokenizer_from_text
+from tinytf.data.tokens.store import TokenIds
 from tinytf.data.windows import Batch, InfiniteSampler, SequentialWindows, ShuffledWindows, require_window
 from tinytf.errors import UserError
 

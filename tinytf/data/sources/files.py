@@ -1,0 +1,265 @@
+"""1. Sources: a file of a corpus, on this machine or behind an address: what it holds, its version, its bytes."""
+
+from __future__ import annotations
+
+import glob
+import io
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from tinytf.data.sources.builtin import BUILTIN
+from tinytf.errors import UserError
+
+TEXTS = (".txt", ".md")
+RECORDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+NOT_READ = (".zip", ".tar", ".tgz", ".7z", ".rar", ".json", ".pdf", ".docx", ".gguf", ".safetensors", ".npy")
+"""Endings of files that are neither text nor records: read as text, a model would learn their bytes."""
+
+BLOCK = 1 << 20
+"""Bytes read at a time: what bounds the memory of everything that reads a source."""
+
+SILENCE = 60
+"""Seconds without a byte after which a web server is given up."""
+
+STORAGE_PACKAGES = ("fsspec", "aiohttp", "s3fs", "botocore", "aiobotocore", "gcsfs", "google", "adlfs", "azure")
+"""What fsspec's file systems stand on. Their exceptions share no base class: an error is theirs by its module."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of text, or of records with a text each. Plain values: it travels to other processes.
+
+    Attributes:
+        path: on this machine, or an address.
+        kind: ``text`` (one document), ``jsonl`` or ``parquet`` (one per record).
+        size: bytes as they lie there; 0 if unknown.
+        stamp: changes when the file does.
+    """
+
+    path: str
+    kind: str
+    size: int
+    stamp: str
+
+    @property
+    def is_remote(self) -> bool:
+        return is_remote(self.path)
+
+    @property
+    def is_compressed(self) -> bool:
+        return _name(self.path).suffix in CODECS
+
+    def identity(self) -> list[Any]:
+        """What changes when its content may have, in plain types."""
+        path = self.path if self.is_remote else str(Path(self.path).absolute())
+        return [path, self.kind, self.size, self.stamp]
+
+    def require_unchanged(self) -> None:
+        """Raise UserError if a file of this machine was written to since it was found.
+
+        A remote file's version was fixed when it was listed.
+        """
+        if not self.is_remote and _stamp(Path(self.path)) != self.stamp:
+            raise UserError(f"{self.path}: it changed while it was read: run again")
+
+
+# -- names ---------------------------------------------------------------------------------------------------------
+
+
+def is_remote(corpus: str) -> bool:
+    """Whether a corpus is an address that fsspec reads, and not a path on this machine."""
+    scheme = _SCHEME.match(corpus)
+    return scheme is not None and scheme[1].lower() not in ("file", "hf")
+
+
+def kind_of(path: str) -> str:
+    """What a file of this name holds. One without a known ending is plain text."""
+    inner = _inner(path)
+    if inner in NOT_READ:
+        advice = "write one JSON object per line into a .jsonl file" if inner == ".json" else "give what is in it"
+        raise UserError(f"{path}: {inner} files are neither text nor records; {advice}")
+    return RECORDS.get(inner, "text")
+
+
+def is_corpus_file(path: str) -> bool:
+    """Whether a file of this name in a folder belongs to a corpus."""
+    inner = _inner(path)
+    return inner in TEXTS or inner in RECORDS
+
+
+def _name(path: str) -> PurePosixPath:
+    # Lower case: A.JSONL holds records too. On the web a question mark begins a query; in a file name it does not.
+    return PurePosixPath((path.partition("?")[0] if "://" in path else path).lower())
+
+
+def _inner(path: str) -> str:
+    name = _name(path)
+    return name.with_suffix("").suffix if name.suffix in CODECS else name.suffix
+
+
+# -- this machine --------------------------------------------------------------------------------------------------
+
+
+def local_file(path: Path) -> SourceFile:
+    """A file of this machine; UserError if it cannot be read."""
+    try:
+        with path.open("rb"):
+            return SourceFile(str(path), kind_of(path.name), path.stat().st_size, _stamp(path))
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be read ({error.strerror})") from error
+
+
+def local_paths(corpus: str) -> list[Path]:
+    """The files of a path, a folder or a pattern, sorted; UserError if there are none."""
+    path = Path(corpus).expanduser()
+    if path.is_dir():
+        found = sorted(
+            file
+            for file in path.rglob("*")
+            if is_corpus_file(file.name)
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and file.is_file()
+        )
+        if not found:
+            raise UserError(
+                f"corpus {corpus}: the folder holds no {' or '.join('*' + end for end in TEXTS)} file, and no "
+                f"{' or '.join(RECORDS)} one (each may end in {' or '.join(CODECS)} too)"
+            )
+        return found
+    if not path.exists() and glob.has_magic(corpus):
+        # Path.glob would refuse a pattern that begins at the root.
+        matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
+        found = sorted(file for file in matches if file.is_file())
+        if not found:
+            raise UserError(f"corpus {corpus}: the pattern matches no file")
+        return found
+    if not path.is_file():
+        raise UserError(f"corpus {corpus}: no such file or folder; the corpora by name are {', '.join(BUILTIN)}")
+    return [path]
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+# -- bytes ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_source(file: SourceFile) -> Iterator[BinaryIO]:
+    """The file's bytes, decompressed.
+
+    Raises:
+        UserError: if they are damaged or cut short, or an address fails; also while they are read.
+    """
+    import fsspec
+
+    with named_errors(file.path):
+        compression = CODECS.get(_name(file.path).suffix)
+        if compression == "zstd" and "zstd" not in fsspec.available_compressions():
+            raise UserError(f"{file.path}: .zst needs the extra corpora: pip install 'tinytf[corpora]'")
+        # Absolute: fsspec would take the first part of a path like a::b.txt for a file system of its own.
+        path = file.path if file.is_remote else str(Path(file.path).absolute())
+        raw = fsspec.open(path, "rb", compression=compression, **open_options(path)).open()
+    with raw, io.BufferedReader(_NamedReader(raw, file.path), BLOCK) as source:
+        yield cast(BinaryIO, source)
+
+
+def open_options(address: str) -> dict[str, Any]:
+    """How fsspec is to open an address."""
+    if not address.startswith("http"):
+        return {}
+    import aiohttp
+
+    # No total timeout: a large shard takes as long as it takes. block_size=0 reads a file as one stream, for a plain
+    # web server may not know how to send a part of it.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    return {"block_size": 0, "client_kwargs": {"timeout": timeout}}
+
+
+class _NamedReader(io.RawIOBase):
+    """A file whose failures name it."""
+
+    def __init__(self, raw: Any, name: str) -> None:
+        self._raw, self._name = raw, name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._raw.seekable())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with named_errors(self._name):
+            return int(self._raw.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._raw.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with named_errors(self._name):
+            data = self._raw.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextmanager
+def named_errors(path: str) -> Iterator[None]:
+    """One line for what goes wrong with a source: damage, or an address that fails. Our own bugs pass through."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"{path}: {' '.join(str(error).split())}; the extra remote brings what s3:// and gs:// need: "
+            "pip install 'tinytf[remote]'"
+        ) from error
+    except Exception as error:
+        damaged = isinstance(error, (EOFError, zlib.error)) or type(error).__name__ in (
+            "BadGzipFile", "ZstdError", "LZMAError",
+        )  # fmt: skip
+        if not (damaged or isinstance(error, OSError) or raised_by(error, STORAGE_PACKAGES)):
+            raise
+        why = " ".join(str(error).split()) or type(error).__name__
+        # The codecs raise OSErrors without a number; the system's own all have one.
+        if damaged or (isinstance(error, OSError) and error.errno is None and not is_remote(path)):
+            raise UserError(f"{path}: it is damaged or cut short ({why})") from error
+        if not is_remote(path):
+            raise UserError(f"{path}: it cannot be read ({getattr(error, 'strerror', None) or why})") from error
+        # fsspec says that a file is not found when a web server cannot be reached, too.
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        if cause is None or getattr(cause, "status", None) == 404:
+            raise UserError(f"{path}: there is no such file") from None
+        why = " ".join(str(cause).split()) or type(cause).__name__
+        raise UserError(f"{path}: it could not be fetched ({why}); what is done is kept, run again") from error
+
+
+def raised_by(error: Exception, packages: tuple[str, ...]) -> bool:
+    """Whether the class of an exception is one of these packages' own."""
+    return any(base.__module__.partition(".")[0] in packages for base in type(error).__mro__)
+
+
+def skip(file: BinaryIO, count: int) -> None:
+    """Go on to an offset, by reading if the file cannot seek."""
+    if file.seekable():
+        file.seek(count)
+        return
+    while count and (read := len(file.read(min(BLOCK, count)))):
+        count -= read
+
+
+def byte_progress(label: str, total: int) -> Any:
+    """tqdm over bytes on stderr, shown once the work has lasted a second; a line per half minute without a terminal."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(desc=label, total=total or None, unit="B", unit_scale=True, delay=1, mininterval=interval, leave=False)

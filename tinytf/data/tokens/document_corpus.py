@@ -1,0 +1,276 @@
+"""3. Tokens of a corpus of documents, which is known by its files and split document by document."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from tinytf.data.config import CorpusConfig, PreparedCorpus, cache_write, digest
+from tinytf.data.documents import Shard, shards_of
+from tinytf.data.sources import find_files
+from tinytf.data.sources.builtin import BUILTIN
+from tinytf.data.sources.files import byte_progress
+from tinytf.data.sources.hub import HUB, hub_files
+from tinytf.data.splits import SPLITS, SplitFractions, split_fractions
+from tinytf.data.tokenizer import END_OF_TEXT, character_tokenizer, tokenizer_from_file, tokenizer_sha256
+from tinytf.data.tokens.shards import ShardStats, ShardTokenizer
+from tinytf.data.tokens.store import TokenStore, describe_store, ids_dtype, open_store, separator_of
+from tinytf.data.tokens.train_bpe import cached_tokenizer, train_on_shards
+from tinytf.errors import UserError
+from tinytf.utils.machine import usable_cores
+
+NO_CHARACTER = 0x110000
+"""Stands after each document in shards of code points; it becomes the end-of-text id with the others."""
+
+COPIED_BYTES = 1 << 22
+"""A multiple of every dtype's size."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CorpusStats:
+    """What reading a corpus to its end found; cached under the names, sizes and times of its files."""
+
+    sha256: str
+    documents: int
+    bytes: int
+    alphabet: str
+
+
+@dataclass
+class CorpusFiles:
+    """One of the corpora of a config, as its files are now.
+
+    Args:
+        split: the one split that all of it is for; None if it is divided.
+    """
+
+    corpus: str
+    split: str | None
+    shards: list[Shard]
+    text_field: str
+    cache: Path
+
+    @cached_property
+    def key(self) -> str:
+        """A name for the files as they are."""
+        shards = [shard.identity() for shard in self.shards]
+        return digest({"format": 2, "shards": shards, "text_field": self.text_field})
+
+    @property
+    def _path(self) -> Path:
+        return self.cache / "corpora" / f"{self.key}.json"
+
+    def stats(self) -> CorpusStats | None:
+        """What an earlier reading found; None if there was none."""
+        try:
+            return CorpusStats(**json.loads(self._path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def save_stats(self, shards: list[ShardStats]) -> CorpusStats:
+        """Sum up the shards, for the next time."""
+        documents = sum(sum(shard.documents.values()) for shard in shards)
+        if empty := sum(shard.empty for shard in shards):
+            log.warning("corpus %s: %d of %d documents are empty, and left out", self.corpus, empty, documents + empty)
+        if not documents:
+            raise UserError(f"corpus {self.corpus}: there is no text in it at all")
+        stats = CorpusStats(
+            digest({"shards": [shard.sha256 for shard in shards]}),
+            documents,
+            sum(sum(shard.bytes.values()) for shard in shards),
+            "".join(sorted(set().union(*(shard.alphabet for shard in shards)))),
+        )
+        with cache_write(self._path) as file:
+            file.write(json.dumps(asdict(stats)).encode())
+        return stats
+
+
+class DocumentBuild:
+    """The preparation of a corpus whose documents are split one by one.
+
+    Args:
+        config: what to prepare.
+        given: a tokenizer to use in place of the one the config asks for.
+    """
+
+    def __init__(self, config: CorpusConfig, given: Tokenizer | None) -> None:
+        self.config, self.cache = config, config.cache
+        self.fractions = split_fractions(
+            config.val_fraction, config.test_fraction, bool(config.val_corpus), bool(config.test_corpus)
+        )
+        corpora = [(config.corpus, None), (config.val_corpus, "val"), (config.test_corpus, "test")]
+        self.files = [
+            CorpusFiles(corpus, split, self._shards(corpus), config.text_field, self.cache)
+            for corpus, split in corpora
+            if corpus
+        ]
+        self.tokenizer = given or self._choose_tokenizer()
+
+    def _shards(self, corpus: str) -> list[Shard]:
+        if corpus in BUILTIN:
+            raise UserError(f"corpus {corpus}: it is one text, and does not go with a corpus that is split by document")
+        files = hub_files(corpus) if corpus.startswith(HUB) else find_files(corpus, self.cache)
+        return [shard for file in files for shard in shards_of(file)]
+
+    def _choose_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None for an alphabet that is known only when all is read."""
+        config = self.config
+        if config.tokenizer == "char":
+            stats = [files.stats() for files in self.files]
+            return _alphabet([each for each in stats if each]) if all(stats) else None
+        if config.tokenizer != "bpe":
+            return tokenizer_from_file(config.tokenizer)
+        key = {"corpus": self.files[0].key, "fractions": asdict(self.fractions), "vocab_size": config.vocab_size,
+               "sample_bytes": config.bpe_sample_bytes, "trained": 1}  # fmt: skip
+        return cached_tokenizer(
+            self.cache / "tokenizers" / f"bpe-{digest(key)}.json",
+            lambda: train_on_shards(
+                self.files[0].shards, config.text_field, self.fractions, config.vocab_size, config.bpe_sample_bytes
+            ),
+        )
+
+    def run(self) -> PreparedCorpus:
+        """Find the store, or tokenize the shards that are not finished and put them together in their order."""
+        known = [files.stats() for files in self.files]
+        stats = [each for each in known if each]
+        if len(stats) == len(known):
+            tokenizer = self.tokenizer or _alphabet(stats)
+            key = digest(self._identity(stats, tokenizer))
+            store = open_store(self.cache / "tokens" / key, key)
+            if store:
+                return self._prepared(stats, tokenizer, store)
+        return self._tokenize()
+
+    def _tokenize(self) -> PreparedCorpus:
+        fractions = self.fractions if self.fractions.divides else SplitFractions(0.0, 0.0)
+        tokenizer = self.tokenizer
+        # Asked before the long work, not after it.
+        separator = separator_of(tokenizer) if tokenizer else NO_CHARACTER
+        name = f"{tokenizer_sha256(tokenizer)[:32] if tokenizer else 'code-points'}-{fractions.val}-{fractions.test}"
+        base = ShardTokenizer(
+            self.cache / "shards" / name, self.config.text_field, tokenizer.to_str() if tokenizer else None, separator,
+            ids_dtype(tokenizer) if tokenizer else "uint32", fractions,
+        )  # fmt: skip
+        processes = self.config.prepare_processes or usable_cores()
+        stats, work, found = [], [], []
+        for files in self.files:
+            shards = replace(base, split=files.split)
+            done = shards.tokenize_all(files.shards, processes, f"tokenizing {files.corpus}")
+            stats.append(files.save_stats(done))
+            work.append(shards)
+            found.append(done)
+        table = None
+        if tokenizer is None:
+            tokenizer = _alphabet(stats)
+            table = _id_table(tokenizer)
+        key = digest(self._identity(stats, tokenizer))
+        folder = self.cache / "tokens" / key
+        store = open_store(folder, key)
+        if store is None:
+            parts = {
+                name: [
+                    (shards.path(shard, name), shards.dtype)
+                    for shards, files, done in zip(work, self.files, found, strict=True)
+                    for shard, one in zip(files.shards, done, strict=True)
+                    if name in one.tokens
+                ]
+                for name in SPLITS
+            }
+            parts = {name: files for name, files in parts.items() if files}
+            tokens = concatenate(folder, key, ids_dtype(tokenizer), parts, table)
+            shard_stats = [one for done in found for one in done]
+            sizes, documents = (
+                {name: sum(getattr(one, what).get(name, 0) for one in shard_stats) for name in parts}
+                for what in ("bytes", "documents")
+            )
+            store = describe_store(folder, key, ids_dtype(tokenizer), tokens, sizes, documents)
+        prepared = self._prepared(stats, tokenizer, store)
+        for shards, files in zip(work, self.files, strict=True):
+            shards.remove(files.shards)
+        return prepared
+
+    def _identity(self, stats: list[CorpusStats], tokenizer: Tokenizer) -> dict[str, Any]:
+        """What the token ids are a function of."""
+        config, sums = self.config, {files.split: each.sha256 for files, each in zip(self.files, stats, strict=True)}
+        return {
+            "sha256": sums[None],
+            "split": {
+                "by": "document",
+                "val_fraction": None if config.val_corpus else config.val_fraction,
+                "test_fraction": config.test_fraction,
+                "val_sha256": sums.get("val"),
+                "test_sha256": sums.get("test"),
+            },
+            "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        }
+
+    def _prepared(self, stats: list[CorpusStats], tokenizer: Tokenizer, store: TokenStore) -> PreparedCorpus:
+        for name, count in (store.documents or {}).items():
+            if not count:
+                raise UserError(
+                    f"the {name} split is empty: none of the {stats[0].documents:,} documents of {self.config.corpus} "
+                    "fell into it; give more documents, another data.val_fraction or data.test_fraction, or "
+                    "data.split_by position"
+                )
+        fingerprint = {
+            "corpus": self.config.corpus,
+            **self._identity(stats, tokenizer),
+            "bytes": stats[0].bytes,
+            "documents": stats[0].documents,
+            "split_bytes": dict(store.bytes),
+            "split_tokens": dict(store.tokens),
+            "split_documents": dict(store.documents or {}),
+            "tokenizer": self.config.tokenizer,
+            "vocab_size": tokenizer.get_vocab_size(),
+        }
+        return PreparedCorpus(tokenizer, store, fingerprint)
+
+
+def _alphabet(stats: list[CorpusStats]) -> Tokenizer:
+    return character_tokenizer(set().union(*(each.alphabet for each in stats)), end_of_text=True)
+
+
+def _id_table(tokenizer: Tokenizer) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """The id of each code point, and of `NO_CHARACTER`."""
+    table = np.zeros(NO_CHARACTER + 1, dtype=np.uint32)
+    for character, number in tokenizer.get_vocab(with_added_tokens=False).items():
+        table[NO_CHARACTER if character == END_OF_TEXT else ord(character)] = number
+    return table
+
+
+def concatenate(
+    folder: Path, key: str, dtype: str, parts: dict[str, list[tuple[Path, str]]], table: npt.NDArray[np.uint32] | None
+) -> dict[str, int]:
+    """Write each split from the ids in files, one after the other; returns the number of ids per split.
+
+    Args:
+        folder, key: of the store.
+        dtype: of the store's ids.
+        parts: of each split, in order, the files and the dtype of their ids.
+        table: the id of each number in the files, if they hold code points.
+    """
+    tokens = {}
+    total = sum(path.stat().st_size for files in parts.values() for path, _ in files)
+    with byte_progress("writing token ids", total) as progress:
+        for name, files in parts.items():
+            tokens[name] = 0
+            with cache_write(folder / f"{name}.bin") as output:
+                for path, kind in files:
+                    with path.open("rb") as file:
+                        for block in iter(lambda file=file: file.read(COPIED_BYTES), b""):  # type: ignore[misc]
+                            ids = np.frombuffer(block, dtype=kind)
+                            ids = ids if table is None else table[ids]
+                            output.write(ids.astype(dtype, copy=False).tobytes())
+                            tokens[name] += len(ids)
+                            progress.update(len(block))
+    return tokens
