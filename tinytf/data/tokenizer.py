@@ -42,7 +42,7 @@ def character_tokenizer(characters: Iterable[str], *, end_of_text: bool) -> Toke
 def byte_pair_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE as in GPT-2, with all 256 bytes, so that it knows every text.
 
-    The same texts give the same tokenizer. Texts must be cut where GPT-2's pattern cuts, see `tinytf.data.encode`.
+    The same texts give the same tokenizer. Cut them only where GPT-2's pattern cuts (`tokens.encode`).
 
     Raises:
         UserError: if ``vocab_size`` is below the 257 entries it starts from, or above what the texts can fill.

@@ -17,7 +17,7 @@ from tinytf.cli.config.flags import CommandParser
 from tinytf.cli.config.parser import parser_of
 from tinytf.cli.config.schema import OPTIMIZER, SCHEDULE, known_classes, path_of
 from tinytf.cli.main import COMMANDS, TRAINER_COMMANDS
-from tinytf.data.sources import NAMES
+from tinytf.data.sources.builtin import BUILTIN
 
 NOTES = """\
 bash: eval "$(tinytf completion bash)"       in ~/.bashrc
@@ -89,7 +89,7 @@ def complete_values(command: argparse.ArgumentParser) -> None:
         if completer:
             action.complete = completer  # type: ignore[attr-defined]
         elif action.dest == "data.corpus":
-            action.choices = NAMES
+            action.choices = BUILTIN
         elif action.dest in CLASSES:
             classes = known_classes(CLASSES[action.dest])
             action.choices = list(map(path_of, classes))
