@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         limit = 1.5 * estimate(small).peak
         for step in (small, StepSpec(small.config, largest_batch(small, limit), small.seq_len)):
             plan, real = estimate(step), measure_peak(step)
-            # What a window more takes, without what the model takes in any case.
+            # What one more token takes, without what the model takes at any batch size.
             token = (real - estimate(replace(step, batch=0)).peak) / (step.batch * step.seq_len)
             print(
                 f"{name:<26}{step.batch:>6}{plan.peak / 1e6:>10.1f}{real / 1e6:>10.1f}{plan.peak / real:>7.2f}"
@@ -60,6 +60,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             found[f"{name}, batch {step.batch}"] = {
                 "planned_mb": round(plan.peak / 1e6, 1),
                 "measured_mb": round(real / 1e6, 1),
-                "kb_a_token": round(token / 1e3, 1),
+                "kb_per_token": round(token / 1e3, 1),
             }
     return {"peak": found}

@@ -25,6 +25,7 @@ CONFIGS = {
     "plain": TransformerConfig(70, 64, 2, 2, max_seq_len=64),
     "grouped heads": TransformerConfig(70, 64, 4, 3, n_kv_heads=2, max_seq_len=64),
     "no QK-norm": TransformerConfig(70, 64, 4, 3, max_seq_len=64, qk_norm=False),
+    "dropout": TransformerConfig(70, 64, 2, 2, max_seq_len=64, dropout=0.1),
     "wide feed-forward": TransformerConfig(70, 64, 2, 2, d_ff=512, max_seq_len=64),
 }
 
@@ -52,7 +53,7 @@ def test_activations_are_what_autograd_saves(name: str, precision: str) -> None:
     config = CONFIGS[name]
     measured = measure_saved_bytes(config, precision == "bf16-mixed")
     estimated = estimate(StepSpec(config, 2, 64, precision)).activations
-    assert estimated == pytest.approx(measured, rel=0.02 if precision == "32-true" else 0.15)
+    assert estimated == pytest.approx(measured, rel=0.01)
 
 
 def test_the_peak_is_what_the_allocator_counts() -> None:
@@ -60,7 +61,8 @@ def test_the_peak_is_what_the_allocator_counts() -> None:
 
 
 PINNED = (
-    # Of the formulas that the rows took the place of: activations, workspace, peak, and when it is.
+    # What nothing measures here, DDP's buckets and FSDP's gathered weights, worked out by hand once: activations,
+    # workspace, peak, and when it is.
     ("0.9M, char", "32-true", "one device", False, 58327040, 5767168, 66130432, "backward begins"),
     ("0.9M, char", "bf16-mixed", "ddp", True, 12845056, 5767168, 24098816, "backward begins"),
     ("13M, bpe", "32-true", "fsdp", False, 443416576, 5373952, 669136768, "backward begins"),
@@ -72,7 +74,7 @@ PINNED = (
     ("grouped heads", "32-true", "ddp", False, 2574336, 1081344, 4531712, "backward begins"),
     ("grouped heads", "bf16-mixed", "fsdp", False, 2115584, 135168, 2790768, "backward begins"),
     ("no QK-norm", "32-true", "one device", True, 855040, 1081344, 3077120, "optimizer step"),
-    ("no QK-norm", "bf16-mixed", "fsdp", False, 1848320, 135168, 2568160, "backward begins"),
+    ("no QK-norm", "bf16-mixed", "fsdp", False, 1836032, 135168, 2555872, "backward begins"),
     ("wide feed-forward", "32-true", "fsdp", True, 1658880, 212992, 3075712, "backward ends"),
     ("wide feed-forward", "bf16-mixed", "one device", False, 2449408, 1703936, 4535296, "optimizer step"),
 )

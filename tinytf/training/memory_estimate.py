@@ -248,8 +248,6 @@ def block_tensors(config: TransformerConfig, precision: str) -> list[tuple[str, 
     mixed = precision.endswith("-mixed")
     wide = BYTES[precision]  # The residual stream and norms.
     narrow = 2 if mixed else wide  # What enters a matrix product, attention or SiLU.
-    # Autocast without QK-norm keeps no such statistics either: there the estimate is 4 bytes per head too high.
-    statistics = config.qk_norm or mixed
     rows = [
         ("input_layernorm: input", d, wide, "RMSNorm"),
         ("input_layernorm: normalized", d, wide, "RMSNorm"),
@@ -257,10 +255,10 @@ def block_tensors(config: TransformerConfig, precision: str) -> list[tuple[str, 
         *projection_inputs(("q_proj", "k_proj", "v_proj"), d, precision),
         ("q_norm: input", d * config.qk_norm, wide, "RMSNorm"),
         ("q_norm: normalized", d * config.qk_norm, wide, "RMSNorm"),
-        ("q_norm: 1 / rms", config.n_heads * statistics, wide, "RMSNorm"),
+        ("q_norm: 1 / rms", config.n_heads * config.qk_norm, wide, "RMSNorm"),
         ("k_norm: input", kv * config.qk_norm, wide, "RMSNorm"),
         ("k_norm: normalized", kv * config.qk_norm, wide, "RMSNorm"),
-        ("k_norm: 1 / rms", config.kv_heads * statistics, wide, "RMSNorm"),
+        ("k_norm: 1 / rms", config.kv_heads * config.qk_norm, wide, "RMSNorm"),
         ("attention: q", d, narrow, "SDPA"),
         ("attention: k", kv, narrow, "SDPA"),
         ("attention: v", kv, narrow, "SDPA"),
@@ -286,14 +284,13 @@ def outer_tensors(config: TransformerConfig, precision: str) -> list[tuple[str, 
     """What embedding, last norm and unembedding keep for each token, as `block_tensors` has it."""
     d, wide = config.d_model, BYTES[precision]
     rows = [
+        # The CPU's mask is a tensor of the input's type, already scaled; CUDA's is one byte per element.
+        ("embed_tokens: dropout_mask", d * bool(config.dropout), wide, "dropout"),
         ("norm: input", d, wide, "RMSNorm"),
         ("norm: normalized", d, wide, "RMSNorm"),
         *projection_inputs(("unembed",), d, precision),
     ]
-    # Autocast keeps one too, of 4 bytes per element: there the estimate is as much too low.
-    if config.dropout and not precision.endswith("-mixed"):
-        rows.append(("embed_tokens: dropout_mask", d, wide, "dropout"))
-    return rows
+    return [row for row in rows if row[1]]
 
 
 def projection_inputs(names: tuple[str, ...], width: int, precision: str) -> list[tuple[str, int, int, str]]:
