@@ -15,7 +15,7 @@ import torch
 
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
-from tinytf.training.loss import token_losses
+from tinytf.training.loss import mean_loss
 from tinytf.training.memory_estimate import StepSpec, estimate, largest_batch
 from tinytf.training.optim.groups import parameter_groups
 
@@ -33,7 +33,7 @@ def measure_peak(step: StepSpec, steps: int = 2) -> int:
         model = Transformer(step.config)
         optimizer = MuonAdamW(parameter_groups(model))
         for _ in range(steps):
-            token_losses(model, tokens, tokens).mean().backward()
+            mean_loss(model, tokens, tokens).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -15,7 +15,7 @@ from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
 from tinytf.training.attention import choose_attention
 from tinytf.training.hardware import fastest_precision
-from tinytf.training.loss import token_losses
+from tinytf.training.loss import mean_loss
 from tinytf.training.optim.groups import parameter_groups
 
 SHAPES = {
@@ -35,7 +35,7 @@ def gradients(model: nn.Module, seq_len: int, batch_size: int, bf16: bool) -> No
     tokens = torch.randint(66, (batch_size, seq_len))
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
-        loss = token_losses(model, tokens, tokens).mean()  # type: ignore[arg-type]
+        loss = mean_loss(model, tokens, tokens)  # type: ignore[arg-type]
     loss.backward()
 
 

@@ -28,7 +28,7 @@ from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
 from tinytf.training.attention import choose_attention
 from tinytf.training.hardware import fastest_precision, tune_glibc_malloc
-from tinytf.training.loss import token_losses
+from tinytf.training.loss import mean_loss
 from tinytf.training.optim.groups import parameter_groups
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def bare(shape: Shape, words: str) -> float:
         if step == 2 * shape.steps:
             break
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
-            loss = token_losses(model, tokens, targets).mean()
+            loss = mean_loss(model, tokens, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

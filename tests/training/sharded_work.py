@@ -28,7 +28,7 @@ class Matrices(nn.Module):
 
 
 def groups(model: Matrices) -> list[dict[str, object]]:
-    return [{"name": "hidden", "params": list(model.hidden)}, {"name": "norm", "params": [model.norm]}]
+    return [{"name": "matrices", "params": list(model.hidden)}, {"name": "norm", "params": [model.norm]}]
 
 
 def compare(rank: int, world: int, store: str) -> None:

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend
 
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import attention
-from tinytf.training.attention import MATH_UP_TO, choose_attention, math_sdpa
+from tinytf.training.attention import MATH_UP_TO, choose_attention, cpu_bf16_sdpa
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def test_whole_scores_are_the_same_attention(kv_heads: int) -> None:
     torch.manual_seed(0)
     found = []
     tensors = [torch.randn(2, heads, 24, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads)]
-    for attend in (F.scaled_dot_product_attention, math_sdpa):
+    for attend in (F.scaled_dot_product_attention, cpu_bf16_sdpa):
         y = attend(*tensors, is_causal=True, enable_gqa=kv_heads != 4)
         found.append((y, *torch.autograd.grad(y.square().sum(), tensors)))
     for a, b in zip(*found, strict=True):
@@ -33,7 +33,7 @@ def test_long_windows_keep_the_flash_kernel(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(attention, "sdpa_kernel", lambda backend: used.append(backend) or nullcontext())
     for length in (MATH_UP_TO, MATH_UP_TO + 1):
         q = torch.randn(1, 1, length, 2)
-        math_sdpa(q, q, q, is_causal=True)
+        cpu_bf16_sdpa(q, q, q, is_causal=True)
     assert used == [SDPBackend.MATH]
 
 
@@ -52,7 +52,7 @@ def test_it_is_swapped_where_it_is_faster(
     monkeypatch.setattr(attention, "has_native_bf16", lambda device: True)
     model = Transformer(TransformerConfig(11, 16, 2, 2))
     choose_attention(model, torch.device(device), precision)
-    assert all((block.self_attn.attend is math_sdpa) == swapped for block in model.layers)
+    assert all((block.self_attn.attend is cpu_bf16_sdpa) == swapped for block in model.layers)
 
 
 def test_a_cpu_that_only_emulates_bf16_keeps_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,9 @@ def loader() -> DataLoader:
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", "--config", "tiny", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]) == 0
+    few = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
+    module = ["--model.weight_decay_on", "all", "--model.activation_checkpointing", "true"]
+    assert main(["fit", "--config", "tiny", *few, *module, "--model.on_nonfinite", "skip"]) == 0
     return tmp_path / "checkpoints" / "tiny" / "version_0"
 
 
@@ -37,6 +39,7 @@ def test_load_from_checkpoint_rebuilds_the_trained_model(run_dir: Path) -> None:
     tokens = torch.arange(20)[None]
     assert module.config == loaded.model.config
     assert set(module.bytes_per_token) == {"train", "val"}
+    assert (module.weight_decay_on, module.activation_checkpointing, module.on_nonfinite) == ("all", True, "skip")
     with torch.inference_mode():
         assert torch.equal(module.eval()(tokens), loaded.model(tokens))
 
@@ -62,7 +65,7 @@ def test_it_trains_on_plain_loaders_and_logs_to_an_own_logger(steps: dict[str, i
     assert float(trainer.callback_metrics["val/loss"]) < before
     assert "val/bits_per_byte" not in trainer.callback_metrics, "nobody said how many bytes a token has"
     rows = Path(logger.log_dir, "metrics.csv").read_text().splitlines()
-    assert {"train/loss", "train/grad_norm", "lr", "val/loss"} <= set(rows[0].split(","))
+    assert {"train/loss", "train/grad_norm", "lr", "muon_lr", "val/loss"} <= set(rows[0].split(","))
 
 
 def test_it_trains_with_any_data_module(tmp_path: Path) -> None:

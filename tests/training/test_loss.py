@@ -38,3 +38,11 @@ def test_it_is_cross_entropy_and_padding_costs_nothing(model: Transformer) -> No
     expected = F.cross_entropy(model(tokens[:, :20]).flatten(0, 1), targets[:, :20].flatten())
     torch.testing.assert_close(losses.sum() / (3 * 20), expected)
     assert losses[:, 20:].abs().max() == 0
+
+
+def test_padding_is_not_in_the_mean(model: Transformer) -> None:
+    tokens, targets = torch.randint(37, (2, 3, 32))
+    targets[:, 20:] = loss.IGNORE
+    expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), ignore_index=loss.IGNORE)
+    torch.testing.assert_close(loss.mean_loss(model, tokens, targets), expected)
+    assert loss.mean_loss(model, tokens, torch.full_like(targets, loss.IGNORE)) == 0

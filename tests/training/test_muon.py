@@ -29,7 +29,7 @@ def descend(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], st
 
 def test_hidden_matrices_take_torchs_muon_step() -> None:
     ours, theirs = matrices(), matrices()
-    descend(MuonAdamW([{"name": "hidden", "params": ours}], muon_lr=0.02, weight_decay=0.1, per_neuron=False), ours)
+    descend(MuonAdamW([{"name": "matrices", "params": ours}], muon_lr=0.02, weight_decay=0.1, per_neuron=False), ours)
     descend(torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.1), theirs)
     for a, b in zip(ours, theirs, strict=True):
         # torch iterates in bfloat16, which has three digits.
@@ -42,7 +42,7 @@ def test_each_neuron_takes_steps_of_its_own_size() -> None:
     for per_neuron in (False, True):
         torch.manual_seed(0)
         weight = nn.Parameter(torch.randn(8, 32))
-        optimizer = MuonAdamW([{"name": "hidden", "params": [weight]}], muon_lr=0.02, per_neuron=per_neuron)
+        optimizer = MuonAdamW([{"name": "matrices", "params": [weight]}], muon_lr=0.02, per_neuron=per_neuron)
         torch.manual_seed(1)
         for _ in range(30):
             before = weight.detach().clone()
@@ -60,14 +60,15 @@ def test_a_zero_gradient_moves_nothing() -> None:
     weight = nn.Parameter(torch.randn(8, 8))
     before = weight.detach().clone()
     weight.grad = torch.zeros(8, 8)
-    MuonAdamW([{"name": "hidden", "params": [weight]}]).step()
+    MuonAdamW([{"name": "matrices", "params": [weight]}]).step()
     assert torch.equal(weight, before)
 
 
 def test_other_parameters_take_torchs_adamw_step() -> None:
     ours, theirs = matrices(), matrices()
     settings = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    descend(MuonAdamW([{"name": "norm", "params": ours}], lr=3e-3, **settings), ours)
+    groups = [{"name": "matrices", "params": []}, {"name": "norm", "params": ours}]
+    descend(MuonAdamW(groups, lr=3e-3, **settings), ours)
     descend(torch.optim.AdamW(theirs, lr=3e-3, **settings), theirs)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)
@@ -90,8 +91,8 @@ def test_a_matrix_does_not_depend_on_its_companions() -> None:
 
 def test_state_survives_a_round_trip() -> None:
     ours, theirs = matrices(), matrices()
-    first = MuonAdamW([{"name": "hidden", "params": ours[:2]}, {"name": "norm", "params": ours[2:]}])
-    second = MuonAdamW([{"name": "hidden", "params": theirs[:2]}, {"name": "norm", "params": theirs[2:]}])
+    first = MuonAdamW([{"name": "matrices", "params": ours[:2]}, {"name": "norm", "params": ours[2:]}])
+    second = MuonAdamW([{"name": "matrices", "params": theirs[:2]}, {"name": "norm", "params": theirs[2:]}])
     descend(first, ours)
     with torch.no_grad():
         for a, b in zip(theirs, ours, strict=True):
@@ -105,7 +106,7 @@ def test_state_survives_a_round_trip() -> None:
 def test_a_parameter_without_gradient_is_left_alone() -> None:
     parameters = matrices()
     before = [p.clone() for p in parameters]
-    optimizer = MuonAdamW([{"name": "hidden", "params": parameters[:2]}, {"name": "norm", "params": parameters[2:]}])
+    optimizer = MuonAdamW([{"name": "matrices", "params": parameters[:2]}, {"name": "norm", "params": parameters[2:]}])
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
 
@@ -115,8 +116,8 @@ def test_each_parameter_is_in_one_group_and_only_matrices_decay() -> None:
     groups = {group["name"]: group for group in parameter_groups(model)}
     members = [id(p) for group in groups.values() for p in group["params"]]
     assert sorted(members) == sorted(id(p) for p in model.parameters())
-    assert all(p.ndim == 2 for p in groups["hidden"]["params"])
-    assert "weight_decay" not in groups["hidden"]
+    assert all(p.ndim == 2 for p in groups["matrices"]["params"])
+    assert "weight_decay" not in groups["matrices"]
     assert groups["embedding"]["weight_decay"] == groups["norm"]["weight_decay"] == 0.0
     assert all("weight_decay" not in group for group in parameter_groups(model, decay_all=True))
 
@@ -127,9 +128,27 @@ def test_each_parameter_is_in_one_group_and_only_matrices_decay() -> None:
 )
 def test_wrong_numbers_are_named(settings: dict[str, object], name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        MuonAdamW([{"name": "hidden", "params": matrices()}], **settings)  # type: ignore[arg-type]
+        MuonAdamW([{"name": "matrices", "params": matrices()}], **settings)  # type: ignore[arg-type]
 
 
-def test_a_vector_is_not_hidden() -> None:
+def test_without_a_group_of_matrices_it_is_refused() -> None:
+    """Otherwise AdamW alone would train, under Muon's name."""
+    for params in (matrices(), [{"name": "norm", "params": matrices()}]):
+        with pytest.raises(ValueError, match='named "matrices"'):
+            MuonAdamW(params)  # type: ignore[arg-type]
+
+
+def test_a_matrix_without_a_gradient_yet_stays_finite_in_every_type() -> None:
+    """As q, k and v have none in the first step: zeros over a root mean square of zero."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        weight = nn.Parameter(torch.ones(8, 8, dtype=dtype))
+        weight.grad = torch.zeros_like(weight)
+        optimizer = MuonAdamW([{"name": "matrices", "params": [weight]}])
+        optimizer.step()
+        assert torch.equal(weight, torch.ones_like(weight))
+        assert optimizer.state[weight]["neuron_sq"].dtype is dtype
+
+
+def test_a_vector_is_not_orthogonalized() -> None:
     with pytest.raises(ValueError, match="matrices"):
-        MuonAdamW([{"name": "hidden", "params": [nn.Parameter(torch.zeros(3))]}])
+        MuonAdamW([{"name": "matrices", "params": [nn.Parameter(torch.zeros(3))]}])

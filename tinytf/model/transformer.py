@@ -94,7 +94,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.d_model, kv_dim, bias=False)
         self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
         # Dehghani et al. 2023 (arXiv:2302.05442): bounded attention logits allow higher learning rates.
-        norm = nn.RMSNorm if config.qk_norm else nn.Identity
+        norm = nn.RMSNorm if config.qk_norm else nn.Identity  # Identity takes any arguments, and ignores them.
         self.q_norm = norm(config.head_dim, eps=config.norm_eps)
         self.k_norm = norm(config.head_dim, eps=config.norm_eps)
         # An attribute, so that training can swap in a form that its hardware runs faster (training/attention.py).
@@ -104,7 +104,8 @@ class Attention(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        # Norm and rotation run in the tables' float32 under autocast too; attention wants q, k and v of one type.
+        # The tables are float32 under autocast too, and so are norm and rotation; attention wants q, k and v of one
+        # type. Under bf16-true Lightning casts the tables with the weights: 2^-9 of error, at every position alike.
         q = rotate(self.q_norm(q.type_as(cos)), cos, sin).type_as(v)
         k = rotate(self.k_norm(k.type_as(cos)), cos, sin).type_as(v)
         if cache is not None:

@@ -17,7 +17,7 @@ MATH_UP_TO = 512
 """Tokens. Beyond, a batch's scores, ``[batch, n_heads, seq, seq]``, leave the caches, and memory with them."""
 
 
-def math_sdpa(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
+def cpu_bf16_sdpa(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
     """`scaled_dot_product_attention` by torch's math backend up to `MATH_UP_TO` tokens, by its flash kernel beyond.
 
     The backward pass of torch's flash kernel for CPUs reaches a tenth of the speed of a matrix product in bfloat16:
@@ -42,4 +42,4 @@ def choose_attention(model: Transformer, device: torch.device, precision: str) -
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     for module in model.modules():
         if isinstance(module, Attention):
-            module.attend = math_sdpa
+            module.attend = cpu_bf16_sdpa

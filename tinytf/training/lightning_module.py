@@ -25,7 +25,7 @@ from tinytf.model import KVCache, Transformer, TransformerConfig
 from tinytf.training.attention import choose_attention
 from tinytf.training.distributed.dtensor import clip_by_norm, total_norm
 from tinytf.training.distributed.fsdp import shard_model
-from tinytf.training.loss import IGNORE, token_losses
+from tinytf.training.loss import IGNORE, mean_loss, token_losses
 from tinytf.training.optim.groups import parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
 from tinytf.training.optim.schedules import Linear, Schedule
@@ -40,13 +40,15 @@ class LanguageModel(LightningModule):
 
     It trains with any data module or loader whose batches are (tokens, targets), both ``[batch, seq]`` of int64;
     targets of -100 are ignored. Its weights are `model`, on the CPU and in float32 until a Trainer moves them.
-    ``LanguageModel.load_from_checkpoint("best.ckpt")`` rebuilds it from a checkpoint alone.
+    ``LanguageModel.load_from_checkpoint("best.ckpt")`` rebuilds it from a checkpoint alone; optimizer, schedule and
+    compile are the defaults again unless given to it.
 
     Args:
         optimizer: class of the optimizer, with its arguments: any of torch.optim, or tinytf.training.MuonAdamW.
         schedule: class of the learning-rate schedule, with its arguments: Linear, Cosine or Constant.
         weight_decay_on: what the optimizer's weight decay applies to: the blocks' matrices, or all parameters.
-        compile: torch.compile the blocks; auto does if the run is long enough to earn the compile time back.
+        compile: torch.compile the blocks; auto does if the run is long enough to earn the compile time back, which the
+            command line knows: from Python auto does not.
         activation_checkpointing: keep only the input of each block and compute the rest again in the backward pass:
             a quarter slower, for a fraction of the memory.
         on_nonfinite: at a loss or gradient that is not finite, stop the run or skip that optimizer step.
@@ -69,17 +71,21 @@ class LanguageModel(LightningModule):
         **config: Any,
     ) -> None:
         super().__init__()
+        # `config` and not named arguments: jsonargparse follows ``**config`` to TransformerConfig's fields, so that
+        # ``model.d_model`` is declared there alone.
         self.config = TransformerConfig(**config)
         self.build_optimizer = optimizer
         self.schedule = schedule
-        self.decay_all = weight_decay_on == "all"
+        self.weight_decay_on = weight_decay_on
         self.compile_blocks = compile is True
         self.activation_checkpointing = activation_checkpointing
-        self.skip_nonfinite = on_nonfinite == "skip"
+        self.on_nonfinite = on_nonfinite
         self.seed = seed
         self.bytes_per_token = bytes_per_token or {}
         self.model = Transformer(self.config)
-        self.sums: tuple[SumMetric, SumMetric] | None = None
+        self.loss_sum: SumMetric | None = None
+        self.token_count: SumMetric | None = None
+        self.group_settings: list[dict[str, Any]] = []
         self.grad_norm = torch.zeros(())
         self.micro_losses: list[Tensor] = []
         self.skipped_steps = 0
@@ -114,8 +120,9 @@ class LanguageModel(LightningModule):
             shard_model(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.build_optimizer(parameter_groups(self.model, self.decay_all))
-        self.settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        optimizer = self.build_optimizer(parameter_groups(self.model, self.weight_decay_on == "all"))
+        # Before LambdaLR, whose constructor multiplies each group's lr by the schedule's first factor.
+        self.group_settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         total_steps = self._total_steps()
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -133,19 +140,16 @@ class LanguageModel(LightningModule):
         assert isinstance(scheduler, LambdaLR)
         assert isinstance(optimizer, Optimizer)
         factor = self.schedule.factor(scheduler.last_epoch, self._total_steps())
-        scheduler.base_lrs = [settings["lr"] for settings in self.settings]
-        for group, settings in zip(optimizer.param_groups, self.settings, strict=True):
+        scheduler.base_lrs = [settings["lr"] for settings in self.group_settings]
+        for group, settings in zip(optimizer.param_groups, self.group_settings, strict=True):
             group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * factor)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Noise is a function of (seed, batch, rank): a resumed run draws what an unbroken one would have drawn.
-        seed = noise_seed(self.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        # Dropout is a function of (seed, batch, rank): a resumed run drops what an unbroken one would have dropped.
+        torch.manual_seed(dropout_seed(self.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = token_losses(self.model, *batch).mean()
+        loss = mean_loss(self.model, *batch)
         self.micro_losses.append(loss.detach())
         return loss
 
@@ -168,7 +172,7 @@ class LanguageModel(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         losses, self.micro_losses = self.micro_losses, []
-        step = self.trainer.global_step + 1
+        step = self.trainer.global_step + 1  # Lightning counts the step after this hook.
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_step(torch.stack(losses).mean())
 
@@ -177,12 +181,15 @@ class LanguageModel(LightningModule):
             loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
+        lr = {group.get("name"): group["lr"] for group in optimizer.param_groups}
         values = {
             "train/loss": loss,
             "train/perplexity": loss.exp(),
             "train/grad_norm": self.grad_norm,
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": lr["embedding"],
         }
+        if lr["matrices"] != lr["embedding"]:  # MuonAdamW's muon_lr.
+            values["muon_lr"] = lr["matrices"]
         if self.skipped_steps:
             values["train/skipped_steps"] = float(self.skipped_steps)
         self.log_dict(values, logger=self.log_to_loggers)
@@ -192,7 +199,8 @@ class LanguageModel(LightningModule):
     def _finite(self) -> bool:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             return True  # float16's gradient scaler meets infinities by design, and skips them itself.
-        # A norm is finite only if every gradient is, and a loss that is not finite has no finite gradient.
+        # A norm is finite only if every gradient is, and a loss that is not finite has no finite gradient. On a GPU
+        # this waits for the backward pass in each step: the price of stopping before the weights are overwritten.
         return bool(torch.isfinite(self.grad_norm))
 
     def _on_nonfinite(self, optimizer: Optimizer) -> None:
@@ -200,25 +208,12 @@ class LanguageModel(LightningModule):
         batch = self.trainer.fit_loop.total_batch_idx
         losses = ", ".join(f"{loss.item():.4g}" for loss in self.micro_losses)
         what = f"step {step}, batch {batch}: the loss is {losses} and the gradient norm {self.grad_norm.item():.4g}"
-        if not self.skip_nonfinite:
+        if self.on_nonfinite == "stop":
             raise NonFiniteError(f"{what}; stopped before the optimizer step", self.micro_losses)
         self.skipped_steps += 1
         log.warning("%s; the optimizer step is skipped", what)
         # Every torch optimizer passes over a parameter without a gradient: the step changes nothing.
         optimizer.zero_grad(set_to_none=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["skipped_steps"] = self.skipped_steps
-        # What load_from_checkpoint passes to __init__. Not by save_hyperparameters: that would store the optimizer and
-        # the schedule as objects, and a checkpoint holds tensors and plain types only.
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
-            **asdict(self.config),
-            "bytes_per_token": self.bytes_per_token,
-            "seed": self.seed,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
     # -- evaluating --------------------------------------------------------------------------------------------
 
@@ -251,29 +246,49 @@ class LanguageModel(LightningModule):
         # A float32 sum over 10^8 tokens drifts in the sixth digit; MPS has no float64. Two sums, not a weighted
         # MeanMetric: torchmetrics 1.9 leaves NaN losses out of its mean, or with "disable" forgets the weights.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self.sums = (SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable"))
-        for metric in self.sums:
+        self.loss_sum, self.token_count = (SumMetric(nan_strategy="disable") for _ in range(2))
+        for metric in (self.loss_sum, self.token_count):
             metric.to(self.device).set_dtype(dtype)
 
     def _evaluate(self, batch: Batch) -> None:
-        assert self.sums is not None
+        assert self.loss_sum is not None
+        assert self.token_count is not None
         tokens, targets = batch
         with eager():
             losses = token_losses(self.model, tokens, targets)
-        self.sums[0].update(losses)
-        self.sums[1].update(targets != IGNORE)
+        self.loss_sum.update(losses)
+        self.token_count.update(targets != IGNORE)
 
     def _finish_evaluation(self, split: str) -> None:
         """Log loss (nats per token), perplexity and bits per byte over the whole split and all processes."""
-        assert self.sums is not None
-        loss = (self.sums[0].compute() / self.sums[1].compute()).float()
+        assert self.loss_sum is not None
+        assert self.token_count is not None
+        loss = (self.loss_sum.compute() / self.token_count.compute()).float()
         values = {f"{split}/loss": loss, f"{split}/perplexity": loss.exp()}
         if split in self.bytes_per_token:
             # The same unit under every tokenizer, so that char and BPE compare.
             values[f"{split}/bits_per_byte"] = loss / (math.log(2) * self.bytes_per_token[split])
         # In validate and test, Lightning prints what is logged to loggers as a table.
         self.log_dict(values, logger=self.log_to_loggers or self.trainer.state.fn != "fit")
-        self.sums = None
+        self.loss_sum = self.token_count = None
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = self.skipped_steps
+        # What load_from_checkpoint passes to __init__. Not by save_hyperparameters: that would store the optimizer and
+        # the schedule as objects, and a checkpoint holds tensors and plain types only.
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
+            **asdict(self.config),
+            "weight_decay_on": self.weight_decay_on,
+            "activation_checkpointing": self.activation_checkpointing,
+            "on_nonfinite": self.on_nonfinite,
+            "seed": self.seed,
+            "bytes_per_token": self.bytes_per_token,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
 
 class NonFiniteError(RunError):
@@ -289,7 +304,7 @@ class NonFiniteError(RunError):
         self.losses = losses
 
 
-def noise_seed(seed: int, batch: int, rank: int) -> int:
+def dropout_seed(seed: int, batch: int, rank: int) -> int:
     """63 bits that depend on all three and on nothing else, the same on every platform."""
     digest = hashlib.blake2b(f"{seed}/{batch}/{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from tinytf.errors import UserError
-from tinytf.training.distributed import fsdp as fsdp  # registers trainer.strategy fsdp2
+from tinytf.training.distributed import fsdp  # noqa: F401 - registers trainer.strategy fsdp2
 from tinytf.training.distributed.launcher import watch_processes
 from tinytf.training.hardware import (
     MatmulPrecision,
@@ -21,7 +21,9 @@ from tinytf.training.hardware import (
 
 
 class Trainer(LightningTrainer):
-    """Lightning's Trainer, all of its keys but those that count epochs.
+    """Lightning's Trainer, all of its keys but those that count epochs or time, and those that a run has of its own.
+
+    Those are passed below, with the reason; given from Python they are a TypeError.
 
     Args:
         max_steps: optimizer steps of the whole run.
@@ -64,11 +66,12 @@ class Trainer(LightningTrainer):
                     "trainer.callbacks: GradientAccumulationScheduler moves the steps away from the micro-batches that "
                     "validations and resuming are counted in; use trainer.accumulate_grad_batches"
                 )
+        # From Python; the command line replaces `auto` before (cli/config/auto.py): config.yaml then says what ran.
         device = training_device(str(kwargs.get("accelerator", "auto")))
         precision = fastest_precision(device) if precision == "auto" else precision
         matmul_precision = fastest_matmul(precision, device) if matmul_precision == "auto" else matmul_precision
         torch.set_float32_matmul_precision(matmul_precision)
-        self._asked = accumulate_grad_batches
+        self._accumulate_given = accumulate_grad_batches
         super().__init__(
             max_steps=max_steps,
             # Lightning counts this one in micro-batches.
@@ -102,14 +105,14 @@ class Trainer(LightningTrainer):
         watch_processes(self.strategy)
 
     def keep_global_batch(self, global_batch: int, batch: int) -> None:
-        """Accumulate as many micro-batches of ``batch`` windows a device as make steps of ``global_batch`` windows.
+        """Accumulate as many micro-batches of ``batch`` windows per device as make steps of ``global_batch`` windows.
 
-        Here, where Lightning has found out how many devices there are.
+        Not in the constructor's arguments, because Lightning's constructor finds out how many devices there are.
 
         Raises:
-            UserError: where it does not divide, or contradicts accumulate_grad_batches.
+            UserError: if it does not divide, or contradicts accumulate_grad_batches.
         """
-        accumulate = accumulation(global_batch, batch, self.num_devices * self.num_nodes, self._asked)
+        accumulate = accumulation(global_batch, batch, self.num_devices * self.num_nodes, self._accumulate_given)
         self.val_check_interval = self.val_check_interval // self.accumulate_grad_batches * accumulate
         self.accumulate_grad_batches = accumulate
 
@@ -125,17 +128,17 @@ def require_steps(**values: int | None) -> None:
         raise UserError(*wrong)
 
 
-def accumulation(global_batch: int, batch: int, devices: int, asked: int | None) -> int:
+def accumulation(global_batch: int, batch: int, devices: int, given: int | None) -> int:
     """Micro-batches per optimizer step on each device, so that a step stays what it is when the devices change.
 
     Args:
         global_batch: windows per step over all devices, ``data.global_batch_size``.
         batch: windows per micro-batch on one device.
         devices: how many.
-        asked: ``trainer.accumulate_grad_batches``; None leaves it to this.
+        given: ``trainer.accumulate_grad_batches``; None leaves it to this.
 
     Raises:
-        UserError: if it does not divide, or ``asked`` contradicts it.
+        UserError: if it does not divide, or ``given`` contradicts it.
     """
     at_once = f"data.batch_size {batch} on {devices} device{'s' if devices > 1 else ''}"
     if global_batch % (batch * devices):
@@ -144,9 +147,9 @@ def accumulation(global_batch: int, batch: int, devices: int, asked: int | None)
             f"once ({at_once})"
         )
     needed = global_batch // (batch * devices)
-    if asked is not None and asked != needed:
+    if given is not None and given != needed:
         raise UserError(
-            f"trainer.accumulate_grad_batches {asked} contradicts data.global_batch_size {global_batch}, which takes "
+            f"trainer.accumulate_grad_batches {given} contradicts data.global_batch_size {global_batch}, which takes "
             f"{needed} with {at_once}: set one of the two to null"
         )
     return needed

@@ -15,7 +15,7 @@ HELP = {
     "verbose": "Print the table of results.",
     "return_predictions": "Keep the predictions, to print them as JSON lines.",
     "trainer.accelerator": "Hardware to run on: auto takes what is there, else cpu, gpu, cuda, mps or tpu.",
-    "trainer.strategy": "How several devices work together, such as ddp or fsdp; auto is ddp where there are several.",
+    "trainer.strategy": "How several devices work together, such as ddp or fsdp2; auto is ddp where there are several.",
     "trainer.devices": "Devices on each machine: their number, a list of their indices, -1 for all, or auto.",
     "trainer.num_nodes": "Machines that train together.",
     "trainer.logger": "Further loggers of Lightning, by class; true adds none, false takes those of tracking away too.",

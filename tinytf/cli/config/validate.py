@@ -62,7 +62,7 @@ def check_optimizer(given: Any) -> None:
     """Refuse an optimizer that cannot be built for a matrix and a vector, in groups like the model's."""
     groups = [
         {"name": name, "params": [torch.nn.Parameter(torch.zeros(size))]}
-        for name, size in (("hidden", (2, 2)), ("norm", (2,)))
+        for name, size in (("matrices", (2, 2)), ("norm", (2,)))
     ]
     try:
         instantiate_class((groups,), given)

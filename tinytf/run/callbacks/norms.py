@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 from tinytf.errors import UserError
 from tinytf.run.callbacks import require_at_least
 from tinytf.run.callbacks.journal import log_to_row
+from tinytf.training.distributed.dtensor import total_norm
 
 
 class LayerwiseNorms(Callback):
@@ -45,7 +45,7 @@ class LayerwiseNorms(Callback):
             return
         for name, parameters in layers(pl_module.model).items():  # type: ignore[arg-type]
             self._before[name] = [parameter.detach().clone() for parameter in parameters]
-            self._values[f"{name}/grad_norm"] = norm([p.grad for p in parameters if p.grad is not None])
+            self._values[f"{name}/grad_norm"] = total_norm([p.grad for p in parameters if p.grad is not None])
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -53,8 +53,8 @@ class LayerwiseNorms(Callback):
             return
         for name, parameters in layers(pl_module.model).items():  # type: ignore[arg-type]
             changes = [now.detach() - before for now, before in zip(parameters, self._before[name], strict=True)]
-            self._values[f"{name}/weight_norm"] = norm(parameters)
-            self._values[f"{name}/update_norm"] = norm(changes)
+            self._values[f"{name}/weight_norm"] = total_norm(parameters)
+            self._values[f"{name}/update_norm"] = total_norm(changes)
         log_to_row(trainer, self._values)
         self._before, self._values = {}, {}
 
@@ -65,9 +65,3 @@ def layers(model: nn.Module) -> dict[str, list[Tensor]]:
     found = {f"layers/{index}": list(block.parameters()) for index, block in enumerate(blocks)}
     embedding: Any = model.embed_tokens
     return found | {"embed": list(embedding.parameters())}
-
-
-def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of all entries together; of a sharded model's, over all shards."""
-    total = torch.nn.utils.get_total_norm(tensors)
-    return total.full_tensor() if hasattr(total, "full_tensor") else total

@@ -29,6 +29,8 @@ def shard_model(model: Transformer, mesh: DeviceMesh) -> None:
     Args:
         model: on any device; every process has the same weights.
     """
+    # Without a MixedPrecisionPolicy: under bf16-mixed float32 weights are gathered, twice the bytes, and autocast casts
+    # them as it does on one device. On GPUs linked by PCIe that may cost; it was not measured.
     for block in model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
@@ -84,7 +86,8 @@ class FSDP2(ModelParallelStrategy):
 
     def _gathered(self, tensor: Tensor) -> Tensor:
         full = full_tensor(tensor)
-        return full.cpu() if self.is_global_zero else full[:0] if full.ndim else full
+        # Not full[:0]: a view would keep all of the full tensor's memory until the last one is gathered.
+        return full.cpu() if self.is_global_zero else full.new_empty(0)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Through the checkpoint plugin, which verifies it."""

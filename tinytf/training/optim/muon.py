@@ -29,13 +29,12 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 class MuonAdamW(Optimizer):
     """One optimizer for a transformer.
 
-    Parameter groups named ``hidden`` (see `parameter_groups`) take Muon's orthogonalized momentum, all others
-    AdamW.
+    The parameter group named ``matrices`` takes Muon's orthogonalized momentum, all others AdamW.
 
     Args:
-        params: parameter groups, each a dict with ``params`` and ``name``.
+        params: parameter groups, each a dict with ``params`` and ``name``, as `parameter_groups` makes them.
         lr: AdamW's step size, by the name it has in torch, so that a change of class keeps its meaning.
-        muon_lr: Muon's step size: the spectral norm of a square matrix's update.
+        muon_lr: Muon's step size: an update is this times a matrix whose singular values are about 1.
         momentum: Muon's, in Nesterov's form.
         ns_steps: Newton-Schulz iterations.
         per_neuron: give each neuron of a matrix its own step size (NorMuon); false is Muon as it was published.
@@ -44,7 +43,7 @@ class MuonAdamW(Optimizer):
         eps: AdamW's.
 
     Raises:
-        ValueError: if a number is out of range, or a hidden parameter is not a matrix.
+        ValueError: if a number is out of range, no group is named matrices, or one in it has another shape.
     """
 
     def __init__(
@@ -65,12 +64,14 @@ class MuonAdamW(Optimizer):
         for name, value in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}, but must be in [0, 1)")
-        groups = [dict(group) for group in params]
-        for group in groups:
-            if group.get("name") == "hidden":
-                if any(p.ndim != 2 for p in group["params"]):
-                    raise ValueError("Muon takes matrices only: a parameter of the hidden group has another shape")
-                group.setdefault("lr", muon_lr)
+        groups = [dict(group) if isinstance(group, dict) else {"params": group} for group in params]
+        matrices = [group for group in groups if group.get("name") == "matrices"]
+        if not matrices:  # Otherwise AdamW would train everything, under Muon's name.
+            raise ValueError('no parameter group is named "matrices": pass parameter_groups(model)')
+        for group in matrices:
+            if any(p.ndim != 2 for p in group["params"]):
+                raise ValueError("Muon takes matrices only: a parameter of the group matrices has another shape")
+            group.setdefault("lr", muon_lr)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -90,7 +91,7 @@ class MuonAdamW(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
-            if group.get("name") == "hidden":
+            if group.get("name") == "matrices":
                 self._muon(trained, group)
             else:
                 self._adamw(trained, group)
@@ -119,23 +120,23 @@ class MuonAdamW(Optimizer):
     def _per_neuron(self, params: list[Tensor], updates: Tensor, beta2: float) -> Tensor:
         """Updates ``[n, rows, columns]``, each row over its running root mean square, each matrix's norm as it was."""
         like, columns = params[0], params[0].shape[1]
+        for p in params:
+            if "neuron_sq" not in self.state[p]:
+                self.state[p]["neuron_sq"] = distribute_like(updates.new_zeros(p.shape[0], 1), p)
+        running = local_shards(self.state[p]["neuron_sq"] for p in params)
+        # In float16 the 1e-10 below would be 0, and the first step of q, k and v, which have no gradient yet (what
+        # they write passes through zeros), infinity times 0. The state itself has the type of its parameter, which is
+        # what torch gives it when it is loaded.
+        updates = updates.float()
         # FSDP shards by rows: a row's sum is local, a matrix's is not.
-        squares = updates.square().sum(dim=2, keepdim=True) / columns
-        running = local_shards(self._neuron_squares(p, updates) for p in params)
+        squares = (updates.square().sum(dim=2, keepdim=True) / columns).to(like.dtype)
         # Without Adam's correction for the start at zero: the matrix's norm, which is put back, cancels it.
         torch._foreach_lerp_(running, list(squares.unbind()), 1 - beta2)
-        normed = updates * (torch.stack(running) + 1e-10).rsqrt()
+        normed = updates * (torch.stack(running).float() + 1e-10).rsqrt()
         norm, new_norm = (
             sum_over_shards(u.square().sum(dim=(1, 2), keepdim=True), like).sqrt() for u in (updates, normed)
         )
-        # The q, k and v of a fresh model have no gradient yet: what they write passes through zeros.
-        return normed * (norm / new_norm.clamp(min=1e-7))
-
-    def _neuron_squares(self, p: Tensor, updates: Tensor) -> Tensor:
-        state: dict[str, Tensor] = self.state[p]
-        if "neuron_sq" not in state:
-            state["neuron_sq"] = distribute_like(updates.new_zeros(p.shape[0], 1), p)
-        return state["neuron_sq"]
+        return (normed * (norm / new_norm.clamp(min=1e-7))).to(like.dtype)
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._state(p, "exp_avg", "exp_avg_sq") for p in params]
@@ -147,9 +148,9 @@ class MuonAdamW(Optimizer):
             local_shards(gradients(params)),
             local_shards(state["exp_avg"] for state in states),
             local_shards(state["exp_avg_sq"] for state in states),
-            [],
+            [],  # max_exp_avg_sqs, which amsgrad alone has.
             [state["step"] for state in states],
-            fused=bool(params),
+            fused=bool(params),  # No parameter has a gradient if a step that is not finite is skipped.
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],

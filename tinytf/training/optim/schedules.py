@@ -1,4 +1,4 @@
-"""Learning-rate schedules: linear warmup, then a shape."""
+"""Learning-rate schedules: linear warmup, then a decay."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Schedule(ABC):
             return (step + 1) / self.warmup_steps
         end = self.end_step or max_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, end - self.warmup_steps))
-        return self.final_fraction + (1.0 - self.final_fraction) * self.shape(progress)
+        return self.final_fraction + (1.0 - self.final_fraction) * self.decay(progress)
 
     @property
     def depends_on_max_steps(self) -> bool:
@@ -45,26 +45,26 @@ class Schedule(ABC):
         return self.end_step is None
 
     @abstractmethod
-    def shape(self, progress: float) -> float:
+    def decay(self, progress: float) -> float:
         """What is left of the peak, from 1 at progress 0 down to 0 at progress 1."""
 
 
 class Linear(Schedule):
     """A straight line down: for short runs the best of the three (Defazio et al. 2023, arXiv:2310.07831)."""
 
-    def shape(self, progress: float) -> float:
+    def decay(self, progress: float) -> float:
         return 1.0 - progress
 
 
 class Cosine(Schedule):
     """Half a cosine down (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
 
-    def shape(self, progress: float) -> float:
+    def decay(self, progress: float) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 class Constant(Schedule):
-    """The peak for ever: the one shape under which a finished run can be made longer exactly.
+    """The peak for ever: a finished run can be made longer exactly, as it can under any schedule with end_step set.
 
     Args:
         warmup_steps: optimizer steps over which the factor rises linearly from 1 / warmup_steps to 1.
@@ -77,5 +77,5 @@ class Constant(Schedule):
     def depends_on_max_steps(self) -> bool:
         return False
 
-    def shape(self, progress: float) -> float:
+    def decay(self, progress: float) -> float:
         return 1.0
