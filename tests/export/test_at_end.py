@@ -57,6 +57,20 @@ def test_a_run_that_stops_early_is_exported_too(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "checkpoints" / "tiny" / "version_0" / "export" / "model.torchscript.pt").exists()
 
 
+def test_the_best_checkpoint_is_the_runs_own_if_the_user_adds_a_model_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """trainer.checkpoint_callback is the first of all, and the user's come before the run's."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--export.formats=[torchscript]", "--trainer.max_steps=4", "--trainer.val_check_interval=4"]
+    flags += ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.dirpath=other"]
+    assert main(["fit", *SMALL, *flags, "--trainer.limit_val_batches=2"]) == 0
+    run_dir = tmp_path / "checkpoints" / "tiny" / "version_0"
+    assert (run_dir / "export" / "model.torchscript.pt").exists()
+    end = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][-1]
+    assert (run_dir / end["best_checkpoint"]).resolve() == (run_dir / "best.ckpt").resolve()
+
+
 def test_a_model_that_a_format_cannot_express_is_found_before_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -74,17 +77,18 @@ def test_a_fit_that_is_already_done_returns_before_its_hooks() -> None:
     assert source.index("if self.skip") < source.index("self.on_run_start()")
 
 
-@pytest.mark.parametrize(
-    "name", ["_parse_ckpt_path", "parse_arguments", "subcommands", "add_default_arguments_to_parser"]
-)
+@pytest.mark.parametrize("name", ["parse_arguments", "add_default_arguments_to_parser", "add_arguments_to_parser"])
 def test_the_command_line_overrides(name: str) -> None:
     assert callable(getattr(LightningCLI, name))
 
 
-def test_the_command_line_reads() -> None:
-    source = inspect.getsource(LightningCLI)
-    for name in ("_subcommand_parsers", "config_init", "_parse_ckpt_path"):
-        assert f"self.{name}" in source
+def test_the_launcher_starts_processes_as_lightnings_does() -> None:
+    assert callable(_set_num_threads_if_needed)
+    source = inspect.getsource(_SubprocessScriptLauncher)
+    assert "def _call_children_scripts(self)" in source
+    assert "self.procs" in source
+    assert "_launcher" in inspect.getsource(Strategy)
+    assert "self._data_parallel_size" in inspect.getsource(ModelParallelStrategy.setup_environment)
 
 
 def test_torch_clips_with_a_norm_that_is_known() -> None:

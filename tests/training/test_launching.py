@@ -14,7 +14,7 @@ HANGS = """
 import time
 from tinytf.training.distributed import launcher as launching
 from tinytf.training.trainer import Trainer
-launching.LOOK_EVERY, launching.PATIENCE = 0.01, 0.05
+launching.POLL_SECONDS, launching.PATIENCE = 0.01, 0.05
 launching.Watch(lambda: "process 1 of 2 was killed").start()
 time.sleep(600)
 """
@@ -24,12 +24,12 @@ def test_one_that_hangs_in_an_exchange_is_ended_with_a_reason() -> None:
     done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr == (
-        "tinytf: error: process 1 of 2 was killed, so this one ends too; go on with --ckpt_path last\n"
+        "tinytf: error: process 1 of 2 was killed, so this one ends too; resume with --ckpt_path last\n"
     )
 
 
 def test_patience_is_well_within_a_minute() -> None:
-    assert launching.PATIENCE + 2 * launching.LOOK_EVERY < 60
+    assert launching.PATIENCE + 2 * launching.POLL_SECONDS < 60
 
 
 @pytest.mark.parametrize("code", [0, 3, -9])

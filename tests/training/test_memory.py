@@ -65,17 +65,17 @@ PINNED = (
     # workspace, peak, and when it is.
     ("0.9M, char", "32-true", "one device", False, 58327040, 5767168, 66130432, "backward begins"),
     ("0.9M, char", "bf16-mixed", "ddp", True, 12845056, 5767168, 24098816, "backward begins"),
-    ("13M, bpe", "32-true", "fsdp", False, 443416576, 5373952, 669136768, "backward begins"),
+    ("13M, bpe", "32-true", "fsdp2", False, 443416576, 5373952, 669136768, "backward begins"),
     ("13M, bpe", "bf16-mixed", "ddp", False, 329383936, 42991616, 641421312, "backward begins"),
-    ("51M, bpe, medium.yaml's", "32-true", "fsdp", True, 45404160, 44040192, 205161472, "backward ends"),
+    ("51M, bpe, medium.yaml's", "32-true", "fsdp2", True, 45404160, 44040192, 205161472, "backward ends"),
     ("51M, bpe, medium.yaml's", "bf16-mixed", "ddp", False, 368164864, 352321536, 1241800704, "optimizer step"),
     ("plain", "32-true", "ddp", True, 1003520, 720896, 2523392, "optimizer step"),
-    ("plain", "bf16-mixed", "fsdp", True, 839680, 90112, 1506784, "backward begins"),
+    ("plain", "bf16-mixed", "fsdp2", True, 839680, 90112, 1506784, "backward begins"),
     ("grouped heads", "32-true", "ddp", False, 2574336, 1081344, 4531712, "backward begins"),
-    ("grouped heads", "bf16-mixed", "fsdp", False, 2115584, 135168, 2790768, "backward begins"),
+    ("grouped heads", "bf16-mixed", "fsdp2", False, 2115584, 135168, 2790768, "backward begins"),
     ("no QK-norm", "32-true", "one device", True, 855040, 1081344, 3077120, "optimizer step"),
-    ("no QK-norm", "bf16-mixed", "fsdp", False, 1836032, 135168, 2555872, "backward begins"),
-    ("wide feed-forward", "32-true", "fsdp", True, 1658880, 212992, 3075712, "backward ends"),
+    ("no QK-norm", "bf16-mixed", "fsdp2", False, 1836032, 135168, 2555872, "backward begins"),
+    ("wide feed-forward", "32-true", "fsdp2", True, 1658880, 212992, 3075712, "backward ends"),
     ("wide feed-forward", "bf16-mixed", "one device", False, 2449408, 1703936, 4535296, "optimizer step"),
 )
 
@@ -109,7 +109,7 @@ def test_dropout_keeps_masks() -> None:
 
 
 def test_rows_add_up_to_the_parts_and_the_peak() -> None:
-    for step in (replace(SMALL, strategy="ddp", devices=8), replace(SMALL, strategy="fsdp", devices=8)):
+    for step in (replace(SMALL, strategy="ddp", devices=8), replace(SMALL, strategy="fsdp2", devices=8)):
         found = estimate(step)
         parts = (found.weights, found.gradients, found.optimizer, found.gathered, found.activations, found.logits)
         assert sum(row.bytes for row in found.rows if row.part != "passing") == sum(parts) + found.workspace
@@ -126,7 +126,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
 def test_shards_take_a_share_and_ddp_takes_buckets() -> None:
     one = estimate(SMALL)
     ddp = estimate(replace(SMALL, strategy="ddp", devices=8))
-    fsdp = estimate(replace(SMALL, strategy="fsdp", devices=8))
+    fsdp = estimate(replace(SMALL, strategy="fsdp2", devices=8))
     assert (ddp.weights, ddp.optimizer, ddp.gradients) == (one.weights, one.optimizer, 2 * one.gradients)
     assert (8 * fsdp.weights, 8 * fsdp.optimizer, 8 * fsdp.gradients) == (one.weights, one.optimizer, one.gradients)
     assert fsdp.activations == one.activations

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from tinytf.cli.config.parser import CommandLine, first_process
+from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.config.resume import notice_of_other_text
 from tinytf.cli.console import heavy_command
 from tinytf.cli.fit import build_trainer
 from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.run.callbacks.progress import StepProgress
+from tinytf.run.run import is_first_process
 from tinytf.training.loss import IGNORE
 from tinytf.training.trainer import Trainer
 
@@ -56,7 +57,7 @@ def predict(argv: list[str]) -> int:
 
 def evaluation_trainer(cli: CommandLine, **settings: Any) -> Trainer:
     """A Trainer without loggers, after a look at whether the text is still that of training."""
-    if cli.resume and first_process():
+    if cli.resume and is_first_process():
         notice = notice_of_other_text(cli.data.fingerprint, cli.resume.entry["data"], cli.resume.path)
         if notice:
             log.warning("%s", notice)

@@ -10,12 +10,13 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tinytf.cli.config.auto import describe_execution
-from tinytf.cli.config.parser import CommandLine, as_list, first_process
+from tinytf.cli.config.parser import CommandLine, as_list
 from tinytf.cli.console import heavy_command
 from tinytf.errors import UserError
 from tinytf.export.at_end import ExportConfig, export_at_end, require_exportable_config
 from tinytf.export.formats import choose
-from tinytf.run.run import OptionalCallbacks, Run
+from tinytf.run.callbacks.checkpoints import best_checkpoints
+from tinytf.run.run import Run, is_first_process
 from tinytf.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -39,14 +40,12 @@ def fit(cli: CommandLine) -> None:
     with Run.open(config, cli.data.fingerprint, cli.resume) as run:
         announce(run)
         warn_of_another_schedule(cli, run)
-        optional = OptionalCallbacks(*(objects.tracking[name] for name in OptionalCallbacks._fields))
-        callbacks = run.callbacks(objects.tracking, objects.checkpoint, optional)
+        callbacks = run.callbacks(objects.tracking, objects.checkpoint)
+        loggers = [*run.loggers(objects.tracking), *user_loggers(objects.trainer.logger)]
         trainer = build_trainer(
             objects.trainer,
             callbacks=[*cli.callbacks, *callbacks],
-            logger=[*run.loggers(objects.tracking), *user_loggers(objects.trainer.logger)]
-            if objects.trainer.logger is not False
-            else False,
+            logger=loggers if objects.trainer.logger is not False else False,
             plugins=[*as_list(objects.trainer.plugins), run.checkpoint_io(callbacks)],
         )
         if cli.data.global_batch_size is not None:
@@ -66,9 +65,9 @@ def build_trainer(settings: Any, **built: Any) -> Trainer:
 
 def export_best(trainer: Trainer, config: ExportConfig) -> None:
     """Export the best checkpoint of a training that ended; a run that a signal stops does not come here."""
-    best: Any = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if best:
-        export_at_end(Path(best), config, trainer.loggers)
+    best = best_checkpoints(trainer)
+    if best and best.best_model_path:
+        export_at_end(Path(best.best_model_path), config, trainer.loggers)
     else:
         log.warning("export: no checkpoint was kept as the best (checkpoint.save_top_k, val_check_interval)")
 
@@ -80,7 +79,7 @@ def user_loggers(given: Any) -> list[Any]:
 
 def announce(run: Run) -> None:
     """Log where the run is written, and how it resumes."""
-    if not first_process():
+    if not is_first_process():
         return
     here, max_steps = os.path.relpath(run.directory), run.config["trainer"]["max_steps"]
     if run.resume is None:
@@ -95,7 +94,7 @@ def announce(run: Run) -> None:
 
 def warn_of_another_schedule(cli: CommandLine, run: Run) -> None:
     """Warn if a longer run would have had other learning rates in the steps that are already done."""
-    if run.resume is None or not first_process():
+    if run.resume is None or not is_first_process():
         return
     before, now = (config["trainer"]["max_steps"] for config in (run.resume.entry["config"], run.config))
     if before != now and cli.model.schedule.depends_on_max_steps:

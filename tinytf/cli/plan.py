@@ -147,7 +147,7 @@ def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dic
     def cost(tokens: int) -> dict[str, float]:
         return {"tokens": tokens, "flops": tokens * flops, "seconds": tokens / speed}
 
-    strategies: tuple[Strategy, ...] = ("ddp", "fsdp") if devices > 1 else ("one device",)
+    strategies: tuple[Strategy, ...] = ("ddp", "fsdp2") if devices > 1 else ("one device",)
     return {
         "machine": asdict(machine),
         "model": {"parameters": config.parameter_count, "flops_per_token": flops, **asdict(config)},

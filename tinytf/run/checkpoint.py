@@ -124,8 +124,9 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
         # Without a cause it is a write that took fewer bytes than it was given, which only a full disk does.
         full = is_disk_full(cause) or not isinstance(cause, OSError)
         reason = "the disk is full" if full else cause.strerror  # type: ignore[union-attr]
-        left = f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free"
-        raise RunError(f"{path} cannot be written: {reason} ({left}); the run's older files are untouched") from error
+        if full:
+            reason = f"{reason} ({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free)"
+        raise RunError(f"{path} cannot be written: {reason}; the run's older files are untouched") from error
 
 
 # -- as a model ------------------------------------------------------------------------------------------------

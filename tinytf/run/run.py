@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -33,7 +34,7 @@ from tinytf.run.callbacks.samples import Samples
 from tinytf.run.callbacks.signals import GracefulStop
 from tinytf.run.callbacks.throughput import Throughput
 from tinytf.run.checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
-from tinytf.run.config import CheckpointConfig, TrackingConfig
+from tinytf.run.config import CheckpointConfig
 from tinytf.run.directory import create_run_dir, last_intact, newest_step, saved_checkpoints
 from tinytf.run.journal import FILE_NAME, run_id_of
 from tinytf.run.loggers import build_loggers
@@ -134,10 +135,13 @@ class Run:
         finally:
             release_run_locks()
 
-    def callbacks(
-        self, tracking: TrackingConfig, checkpoint: CheckpointConfig, optional: OptionalCallbacks
-    ) -> list[Callback]:
-        """What makes a run durable, resumable and tracked, in the order in which it must happen at a step's end."""
+    def callbacks(self, tracking: Namespace, checkpoint: CheckpointConfig) -> list[Callback]:
+        """What makes a run durable, resumable and tracked, in the order in which it must happen at a step's end.
+
+        Args:
+            tracking: the fields of `TrackingConfig` and `OptionalCallbacks`.
+            checkpoint: when to save, and what to keep.
+        """
         provenance = collect(hostname=tracking.hostname)
         if tracking.git_diff and is_first_process():
             suffix = f"-{self.resume.step:07d}" if self.resume else ""
@@ -148,13 +152,13 @@ class Run:
             BroadcastRunDir(self.directory),
             # Before the journal, which writes down where the batch is.
             SaveNonFinite(),
-            optional.profile,
+            tracking.profile,
             Throughput(),
-            optional.norms,
-            optional.loss,
+            tracking.norms,
+            tracking.loss,
             JournalCallback(start),
             LogRunMetadata(self.config, provenance),
-            optional.samples,
+            tracking.samples,
             *([StepProgress()] if self.config["trainer"]["enable_progress_bar"] is not False else []),
             ExactResume(),
             CheckpointMetadata(self.config, provenance),
@@ -164,12 +168,12 @@ class Run:
             periodic,
         ]
 
-    def loggers(self, tracking: TrackingConfig) -> list[Logger]:
+    def loggers(self, tracking: Namespace) -> list[Logger]:
         """The trackers that the config asks for; none in other processes than the first."""
         if not is_first_process():
             return []
         step = self.resume.step if self.resume else None
-        asked = {key: getattr(tracking, key) for key in ("tensorboard", "wandb", "mlflow")}
+        asked = {key: tracking[key] for key in ("tensorboard", "wandb", "mlflow")}
         return build_loggers(self.directory, self.run_id, step, **asked)
 
     def checkpoint_io(self, callbacks: list[Callback]) -> DurableCheckpointIO:
@@ -184,7 +188,7 @@ class Run:
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0, which alone knows the run directory before training starts."""
+    """Whether this is rank 0; from the environment, before any process group exists."""
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
@@ -294,6 +298,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path, start = Path(path), time.monotonic()
+        path.parent.mkdir(parents=True, exist_ok=True)  # The dirpath of a ModelCheckpoint that the user added.
         write_checkpoint(path, checkpoint)
         if self.on_saved:
             self.on_saved(path, checkpoint["global_step"], time.monotonic() - start)

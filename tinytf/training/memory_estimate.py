@@ -20,7 +20,7 @@ from tinytf.training.loss import LOGITS_AT_ONCE
 from tinytf.training.optim.groups import parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
 
-Strategy = Literal["one device", "ddp", "fsdp"]
+Strategy = Literal["one device", "ddp", "fsdp2"]
 Part = Literal["weights", "gradients", "optimizer", "gathered", "activations", "logits", "workspace", "passing"]
 Phase = Literal["backward begins", "backward ends", "optimizer step"]
 
@@ -177,7 +177,7 @@ def model_rows(step: StepSpec) -> Iterator[Row]:
 
 def gathered_rows(step: StepSpec) -> Iterator[Row]:
     """What FSDP gathers on each device (Zhao et al. 2023, arXiv:2304.11277, section 3.3)."""
-    if step.strategy != "fsdp":
+    if step.strategy != "fsdp2":
         return
     config, size = step.config, BYTES[step.precision]
     root = config.vocab_size * config.d_model + config.d_model
@@ -216,7 +216,7 @@ def workspace_rows(step: StepSpec) -> Iterator[Row]:
 
 def shards_of(step: StepSpec) -> int:
     """Devices that share one copy of weights, gradients and optimizer state."""
-    return step.devices if step.strategy == "fsdp" else 1
+    return step.devices if step.strategy == "fsdp2" else 1
 
 
 # -- what the batch takes ------------------------------------------------------------------------------------------

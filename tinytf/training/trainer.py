@@ -67,6 +67,11 @@ class Trainer(LightningTrainer):
                     "validations and resuming are counted in; use trainer.accumulate_grad_batches"
                 )
         # From Python; the command line replaces `auto` before (cli/config/auto.py): config.yaml then says what ran.
+        if str(kwargs.get("strategy")).startswith("fsdp") and kwargs["strategy"] != "fsdp2":
+            raise UserError(
+                f"trainer.strategy {kwargs['strategy']} is Lightning's older FSDP, whose flat parameters leave Muon no "
+                "matrices; use fsdp2"
+            )
         device = training_device(str(kwargs.get("accelerator", "auto")))
         precision = fastest_precision(device) if precision == "auto" else precision
         matmul_precision = fastest_matmul(precision, device) if matmul_precision == "auto" else matmul_precision

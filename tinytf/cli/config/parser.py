@@ -9,7 +9,6 @@ from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -84,6 +83,7 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(CheckpointConfig, "checkpoint")
+        # Not instantiated: its objects are the Namespace of its fields and of the callbacks that are declared in it.
         parser.add_class_arguments(TrackingConfig, "tracking", instantiate=False)
         for name, callback in get_type_hints(OptionalCallbacks).items():
             parser.add_class_arguments(callback, f"tracking.{name}")
@@ -93,8 +93,9 @@ class CommandLine(LightningCLI):
         parser.add_method_arguments(Trainer, self.command, skip=skip)
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
-        # Asking the data for their vocabulary prepares them: here, before any process group exists, so that no rank
-        # waits in a group's timeout (30 minutes) for a tokenizer.
+        # `apply_on` links the data module's properties, not its keys: the size of the tokenizer in use, while the key
+        # is what a bpe tokenizer is trained to. Asking for it prepares the data: here, before any process group exists,
+        # so that no rank waits in a group's timeout (30 minutes) for a tokenizer.
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.bytes_per_token", "model.bytes_per_token", apply_on="instantiate")
         describe(parser._actions)
@@ -204,11 +205,6 @@ def find_checkpoint(command: str, given: Arguments, required: bool) -> Path | No
             log.info("--ckpt_path last: no intact checkpoint yet in %s, starting fresh", runs[-1] if runs else root)
         return newest
     return resolve_checkpoint(given.ckpt_path, given.name, root)
-
-
-def first_process() -> bool:
-    """Whether this process is rank 0; known from the environment, before any process group exists."""
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def as_list(value: Any) -> list[Any]:

@@ -127,21 +127,6 @@ def prefixes(key: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
-def refuse_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> None:
-    """Refuse to go on with a text that is not the one the run began with, though its name is."""
-    splits = now.get("split"), saved.get("split", now.get("split"))
-    if now["sha256"] == saved["sha256"] and splits[0] != splits[1]:
-        raise UserError(
-            f"data.corpus {now['corpus']}: its validation or test part is not the one that {ckpt} was measured on; "
-            "put that back, or start a new run"
-        )
-    if now["sha256"] != saved["sha256"]:
-        raise UserError(
-            f"data.corpus {now['corpus']}: its text is not the one that {ckpt} was trained on "
-            f"(sha256 {now['sha256'][:12]}, then {saved['sha256'][:12]}); put that back, or start a new run"
-        )
-
-
 def notice_of_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> str | None:
     """What to say before measuring on a text of the same name that is not the one of training; None where it is."""
     same = all(saved.get(key, now[key]) == now[key] for key in ("sha256", "split"))

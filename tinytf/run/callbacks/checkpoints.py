@@ -97,6 +97,12 @@ class BestCheckpoints(RunCallback, ModelCheckpoint):
         )
 
 
+def best_checkpoints(trainer: Trainer) -> ModelCheckpoint | None:
+    """The run's own if it has one: ``trainer.checkpoint_callback`` is the first, which may be one the user added."""
+    found = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return next((callback for callback in found if isinstance(callback, BestCheckpoints)), found[0] if found else None)
+
+
 class PeriodicCheckpoint(RunCallback, Checkpoint):
     """Save every N optimizer steps and when training ends; added automatically.
 

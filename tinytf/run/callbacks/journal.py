@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from tinytf.run.callbacks import RunCallback, run_dir_of
+from tinytf.run.callbacks.checkpoints import best_checkpoints
 from tinytf.run.journal import FILE_NAME, Journal, Record
 from tinytf.run.loggers.base import trackers
 from tinytf.utils.machine import this_process
@@ -175,8 +176,8 @@ class JournalCallback(RunCallback):
         self._handler.remove()
         if not self._journal:
             return
-        best = trainer.checkpoint_callback
-        path, score = getattr(best, "best_model_path", ""), getattr(best, "best_model_score", None)
+        best = best_checkpoints(trainer)
+        path, score = (best.best_model_path, best.best_model_score) if best else ("", None)
         self.write(
             "end", reason=reason, detail=detail, tokens=self.tokens,
             seconds=round(self._seconds(), 3),

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tinytf.run.callbacks.checkpoints import best_checkpoints
 from tinytf.run.checkpoint import FORMAT
 from tinytf.run.loggers.base import as_code_block, hyperparameters, trackers
 from tinytf.utils.text import public
@@ -61,7 +62,7 @@ class LogRunMetadata(Callback):
             tracker.log_text("provenance", as_code_block(provenance), trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if best and trainer.is_global_zero:
+        best = best_checkpoints(trainer)
+        if best and best.best_model_path and trainer.is_global_zero:
             for tracker in trackers(trainer):
-                tracker.log_best(Path(best))
+                tracker.log_best(Path(best.best_model_path))

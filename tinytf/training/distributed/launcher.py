@@ -1,4 +1,9 @@
-"""One machine's processes, started together: where one is gone, the others end too, soon and with a reason."""
+"""One machine's processes, started together: if one is gone, the others end too, soon and with a reason.
+
+For `--trainer.devices N` without torchrun or SLURM, which start and end processes themselves. Lightning's own launcher
+kills the first process, without a word, within five seconds of any other's end: also one that is still writing its
+last lines, or that has a reason to report.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +22,15 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 PATIENCE = 30.0
-"""Seconds that a process has to come to an end by itself once another is gone, before it is ended."""
+"""Seconds that a process has to end by itself once another is gone, before it is ended."""
 
-LOOK_EVERY = 1.0
-"""Seconds."""
+POLL_SECONDS = 1.0
 
-FIRST = "TINYTF_FIRST_PROCESS"
+FIRST_PID_VAR = "TINYTF_FIRST_PROCESS"
 """Environment variable: the pid of the process that started the others."""
 
 # gloo raises plain RuntimeErrors; those of NCCL and of the store are subclasses.
-GONE = (
+PEER_GONE = (
     r"Connection (was likely )?(closed|reset)|Broken pipe|Socket closed|Timed out waiting"
     r"|ncclRemoteError|remote process exited"
 )
@@ -36,18 +40,13 @@ CHILDREN: list[subprocess.Popen[bytes]] = []
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Starts the machine's other processes as Lightning does, and watches them in a way of its own.
-
-    Lightning's observer kills the first process, without a word, within five seconds of any other's end: one that is
-    still writing its last lines, or that has a reason to report. torchrun and srun start processes themselves, and
-    end them themselves.
-    """
+    """Starts the machine's other processes as Lightning does, and watches them by `Watch`."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         if self.cluster_environment.creates_processes_externally:  # By torchrun, by srun, or by this launcher before.
             return super().launch(function, *args, trainer=trainer, **kwargs)
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        os.environ[FIRST] = str(os.getpid())
+        os.environ[FIRST_PID_VAR] = str(os.getpid())
         self._call_children_scripts()
         CHILDREN[:] = self.procs
         _set_num_threads_if_needed(num_processes=self.num_processes)
@@ -56,7 +55,7 @@ class Launcher(_SubprocessScriptLauncher):
         try:
             return function(*args, **kwargs)
         finally:
-            watch.over.set()
+            watch.finished.set()
 
 
 class Watch(threading.Thread):
@@ -65,37 +64,37 @@ class Watch(threading.Thread):
     In an exchange with a process that is gone, NCCL waits for its timeout, which is half an hour.
 
     Args:
-        gone: says who is gone, or None.
+        find_dead: says which process is gone and how, or None.
     """
 
-    def __init__(self, gone: Callable[[], str | None]) -> None:
+    def __init__(self, find_dead: Callable[[], str | None]) -> None:
         super().__init__(daemon=True, name="watch")
-        self.gone = gone
-        self.over = threading.Event()
+        self.find_dead = find_dead
+        self.finished = threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(LOOK_EVERY):
-            who = self.gone()
-            if who and not self.over.wait(PATIENCE):
-                sys.stderr.write(f"tinytf: error: {advice(who)}\n")
+        while not self.finished.wait(POLL_SECONDS):
+            dead = self.find_dead()
+            if dead and not self.finished.wait(PATIENCE):
+                sys.stderr.write(f"tinytf: error: {advice(dead)}\n")
                 sys.stderr.flush()
                 os._exit(1)  # The main thread is in an exchange that never returns.
-            if who:
+            if dead:
                 return
 
 
 def watch_processes(strategy: Strategy) -> None:
     """Put `Launcher` in the place of Lightning's, and in a process that it started watch the one that did."""
-    theirs = strategy.launcher
-    if type(theirs) is _SubprocessScriptLauncher:
-        strategy._launcher = Launcher(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
-    first = os.environ.get(FIRST)
+    launcher = strategy.launcher
+    if type(launcher) is _SubprocessScriptLauncher:
+        strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+    first = os.environ.get(FIRST_PID_VAR)
     if first and int(first) == os.getppid():
         Watch(lambda: None if os.getppid() == int(first) else "the first process of this machine ended").start()
 
 
 def dead_child() -> str | None:
-    """Which of the processes that this one started has failed, and how; None where none has."""
+    """Which of the processes that this one started has failed, and how; None if none has."""
     for number, child in enumerate(CHILDREN, start=1):
         code = child.poll()
         if code:
@@ -105,15 +104,15 @@ def dead_child() -> str | None:
 
 
 def lost_process(error: BaseException) -> str | None:
-    """One line, where an exchange failed because another process is gone; None for any other failure."""
-    if not isinstance(error, RuntimeError) or not re.search(GONE, str(error)):
+    """One line if an exchange failed because another process is gone; None for any other failure."""
+    if not isinstance(error, RuntimeError) or not re.search(PEER_GONE, str(error)):
         return None
-    deadline = time.monotonic() + 2 * LOOK_EVERY
-    while (who := dead_child()) is None and CHILDREN and time.monotonic() < deadline:
+    deadline = time.monotonic() + 2 * POLL_SECONDS
+    while (dead := dead_child()) is None and CHILDREN and time.monotonic() < deadline:
         time.sleep(0.05)  # Its sockets close a moment before its exit code can be read.
-    return advice(who or f"another process of the run is gone ({' '.join(str(error).split())[:160]})")
+    return advice(dead or f"another process of the run is gone ({' '.join(str(error).split())[:160]})")
 
 
-def advice(who: str) -> str:
+def advice(dead: str) -> str:
     """The line that a process ends with when another is gone."""
-    return f"{who}, so this one ends too; go on with --ckpt_path last"
+    return f"{dead}, so this one ends too; resume with --ckpt_path last"
