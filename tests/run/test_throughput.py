@@ -122,7 +122,7 @@ def test_gpus_are_known_by_whole_words() -> None:
     assert peak.peak_flops(torch.device("meta")) is None
 
 
-def test_the_cpus_peak_is_measured_once_and_leaves_random_numbers_alone(
+def test_the_cpus_peak_is_the_highest_ever_measured_and_leaves_random_numbers_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TINYTF_CACHE", str(tmp_path))
@@ -131,8 +131,25 @@ def test_the_cpus_peak_is_measured_once_and_leaves_random_numbers_alone(
     first = peak.cpu_peak()
     assert 1e9 < first < 1e14
     assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr(peak, "measure_peak_flops", lambda: pytest.fail("measured again"))
-    assert peak.cpu_peak() == first
+    for measured, expected in ((first / 2, first), (first * 3, first * 3), (first, first * 3)):
+        monkeypatch.setattr(peak, "measure_peak_flops", lambda value=measured: value)
+        assert peak.cpu_peak() == expected
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"a": null}', '{"a": [1]}', "\0"])
+def test_a_cache_of_anything_is_measured_over(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYTF_CACHE", str(tmp_path))
+    monkeypatch.setattr(peak, "measure_peak_flops", lambda: 5e10)
+    (tmp_path / "cpu_peak.json").write_text(content)
+    assert peak.cpu_peak() == 5e10
+
+
+def test_a_peak_that_was_measured_too_low_gives_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for low, known in ((1.0, False), (1e12, True)):
+        bench = Bench(monkeypatch, low)
+        for _ in range(3):
+            bench.step(wait=0.0, work=1.0)
+        assert ("train/mfu" in bench.logged[-1]) is known
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from tinytf.run.callbacks.throughput import Throughput
 from tinytf.run.checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
 from tinytf.run.config import CheckpointConfig
 from tinytf.run.directory import create_run_dir, last_intact, newest_step, saved_checkpoints
-from tinytf.run.journal import FILE_NAME, run_id_of
+from tinytf.run.journal import FILE_NAME, Journal, run_id_of
 from tinytf.run.loggers import build_loggers
 from tinytf.run.provenance import collect, write_uncommitted_patch
 from tinytf.run.recovery import acquire_run_lock, recover_run_dir, release_run_locks
@@ -105,8 +105,8 @@ class Run:
         """Open a new run, or the one that a checkpoint belongs to; nobody else trains in it until the block ends.
 
         What the run stores of config and data is `public`: no credential of an address is in config.yaml, journal,
-        checkpoints or trackers. If the block ends in a UserError before the first checkpoint, or in anything before
-        the journal has begun, a new run's directory is removed again: ``last`` would take it for the newest run.
+        checkpoints or trackers. If the block ends in an error before the first step, a new run's directory is removed
+        again: ``last`` would take it for the newest run.
 
         Raises:
             UserError: if another process trains in the directory, it cannot be written, or the data have changed.
@@ -127,9 +127,8 @@ class Run:
                 recover_run_dir(directory, resume.path, finished)
             write_config(directory, config, resume)
             yield cls(directory, config, data, resume)
-        except BaseException as error:
-            refused = isinstance(error, UserError) or not (directory / FILE_NAME).exists()
-            if is_new and refused and not saved_checkpoints(directory):
+        except Exception:
+            if is_new and not has_trained(directory):
                 discard(directory, around)
             raise
         finally:
@@ -227,6 +226,12 @@ def asks_elsewhere(root: Path, name: str, folder: Path, saved_config: dict[str, 
     other_name = name not in (saved_config["name"], folder.parent.name)
     other_root = str(root) != saved_config["checkpoint"]["dir"] and root.resolve() not in folder.parents
     return other_name or other_root
+
+
+def has_trained(directory: Path) -> bool:
+    """Whether a run has something to keep: a step, a checkpoint, or the batch that it stopped at."""
+    steps = {record["step"] for record in Journal(directory / FILE_NAME).records()}
+    return len(steps) > 1 or bool(saved_checkpoints(directory)) or any(directory.glob("nonfinite-*"))
 
 
 def discard(directory: Path, around: list[Path]) -> None:

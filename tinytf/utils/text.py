@@ -21,7 +21,7 @@ SCHEME = r"[a-z][a-z0-9+.-]*://"
 ADDRESS = re.compile(rf"\s*([a-z][a-z0-9+.-]*::)*{SCHEME}", re.IGNORECASE)
 """How a text begins that is one address, chained ones of fsspec (``simplecache::https://…``) among them."""
 
-ADDRESS_IN_TEXT = re.compile(rf"{SCHEME}(?:[^\s/?#]*@)?[^\s'\"<>]*", re.IGNORECASE)
+ADDRESS_IN_TEXT = re.compile(rf"{SCHEME}(?:[^\s/?#]*@)?(?:[^\s'\"<>]*[^\s'\"<>.,:;)\]}}])?", re.IGNORECASE)
 CHAIN = re.compile(rf"::(?=(?:[a-z][a-z0-9+.-]*::)*{SCHEME})", re.IGNORECASE)
 HOST = re.compile(r"([^@:/?#]*|\[[0-9a-f:.]*\])(:\d*)?(?=[/?#]|$)", re.IGNORECASE)
 SHA256 = re.compile(r"#sha256=([0-9a-f]{64})?$", re.IGNORECASE)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tinytf.errors import UserError
+from tinytf.utils.text import public
 
 SHAPE = tuple(f"model.{key}" for key in ("d_model", "n_heads", "n_layers", "n_kv_heads", "d_ff", "qk_norm"))
 TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.bpe_sample_bytes")
-TEXT = ("corpus", "seq_len", "val_fraction", "test_fraction", "val_corpus", "test_corpus", "split_by", "text_field")
+TEXT = ("seq_len", "val_fraction", "test_fraction", "split_by", "text_field")
+"""Not the corpora: their texts are compared, by checksum, when they are read; a path may be spelled anew or moved."""
 TRAINING = (
     "model.optimizer.class_path",
     *(f"data.{key}" for key in TEXT),
@@ -130,7 +132,7 @@ def prefixes(key: str) -> list[str]:
 def notice_of_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> str | None:
     """What to say before measuring on a text of the same name that is not the one of training; None where it is."""
     same = all(saved.get(key, now[key]) == now[key] for key in ("sha256", "split"))
-    if same or now["corpus"] != saved.get("corpus"):
+    if same or public(now["corpus"]) != saved.get("corpus"):
         return None
     return (
         f"data.corpus {now['corpus']}: its text or its parts are not those of the training of {ckpt}; what is measured "

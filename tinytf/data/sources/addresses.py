@@ -23,6 +23,7 @@ from tinytf.data.sources.files import (
 )
 from tinytf.errors import UserError
 from tinytf.utils.files import sha256_of
+from tinytf.utils.text import HIDDEN
 
 VERSIONS = ("ETag", "etag", "Content-MD5", "md5Hash", "crc32c", "checksum", "Last-Modified", "LastModified",
             "last_modified", "updated", "mtime", "created")  # fmt: skip
@@ -54,6 +55,7 @@ def list_remote(corpus: str) -> list[tuple[str, int, str]]:
     Raises:
         UserError: if it stands for nothing, or the server does not say which version a file is.
     """
+    _require_whole(corpus)
     with named_errors(corpus):
         found = [entry for address in expand_range(corpus) for entry in _entries(address)]
     if not found:
@@ -109,9 +111,19 @@ def fetch(corpus: str, cache: Path) -> Path:
     return path
 
 
+def _require_whole(address: str) -> None:
+    """Refuse an address out of a config or checkpoint that was stored without its secrets, before a server does."""
+    if HIDDEN in address:
+        raise UserError(
+            f"corpus {address}: what {HIDDEN} stands for is not stored; give the whole address again "
+            "(--data.corpus, --data.val_corpus, --data.test_corpus)"
+        )
+
+
 def _copy(file: SourceFile, path: Path, sha256: str | None) -> None:
     import fsspec
 
+    _require_whole(file.path)
     sums, size = hashlib.sha256(), 0
     opened = fsspec.open(file.path, "rb", **open_options(file.path))
     with named_errors(file.path), opened as source, cache_write(path) as copy:

@@ -87,7 +87,9 @@ class Throughput(Callback):
             values["train/data_wait"] = self._waited / self._seconds
             if self.peak is not None:
                 flops: float = pl_module.model.config.flops_per_token(seq_len)  # type: ignore[union-attr, operator]
-                values["train/mfu"] = speed * flops / (self.peak * trainer.world_size)
+                mfu = speed * flops / (self.peak * trainer.world_size)
+                # Over 1, the peak was measured too low, on a processor that was busy: it is unknown, not exceeded.
+                values |= {"train/mfu": mfu} if mfu <= 1 else {}
         if pl_module.device.type == "cuda":
             values["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
         log_to_row(trainer, values)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
 from tinytf.run.journal import Record
 from tinytf.run.loggers.base import as_code_block, row_of
@@ -41,16 +42,13 @@ class TensorBoard(TensorBoardLogger):
     """
 
     def __init__(self, run_dir: Path, resume_step: int | None) -> None:
-        # TensorBoard supersedes at the second session start that it meets: the first attempt must announce one too.
-        super().__init__(str(run_dir), name="", version="", default_hp_metric=False, purge_step=resume_step or 0)
+        super().__init__(str(run_dir), name="", version="", default_hp_metric=False)
         self.resume_step = resume_step
 
     @rank_zero_only
     def save(self) -> None:
-        # Lightning would write a hparams.yaml here too; config.yaml has all of it. Nor does it open a writer that has
-        # nothing to write: its session start alone supersedes the last step, of a run that was done already.
-        if self._experiment is not None:
-            self._experiment.flush()
+        # Lightning would write a hparams.yaml here too; config.yaml has all of it.
+        self.experiment.flush()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], *_: Any, **__: Any) -> None:  # type: ignore[override]
@@ -75,7 +73,12 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def on_resume(self, records: Iterable[Record]) -> None:
-        """Write again the row of the very step that the run resumes from."""
+        """Supersede what earlier attempts wrote from the step that the run resumes from on, and write its row again."""
+        # Not SummaryWriter's purge_step: Lightning opens the writer of a run that is done already, too, whose last step
+        # would be superseded and never come again. The first attempt announces a session as well, because TensorBoard
+        # supersedes at the second that it meets.
+        start = Event(step=self.resume_step or 0, session_log=SessionLog(status=SessionLog.START))
+        self.experiment._get_file_writer().add_event(start)
         if self.resume_step is None:
             return
         # Superseding is by whole steps; what is still true of the very step is written again.
