@@ -263,7 +263,7 @@ COMMANDS = [
     (["generate", "--ckpt_path", "toy.ckpt", "--prompt_file", "gone"], ["--prompt_file gone", "No such file"]),
     (["generate", "--ckpt_path", "toy.ckpt", "--stop", ""], ["--stop is empty"]),
     (["generate", "--model", "toy.ckpt"], ["--model toy.ckpt", ".onnx"]),
-    (["generate", "--model", "gone.onnx"], ["--model gone.onnx", "no such file"]),
+    (["generate", "--model", "gone.onnx"], ["--model gone.onnx", "No such file"]),
     pytest.param(
         ["generate", "--ckpt_path", "toy.ckpt", "--device", "cuda"],
         ["--device cuda", "this machine has none"],

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.export.small_model import TEXT, small_model, tokenizer_of
-from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, encode
+from tests.export.small_model import TEXT, save_checkpoint, small_model, tokenizer_of
+from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, encode, tokenizer_from_file
 from tinytf.export.formats.huggingface import HUGGINGFACE, model_card
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.run.checkpoint import LoadedModel, load_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -51,6 +51,19 @@ def test_a_literal_end_of_text_is_text(kind: str, tmp_path: Path) -> None:
     HUGGINGFACE.write(loaded, tmp_path / "huggingface", None)
     assert len(encode(tokenizer, text)) > 5
     assert HUGGINGFACE.validate_artifact(loaded, text, tmp_path / "huggingface") == []
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_a_loaded_tokenizer_takes_a_literal_end_of_text_for_text_at_once(kind: str, tmp_path: Path) -> None:
+    """Before its first use as after: both the tokenizer of `load_model` and that of the bundle."""
+    text = "Now<|endoftext|>is"
+    tokenizer = byte_pair_tokenizer(iter([TEXT]), 300) if kind == "bpe" else character_tokenizer(text, end_of_text=True)
+    small = LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer)
+    loaded = load_model(save_checkpoint(tmp_path / "best.ckpt", small))
+    before = loaded.tokenizer.encode(text, add_special_tokens=False).ids
+    assert before == encode(loaded.tokenizer, text) == loaded.tokenizer.encode(text, add_special_tokens=False).ids
+    HUGGINGFACE.write(loaded, tmp_path / "huggingface", None)
+    assert tokenizer_from_file(tmp_path / "huggingface" / "tokenizer.json").encode(text).ids == before
 
 
 def test_another_tokenizer_is_caught(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
-from tinytf.errors import UserError
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
-from tinytf.utils.text import strict_json
+from tinytf.export.parity.thresholds import with_overrides
+from tinytf.utils.files import user_path
+from tinytf.utils.text import printable, strict_json
 
 
 def parser() -> CommandParser:
@@ -70,17 +70,19 @@ def run(argv: list[str]) -> int:
         UserError: if flags, checkpoint, text or folder cannot be used.
     """
     args = parser().parse_args(argv)
-    for flag, value in (("--output_dir", args.output_dir), ("--text", args.text)):
-        if value == "":
-            raise UserError(f"{flag} is empty: give a path, or leave it out")
+    output_dir, text = (
+        None if given is None else user_path(given, what=flag)
+        for flag, given in (("--output_dir", args.output_dir), ("--text", args.text))
+    )
+    with_overrides(args.threshold)  # Before torch is imported and the checkpoint read.
     formats = choose([name.strip() for name in args.formats.split(",") if name.strip()])
     from tinytf.export.bundle import export_checkpoint
 
     content = export_checkpoint(
         checkpoint_path(args),
         formats,
-        output_dir=Path(args.output_dir) if args.output_dir else None,
-        text=Path(args.text) if args.text else None,
+        output_dir=output_dir,
+        text=text,
         thresholds=args.threshold,
         threads=args.threads,
         say=say,
@@ -97,5 +99,6 @@ def print_result(content: dict[str, Any], *, as_json: bool) -> None:
 
 
 def say(line: str) -> None:
-    """Progress, on stderr: stdout is for the table."""
+    """Progress, on stderr: stdout is for the table. Tracebacks have lines, and names come from strangers' files."""
+    line = "\n".join(map(printable, line.splitlines()))
     print(line, file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
 from tinytf.errors import UserError
+from tinytf.utils.files import user_path
 
 # torch takes a second to import: a mistyped flag is told before that.
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def from_export(args: argparse.Namespace) -> TextGenerator:
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"--device {args.device}: an exported model runs on the CPU here")
-    path = Path(args.model)
+    path = user_path(args.model, what="--model")
     engine = OnnxEngine(path, args.threads)
     return TextGenerator(engine, bundled_tokenizer(path), engine.start_token)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tinytf.cli.config.flags import CommandParser
 from tinytf.cli.export import add_check_flags, print_result, say
+from tinytf.export.parity.thresholds import with_overrides
+from tinytf.utils.files import user_path
 
 NOTES = """\
 The artifacts are compared with the weights in the folder, so that a copied folder is enough, or with the checkpoint of
@@ -37,6 +37,7 @@ def run(argv: list[str]) -> int:
         UserError: if the folder is not an export, or there is nothing to compare it with.
     """
     args = parser().parse_args(argv)
+    with_overrides(args.threshold)
     from tinytf.export.verify import verify
 
     ckpt_path = None
@@ -44,6 +45,7 @@ def run(argv: list[str]) -> int:
         from tinytf.run.directory import resolve_checkpoint
 
         ckpt_path = resolve_checkpoint(args.ckpt_path)
-    content = verify(Path(args.folder), ckpt_path, args.threshold, args.threads, say, trust=args.trust)
+    folder = user_path(args.folder, what="folder")
+    content = verify(folder, ckpt_path, args.threshold, args.threads, say, trust=args.trust)
     print_result(content, as_json=args.json)
     return 1 if content["failed"] else 0

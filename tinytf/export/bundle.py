@@ -107,12 +107,18 @@ def require_exportable(formats: Sequence[Format], loaded: LoadedModel) -> None:
 
 
 def require_export_dir(folder: Path) -> None:
-    """Raise UserError if a folder holds something, and not an export."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: it is a file; give a folder")
-    if not folder.exists() or (folder / manifest.NAME).exists():
-        return
-    strangers = sorted(path.name for path in folder.iterdir())
+    """Raise UserError if a folder holds something, and not an export, or if there can be no folder of this name."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--output_dir {folder}: it is a file; give a folder")
+        if not folder.resolve().name:
+            raise UserError(f"--output_dir {folder}: a bundle is renamed into place; give a folder that has a name")
+        if not folder.exists() or (folder / manifest.NAME).exists():
+            return
+        strangers = sorted(path.name for path in folder.iterdir())
+    except (OSError, RuntimeError) as error:  # RuntimeError: before 3.13, a link to itself.
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--output_dir {folder}: it cannot be written to ({why}); give another") from error
     if strangers:
         raise UserError(
             f"--output_dir {folder}: it holds {strangers[0]} and no {manifest.NAME}, so it is not an export; "

@@ -28,6 +28,9 @@ def staging_folder(folder: Path) -> Iterator[Path]:
         UserError: if it cannot be made, or another export is writing to ``folder``.
     """
     lock_file = _hidden(folder, "lock")
+    if lock_file.is_symlink():
+        # In a downloaded run the link may name any file of the user's, and filelock before 3.20 emptied what it opened.
+        raise UserError(f"--output_dir {folder}: {lock_file} is a link, which tinytf does not make; remove it")
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock_file.touch()
@@ -72,7 +75,7 @@ def publish(bundle: Path, folder: Path) -> None:
     for path in bundle.rglob("*"):
         if path.is_dir() and not path.is_symlink():
             fsync_dir(path)
-        elif path.is_file():
+        elif path.is_file() and not path.is_symlink():
             _fsync(path)
     fsync_dir(bundle)
     folder, old = folder.resolve(), _hidden(folder, "old")

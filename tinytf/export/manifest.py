@@ -6,24 +6,25 @@ opened, linked or removed is always one of our own file names.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from tinytf import __version__
 from tinytf.errors import UserError
-from tinytf.export.formats import FORMATS
+from tinytf.export.formats import FORMATS, Format
 from tinytf.export.formats.huggingface import FILES, WEIGHTS
-from tinytf.export.parity.check import FAILED, PASSED, CheckResult, ParityCheck
+from tinytf.export.parity.check import FAILED, NOT_VERIFIED, PASSED, CheckResult, ParityCheck
+from tinytf.export.parity.compare import ParityMetrics
 from tinytf.export.parity.thresholds import THRESHOLDS
-from tinytf.utils.files import atomic_write, sha256_of
+from tinytf.utils.files import atomic_write, read_text, sha256_of
 from tinytf.utils.machine import cpu_name, package_versions
-from tinytf.utils.text import strict_json, utc_now
+from tinytf.utils.text import read_json, strict_json, utc_now
 
 NAME = "export.json"
 EVALUATION = "evaluation.npy"
@@ -42,6 +43,7 @@ FORMAT = 1
 
 # Ours are some 10 KB: 3 KB, and 600 bytes per artifact.
 MAX_BYTES = 16 * 2**20
+LARGEST = 1e300
 
 VERSIONED = (
     "torch",
@@ -119,7 +121,8 @@ def entry(result: CheckResult, check: ParityCheck) -> dict[str, Any]:
     if result.format.label:
         written["label"] = result.format.label
     if result.path.exists():
-        files = artifact_files(result.path)
+        files = {name: result.path.parent / name for name in own_files(result.format)}
+        files = {name: file for name, file in files.items() if file.is_file()}
         written["bytes"] = sum(file.stat().st_size for file in files.values())
         written["sha256"] = {name: sha256_of(file) for name, file in files.items()}
     if result.metrics:
@@ -133,17 +136,15 @@ def entry(result: CheckResult, check: ParityCheck) -> dict[str, Any]:
     return written
 
 
-def artifact_files(path: Path) -> dict[str, Path]:
-    """A file, or each file in a folder, by names that start with the artifact's own."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return {file.relative_to(path.parent).as_posix(): file for file in files}
+def own_files(format: Format) -> list[str]:
+    """The files that an artifact may have, by their paths in the bundle."""
+    return sorted(f"{format.file}/{name}" for name in FILES) if format.name == "huggingface" else [format.file]
 
 
 def own_paths(artifacts: Sequence[dict[str, Any]]) -> set[str]:
     """Paths in a bundle with these artifacts that tinytf writes; every other is the user's."""
-    paths = {*COMPANIONS, *(FORMATS[entry["name"]].file for entry in artifacts)}
-    folder = FORMATS["huggingface"].file
-    return paths | {f"{folder}/{name}" for name in FILES} if folder in paths else paths
+    formats = [FORMATS[entry["name"]] for entry in artifacts]
+    return {*COMPANIONS, *(format.file for format in formats), *chain.from_iterable(map(own_files, formats))}
 
 
 def changes(folder: Path, entry: dict[str, Any]) -> list[str]:
@@ -151,11 +152,12 @@ def changes(folder: Path, entry: dict[str, Any]) -> list[str]:
     path = folder / FORMATS[entry["name"]].file
     if not path.exists():
         return [f"{path.name} is gone"]
-    files = artifact_files(path)
+    if path.is_dir() and path.is_symlink():  # A link to a file is how the hub's cache keeps it.
+        return [f"{path.name} is a link to a folder, which tinytf does not make"]
     return [
         f"{name} changed since it was exported"
         for name, digest in entry["sha256"].items()
-        if name not in files or sha256_of(files[name]) != digest
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest
     ]
 
 
@@ -170,33 +172,63 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: there is no such folder; give the folder that tinytf export wrote")
     if not path.exists():
         raise UserError(f"{folder}: it holds no {NAME}, so it is not an export of tinytf, or one that did not finish")
-    if not path.is_file() or path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path}: it was not written by tinytf")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: it is not JSON ({error})") from error
+    content = read_json(read_text(path, what="manifest", limit=MAX_BYTES), f"manifest {path}")
     problem = next(_problems(content), None)
     if problem:
         raise UserError(f"{path}: {problem}")
     return content
 
 
-KINDS: dict[str, type | tuple[type, ...]] = {
+def _is_number(value: Any) -> bool:
+    # NaN is none, and a whole number of 400 digits is no float.
+    return isinstance(value, (int, float)) and abs(value) < LARGEST
+
+
+_DISTANCE = {field.name: _is_number for field in fields(ParityMetrics)}
+_SPEEDS = {"prefill_tokens_per_sec": _is_number, "decode_tokens_per_sec": _is_number}
+MODEL: dict[str, Any] = {
     "name": str,
-    "checkpoint": dict,
-    "checkpoint.sha256": (str, type(None)),
+    "checkpoint": {"path": (str, NoneType), "sha256": (str, NoneType), "step": int},
     "model": dict,
-    "evaluation": dict,
-    "evaluation.source": str,
-    "evaluation.sha256": str,
-    "reference": dict,
-    "reference.sha256": str,
+    "evaluation": {"file": (EVALUATION,).__contains__, "source": str, "sha256": str},
+    "reference": {"file": REFERENCES.__contains__, "sha256": str},
     "runtime_files": dict,
     "thresholds": dict,
-    "artifacts": list,
+    "artifacts": [
+        {
+            "name": FORMATS.__contains__,
+            "file": str,
+            "status": (PASSED, NOT_VERIFIED).__contains__,
+            "reasons": [str],
+            "runtime": str,
+            "thresholds": dict,
+            "bytes": _is_number,
+            "sha256": dict,
+            "label?": str,
+            "measured?": _DISTANCE,
+            "dequantized?": _DISTANCE,
+            "decode_times_eager?": _is_number,
+            **{f"{name}?": kind for name, kind in _SPEEDS.items()},
+        }
+    ],
 }
-"""What adding to a bundle or verifying it looks up."""
+"""What adding to a bundle, verifying it or printing it looks up: types, or what must hold of a value."""
+
+
+def _misfits(value: Any, model: Any, name: str = "") -> Iterator[str]:
+    """Names of what is missing or not as a model says, the first one first."""
+    if isinstance(model, dict) and isinstance(value, dict):
+        for key, inner in model.items():
+            if key.removesuffix("?") in value or not key.endswith("?"):
+                yield from _misfits(value.get(key.removesuffix("?")), inner, f"{name}.{key}".strip(".?"))
+    elif isinstance(model, list) and isinstance(value, list):
+        for position, each in enumerate(value):
+            yield from _misfits(each, model[0], f"{name}[{position}]")
+    elif isinstance(model, (type, tuple)):
+        if not isinstance(value, model):
+            yield name
+    elif isinstance(model, (dict, list)) or isinstance(value, (dict, list)) or not model(value):
+        yield name
 
 
 def _problems(content: Any) -> Iterator[str]:
@@ -206,24 +238,19 @@ def _problems(content: Any) -> Iterator[str]:
         yield "it was not written by tinytf"
     elif version > FORMAT:
         yield f"its format {version} is newer than this tinytf reads: upgrade tinytf"
-    for key, kind in KINDS.items():
-        outer, _, inner = key.partition(".")
-        if not isinstance(content[outer].get(inner) if inner else content.get(outer), kind):
-            yield f"it has no {key}, so it is not whole: export again into an empty folder"
-    yield from _not_ours("evaluation.file", content["evaluation"].get("file"), (EVALUATION,))
-    yield from _not_ours("reference.file", content["reference"].get("file"), REFERENCES)
+    for name in _misfits(content, MODEL):
+        yield f"its {name} is missing or not one of this tinytf: export again into an empty folder, or upgrade tinytf"
     for name in content["runtime_files"]:
         yield from _not_ours("a name in runtime_files", name, RUNTIME_FILES)
-    names = set()
+    names = [entry["name"] for entry in content["artifacts"]]
     for entry in content["artifacts"]:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or name not in FORMATS:
-            yield f"{name!r} is a format that this tinytf does not know: upgrade tinytf"
-        yield from _not_ours(f"the file of {name}", entry.get("file"), (FORMATS[name].file,))
-        if name in names or not isinstance(entry.get("sha256"), dict):
-            yield f"its entry {name} is not whole: export again into an empty folder"
-        names.add(name)
-    for limits in (content["thresholds"], *(entry.get("thresholds") for entry in content["artifacts"])):
+        name = entry["name"]
+        yield from _not_ours(f"the file of {name}", entry["file"], (FORMATS[name].file,))
+        for file in entry["sha256"]:
+            yield from _not_ours(f"a file of {name}", file, own_files(FORMATS[name]))
+        if names.count(name) > 1:
+            yield f"it lists {name} twice: export again into an empty folder"
+    for limits in (content["thresholds"], *(entry["thresholds"] for entry in content["artifacts"])):
         if not _are_limits(limits):
             yield "its thresholds are not those of this tinytf: export again into an empty folder"
 
@@ -238,7 +265,7 @@ def _are_limits(limits: Any) -> bool:
         row in THRESHOLDS
         and isinstance(limit, dict)
         and limit.keys() <= THRESHOLDS[row].keys()
-        and all(isinstance(value, (int, float)) and abs(value) < math.inf for value in limit.values())
+        and all(map(_is_number, limit.values()))
         for row, limit in limits.items()
     )
 

@@ -20,6 +20,9 @@ from tinytf.model import Transformer, TransformerConfig
 from tinytf.run.checkpoint import MODEL_PREFIX, LoadedModel, load_model
 from tinytf.utils.files import sha256_of
 
+LONGEST = 2**17
+"""Tokens. Tables of positions and masks grow with a number that a stranger may state; no preset has over 2**12."""
+
 
 def verify(
     folder: Path, ckpt_path: Path | None, thresholds: Sequence[str], threads: int, say: Say, *, trust: bool = False
@@ -98,8 +101,16 @@ def _model_from_weights(folder: Path, stated: dict[str, Any]) -> LoadedModel:
     except ImportError:
         raise UserError("verifying without --ckpt_path needs safetensors: pip install 'tinytf[export]'") from None
     try:
-        model = Transformer(TransformerConfig.from_mapping(stated["model"]))
-        model.load_state_dict({key.removeprefix(MODEL_PREFIX): value for key, value in load_file(path).items()})
+        config = TransformerConfig.from_mapping(stated["model"])
+        if config.max_seq_len > LONGEST:
+            raise ValueError(f"max_seq_len {config.max_seq_len} is over {LONGEST}, the most that verify compares")
+        # What is stated is counted before it is built: a million layers would fill memory.
+        weights = {key.removeprefix(MODEL_PREFIX): value for key, value in load_file(path).items()}
+        values = sum(weight.numel() for weight in weights.values())
+        if config.n_layers > len(weights) or config.parameter_count != values:
+            raise ValueError(f"it holds {values:,} values, and the model has {config.parameter_count:,}")
+        model = Transformer(config)
+        model.load_state_dict(weights)
     except Exception as error:  # Each library has its own error for a file of another kind or size.
         raise UserError(f"{path}: it is not the model of export.json ({' '.join(str(error).split())})") from error
     return LoadedModel(model.eval(), tokenizer_from_file(folder / "tokenizer.json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 
 class ConfigurationError(ValueError):
@@ -60,8 +60,24 @@ class TransformerConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TransformerConfig:
-        """The config in a mapping that may hold other keys too, such as a checkpoint's entry."""
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        """The config in a mapping that may hold other keys too, such as a checkpoint's entry.
+
+        Raises:
+            ConfigurationError: if a number is missing, of another type or out of range.
+        """
+        if "vocab_size" not in values:
+            raise ConfigurationError(["vocab_size is missing"])
+        stated = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        kinds = {name: kind | int if kind is float else kind for name, kind in get_type_hints(cls).items()}
+        wrong = [
+            f"{name} is {value!r}, but must be {getattr(kinds[name], '__name__', kinds[name])}"
+            for name, value in stated.items()
+            # True is an int to Python, and no number of heads.
+            if not isinstance(value, kinds[name]) or (isinstance(value, bool) and kinds[name] is not bool)
+        ]
+        if wrong:
+            raise ConfigurationError(wrong)
+        return cls(**stated)
 
     def _too_small(self) -> Iterator[str]:
         for name in ("vocab_size", "d_model", "n_heads", "n_layers", "max_seq_len", "n_kv_heads", "d_ff"):

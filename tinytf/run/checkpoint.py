@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from tinytf.data.tokenizer import end_of_text_id
+from tinytf.data.tokenizer import end_of_text_id, ready
 from tinytf.errors import RunError, UserError
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.utils.files import atomic_write, is_disk_full, sha256_of
@@ -202,7 +202,7 @@ def load_model(path: str | Path) -> LoadedModel:
     entry = content["tinytf"]
     try:
         shape = config_of(content)
-        tokenizer = Tokenizer.from_str(entry["tokenizer"])
+        tokenizer = ready(Tokenizer.from_str(entry["tokenizer"]))
         model = Transformer(shape)
         weights = {
             key.removeprefix(MODEL_PREFIX): value

@@ -93,11 +93,9 @@ def check_run_dir(name: str, root: Path) -> None:
 
 
 def check_formats(export: Any) -> None:
-    """Refuse formats to export at the end that do not exist or whose packages are missing."""
-    if not export.at_end:
-        return
+    """Refuse formats that do not exist, or whose packages are missing if they are to be exported at the end."""
     try:
-        choose(export.formats)
+        choose(export.formats, installed=export.at_end)
     except UserError as error:
         raise UserError(f"export.formats: {error}") from None
 

@@ -86,7 +86,7 @@ class Format:
         return [package for package in needed if find_spec(package) is None]
 
 
-_ONNX: dict[str, Any] = {"writing": ("onnx", "onnxscript"), "running": ("onnxruntime",)}
+_ONNX: dict[str, Any] = {"writing": ("onnx", "onnxscript"), "running": ("onnxruntime", "onnx")}
 _QUANTIZED: dict[str, Any] = {"writing": ("onnx", "onnxscript", "onnxruntime"), "running": ("onnxruntime", "onnx")}
 _GGUF: dict[str, Any] = {"writing": ("gguf",), "running": ("gguf", "llama_cpp")}
 _TABLE = (
@@ -131,8 +131,11 @@ ALWAYS = ("safetensors",)
 DEFAULT = ("huggingface", "onnx", "onnx-kv", "onnx-int8", "torchscript", "gguf", "pt2")
 
 
-def choose(names: Sequence[str]) -> list[Format]:
+def choose(names: Sequence[str], *, installed: bool = True) -> list[Format]:
     """The formats of these names, groups expanded, each once, in the order given.
+
+    Args:
+        installed: whether the packages that write them must be there.
 
     Raises:
         UserError: if a name is none of them, or a package to write one is missing.
@@ -148,7 +151,7 @@ def choose(names: Sequence[str]) -> list[Format]:
             raise UserError(f"unknown format {name!r}{hint} Formats: {', '.join(known)}")
         for member in GROUPS.get(name, (name,)):
             chosen[member] = FORMATS[member]
-    for format in chosen.values():
+    for format in chosen.values() if installed else ():
         require(format)
     return list(chosen.values())
 

@@ -20,10 +20,16 @@ from tinytf.export.formats import Writer
 from tinytf.export.parity.runner import Feed, Runner, quiet
 from tinytf.model import TransformerConfig
 from tinytf.run.checkpoint import MODEL_PREFIX, LoadedModel
+from tinytf.utils.files import read_text
+from tinytf.utils.text import read_json
 
 WEIGHTS = "model.safetensors"
 FILES = {WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
 FILES |= {"special_tokens_map.json"}  # Releases before 5 write it.
+
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+MAX_JSON = 2**20
+"""Bytes of a config; ours have 1,000."""
 
 READ_BY_TRANSFORMERS = {".json", ".safetensors", ".bin", ".py", ".model", ".jinja"}
 
@@ -44,7 +50,7 @@ class HuggingFace(Writer):
         # Releases before 5 look for rope_theta outside of rope_parameters, and take 10,000 if it is not there.
         _change_json(path / "config.json", rope_theta=loaded.model.config.rope_theta)
         # Release 5 writes "TokenizersBackend", which releases before it do not know.
-        _change_json(path / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+        _change_json(path / "tokenizer_config.json", tokenizer_class=TOKENIZER_CLASS)
         # Release 5 adds a truncation or padding of its own to tokenizer.json: ours is the bundle's, unchanged.
         loaded.tokenizer.save(str(path / "tokenizer.json"))
         (path / "README.md").write_text(model_card(loaded), encoding="utf-8")
@@ -52,7 +58,6 @@ class HuggingFace(Writer):
     def open_runner(self, path: Path, threads: int) -> Runner:
         import transformers
 
-        require_known_files(path)
         with silent():
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 path,
@@ -84,7 +89,7 @@ class HuggingFace(Writer):
             return []
         import transformers
 
-        require_known_files(path)
+        require_own_folder(path, loaded.model.config)
         with silent():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             # A literal <|endoftext|> in a text is text here: without this it would be the special token there.
@@ -110,27 +115,37 @@ def transformers_config(config: TransformerConfig, end: int | None) -> Any:
     """The model's config in transformers' words; ``end`` is the id of end-of-text, which begins texts too."""
     import transformers
 
-    name = "Qwen3" if config.qk_norm else "Llama"
+    name = _layout(config)
     return getattr(transformers, f"{name}Config")(
         architectures=[f"{name}ForCausalLM"],
-        vocab_size=config.vocab_size,
-        hidden_size=config.d_model,
-        intermediate_size=config.ff_dim,
-        num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        num_key_value_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_seq_len,
-        rms_norm_eps=config.norm_eps,
+        **_sizes(config),
         rope_theta=config.rope_theta,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        tie_word_embeddings=True,
         # Left out, Llama's default ids 1 and 2 would stand for the beginning and the end of a text.
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=None,
         dtype="float32",
     )
+
+
+def _layout(config: TransformerConfig) -> str:
+    return "Qwen3" if config.qk_norm else "Llama"
+
+
+def _sizes(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.ff_dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_seq_len,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": True,
+    }
 
 
 def wrapped_tokenizer(loaded: LoadedModel) -> Any:
@@ -158,7 +173,7 @@ def _change_json(path: Path, **changes: Any) -> None:
 def model_card(loaded: LoadedModel) -> str:
     """README.md: what the model is, where it came from, how to run it."""
     config = loaded.model.config
-    layout = "Qwen3" if config.qk_norm else "Llama"
+    layout = _layout(config)
     corpus = loaded.entry.get("data", {}).get("corpus", "see the checkpoint")
     facts = {
         "Layout": f"{layout}: {config.n_layers} layers, {config.d_model} wide, {config.n_heads} heads "
@@ -207,15 +222,32 @@ def _prompt(tokenizer: Tokenizer) -> str:
     return next(visible, "")
 
 
-def require_known_files(path: Path) -> None:
-    """Raise RuntimeError at a file that transformers may read and tinytf does not write.
+def require_own_folder(path: Path, config: TransformerConfig) -> None:
+    """Raise RuntimeError at what makes transformers load anything but this model from this folder.
 
-    An ``adapter_config.json``, say, names weights anywhere on the disk.
+    An ``adapter_config.json`` names weights anywhere on the disk; ``auto_map``, ``quantization_config`` or another
+    ``model_type`` import other code; a ``config.json`` may state a million layers.
     """
     strangers = sorted(file.name for file in path.iterdir() if file.name not in FILES)
     strangers = [name for name in strangers if Path(name).suffix in READ_BY_TRANSFORMERS]
     if strangers:
         raise RuntimeError(f"{path.name}/{strangers[0]} is not a file that tinytf exports: it is not opened with it")
+    stated, tokenizer = (_read_json(path / name) for name in ("config.json", "tokenizer_config.json"))
+    _read_json(path / "generation_config.json")
+    wanted = _sizes(config) | {"model_type": _layout(config).lower()}
+    wrong = [name for name, value in wanted.items() if stated.get(name) != value]
+    wrong += sorted({"auto_map", "quantization_config"} & stated.keys())
+    if wrong:
+        raise RuntimeError(f"{path.name}/config.json: its {wrong[0]} is not the model's: it is not opened")
+    if tokenizer.get("tokenizer_class") != TOKENIZER_CLASS or "auto_map" in tokenizer:
+        raise RuntimeError(f"{path.name}/tokenizer_config.json: its class is not {TOKENIZER_CLASS}: it is not opened")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content = read_json(read_text(path, what="file", limit=MAX_JSON), f"file {path}")
+    if not isinstance(content, dict):
+        raise RuntimeError(f"{path.parent.name}/{path.name} is no object of JSON")
+    return content
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +19,11 @@ from tinytf.data.tokenizer import encode
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
 from tinytf.run.checkpoint import LoadedModel
+from tinytf.utils.files import read_bytes, read_text
 
 MAX_TOKENS = 4096
+MAX_TEXT = 2**30
+"""Bytes of --text, of which `MAX_TOKENS` tokens are used."""
 
 EXPORT_SHAPE = (2, 3)
 """Batch and length of the example that exporters trace. No case has it: a graph that froze its sizes must fail."""
@@ -87,10 +92,18 @@ class Evaluation:
     @classmethod
     def load(cls, path: Path, source: str, config: TransformerConfig) -> Evaluation:
         """Read what `save` wrote for a model; UserError if the file holds anything else."""
+        # Not np.load: it makes room for the size that a header states before it looks at the file, and opens archives.
         try:
-            windows = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"evaluation set {path}: {error}") from error
+            limit = 16 * (MAX_TOKENS + config.max_seq_len)
+            content = io.BytesIO(read_bytes(path, what="evaluation set", limit=limit))
+            if np.lib.format.read_magic(content) != (1, 0):
+                raise ValueError("it is not an array of this version")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+            windows: Any = np.frombuffer(content.read(), dtype).reshape(shape)
+        except UserError:
+            raise
+        except Exception as error:  # numpy tokenizes the header as Python, and fails as that does.
+            raise UserError(f"evaluation set {path}: {' '.join(str(error).split())}") from error
         if windows.dtype != np.int32 or windows.ndim != 2 or not 1 < windows.shape[1] <= config.max_seq_len + 1:
             raise UserError(f"evaluation set {path}: it does not hold windows of up to {config.max_seq_len} token ids")
         if not len(windows) or windows.min() < 0 or windows.max() >= config.vocab_size:
@@ -160,12 +173,7 @@ def held_out_text(loaded: LoadedModel, file: Path | None) -> Evaluation:
     """
     if file is None:
         return from_validation_split(loaded)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--text {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--text {file}: byte {error.start} is not UTF-8") from error
+    text = read_text(file, what="--text", limit=MAX_TEXT)
     try:
         ids = np.array(encode(loaded.tokenizer, text), dtype=np.int64)
     except UserError as error:

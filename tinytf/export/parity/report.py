@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tinytf.utils.text import table
+from tinytf.utils.text import printable, table
 
 COLUMNS = ("format", "file", "MB", "max abs", "/std", "top-1", "KL", "loss", "greedy", "prefill", "decode", "", "")
+SPEEDS = ("prefill_tokens_per_sec", "decode_tokens_per_sec", "decode_times_eager")
 NUMBERS = range(2, len(COLUMNS) - 1)
 
 
@@ -16,7 +17,8 @@ def report(content: dict[str, Any]) -> str:
     entries = [*content["artifacts"], *content["failed"]]
     rows = [COLUMNS, _reference_row(content, entries), *(_row(entry) for entry in entries)]
     notes = [f"{entry['name']}: {note}" for entry in entries for note in _notes(entry)]
-    return "\n".join([_heading(content), table(rows, right=NUMBERS), *notes])
+    rows = [tuple(map(printable, row)) for row in rows]  # A name or a reason may be a stranger's.
+    return "\n".join([printable(_heading(content)), table(rows, right=NUMBERS), *map(printable, notes)])
 
 
 def _heading(content: dict[str, Any]) -> str:
@@ -51,9 +53,9 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
             f"{measured['greedy'] * measured['greedy_tokens']:.0f}/{measured['greedy_tokens']}",
         )
     speeds: tuple[str, ...] = ("",) * 3
-    if "decode_times_eager" in entry:
-        prefill, decode = (f"{entry[f'{kind}_tokens_per_sec']:.0f}" for kind in ("prefill", "decode"))
-        speeds = (prefill, decode, f"{entry['decode_times_eager']:.1f}x")
+    if all(name in entry for name in SPEEDS):
+        prefill, decode, times = (entry[name] for name in SPEEDS)
+        speeds = (f"{prefill:.0f}", f"{decode:.0f}", f"{times:.1f}x")
     return (entry["name"], entry["file"], size, *numbers, *speeds, entry["status"])
 
 

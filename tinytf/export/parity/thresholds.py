@@ -65,7 +65,7 @@ def with_overrides(settings: Sequence[str], table: Mapping[str, Limits] = THRESH
     """A table with settings such as ``int8.kl=1e-3`` in place.
 
     Raises:
-        UserError: if a name is not in the table or a value is not a finite number.
+        UserError: if a name is not in the table, or no artifact, or every one, could pass a value.
     """
     table = {precision: dict(limits) for precision, limits in table.items()}
     known = [f"{precision}.{name}" for precision, limits in table.items() for name in limits]
@@ -76,17 +76,20 @@ def with_overrides(settings: Sequence[str], table: Mapping[str, Limits] = THRESH
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"--threshold {setting}: no threshold {name!r}; {hint}There are {', '.join(known)}")
         precision, _, limit = name.partition(".")
-        table[precision][limit] = _number(setting, text)
+        table[precision][limit] = _limit(setting, limit, text)
     return table
 
 
-def _number(setting: str, text: str) -> float:
+def _limit(setting: str, name: str, text: str) -> float:
+    largest = 1.0 if name in AT_LEAST else math.inf
     try:
-        number = float(text)
+        # float() reads 1_000 and digits of other scripts, too.
+        number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
+    if not (math.isfinite(number) and 0.0 <= number <= largest):
+        expected = "a share from 0 to 1" if name in AT_LEAST else "a finite number from 0 up"
         raise UserError(
-            f"--threshold {setting}: {text!r} is not a finite number; write it as name=value, such as int8.kl=1e-3"
+            f"--threshold {setting}: {text!r} is not {expected}; write it as name=value, such as int8.kl=1e-3"
         )
     return number

@@ -17,6 +17,7 @@ from tinytf.export.formats.onnx.runtime import (
     METADATA,
     PAST,
     PRESENT,
+    PROTOBUF_LIMIT,
     cache_names,
     cached_runner,
     open_session,
@@ -30,7 +31,6 @@ from tinytf.run.checkpoint import LoadedModel
 OPSET = 18
 """The oldest that every operator here needs, so that old runtimes load the file too."""
 
-PROTOBUF_LIMIT = 2**31
 EXAMPLE_PAST = 5
 """Of the traced example: torch.export takes sizes of 0 and 1 for constants."""
 

@@ -30,7 +30,7 @@ from tinytf.export.formats.onnx.graph import (
     read_embedding_from,
     untie,
 )
-from tinytf.export.formats.onnx.runtime import cached_runner, open_session
+from tinytf.export.formats.onnx.runtime import cached_runner, open_session, require_own_kind
 from tinytf.export.parity.runner import Runner, quiet
 from tinytf.run.checkpoint import LoadedModel
 
@@ -234,6 +234,7 @@ def weight_problems(loaded: LoadedModel, path: Path) -> list[str]:
     """Quantized weights of a file that are not the model's, and products with another's scales, each in words."""
     import onnx
 
+    require_own_kind(path)
     exact, graph = exact_weights(loaded), Graph(onnx.load(str(path)))
     problems = []
     for weight in quantized_weights(graph):

@@ -15,10 +15,12 @@ from tinytf.data.tokenizer import tokenizer_from_file
 from tinytf.errors import UserError
 from tinytf.export.parity.runner import Feed, Runner
 from tinytf.model import TransformerConfig
+from tinytf.utils.files import open_user_file
 
 PAST, PRESENT = "past_key_values", "present"
 METADATA = "tinytf"
 TOKENIZER = "tokenizer.json"
+PROTOBUF_LIMIT = 2**31
 
 
 def cache_names(prefix: str, layers: int) -> list[str]:
@@ -34,27 +36,82 @@ def runtime_name() -> str:
 
 
 def open_session(graph: Path | bytes, threads: int) -> Any:
-    """An onnxruntime session on the CPU, of a file or its content, that logs errors only."""
+    """An onnxruntime session on the CPU, of a file or of a graph made here, that logs errors only.
+
+    Raises:
+        ValueError: if a file is not one that tinytf writes: one file, whole, without data elsewhere or control flow.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if isinstance(graph, Path):
+        require_own_kind(graph)
     return onnxruntime.InferenceSession(
         graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
     )
 
 
-def recorded_metadata(session: Any) -> dict[str, Any] | None:
-    """The model's config and start token as the file states them, or None if tinytf did not write the file."""
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+def require_own_kind(path: Path) -> None:
+    """Raise ValueError at what tinytf never writes and a stranger's file may hold; nothing of it is run."""
+    import onnx
+
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    if path.stat().st_size >= PROTOBUF_LIMIT:
+        raise ValueError("it is larger than the 2 GB that one ONNX file holds")
     try:
-        stated: dict[str, Any] = json.loads(text or "null")
-        TransformerConfig.from_mapping(stated)
-    except (TypeError, ValueError, AttributeError, RecursionError):
-        return None
-    return stated
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own class, which differs between its implementations.
+        raise ValueError(f"it is not an ONNX file ({' '.join(str(error).split())})") from error
+    tensors = list(proto.graph.initializer)
+    for attribute in (attribute for node in proto.graph.node for attribute in node.attribute):
+        # A Loop could run for ever.
+        if attribute.HasField("g") or attribute.graphs or attribute.HasField("sparse_tensor"):
+            raise ValueError("it holds control flow or sparse tensors, which no file of tinytf has")
+        tensors += [attribute.t, *attribute.tensors]
+    if proto.functions or proto.graph.sparse_initializer:
+        raise ValueError("it holds functions or sparse tensors, which no file of tinytf has")
+    # Data elsewhere may be in any file of the disk.
+    if any(tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+        raise ValueError("it keeps data in other files, which no file of tinytf does")
+
+
+def stated_model(session: Any) -> tuple[TransformerConfig, int | None]:
+    """The config and start token that a file states; ValueError if it states none, or not those of its graph."""
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    if text is None:
+        raise ValueError("it was not exported by tinytf, so its context length is unknown")
+    try:
+        stated = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata is not JSON ({error})") from error
+    if not isinstance(stated, dict):
+        raise ValueError("its metadata is not a model's config")
+    config = TransformerConfig.from_mapping(stated)
+    start = stated.get("start_token")
+    if start is not None and not (type(start) is int and 0 <= start < config.vocab_size):
+        raise ValueError(f"its start_token is {start!r}, but must be an id below {config.vocab_size}, or null")
+    return config, start
+
+
+def require_cache(session: Any, config: TransformerConfig) -> None:
+    """Raise ValueError unless a graph has the inputs and outputs of a model of this config with key-values."""
+    inputs = {node.name: node.shape for node in session.get_inputs()}
+    if f"{PAST}.0.key" not in inputs:
+        raise ValueError("it has no key-value cache; give model_kv.onnx, or export onnx-kv")
+    names = [node.name for node in session.get_outputs()]
+    # Its stated layers may be any number: compared before they are listed.
+    whole = len(inputs) == len(names) == 1 + 2 * config.n_layers and list(inputs) == [
+        "tokens",
+        *cache_names(PAST, config.n_layers),
+    ]
+    if not whole or names != ["logits", *cache_names(PRESENT, config.n_layers)]:
+        raise ValueError("its inputs and outputs are not those of the model that its metadata states")
+    if any([shape[1], shape[3]] != [config.kv_heads, config.head_dim] for shape in list(inputs.values())[1:]):
+        raise ValueError("its key-values are not of the size that its metadata states")
 
 
 def cached_runner(session: Any) -> Runner:
@@ -88,17 +145,14 @@ class OnnxEngine:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         require_onnx(path)
+        self.path = path
         try:
             session = open_session(path, threads)
+            config, self.start_token = stated_model(session)
+            require_cache(session, config)
         except Exception as error:  # The binding has its own classes for each kind of broken file.
-            raise UserError(f"--model {path}: onnxruntime cannot load it ({' '.join(str(error).split())})") from error
-        stated = recorded_metadata(session)
-        if stated is None:
-            raise UserError(f"--model {path}: it was not exported by tinytf, so its context length is unknown")
-        if f"{PAST}.0.key" not in {node.name for node in session.get_inputs()}:
-            raise UserError(f"--model {path}: it has no key-value cache; give model_kv.onnx, or export onnx-kv")
-        self.vocab_size, self.max_seq_len = stated["vocab_size"], stated["max_seq_len"]
-        self.start_token: int | None = stated.get("start_token")
+            raise UserError(f"--model {path}: {' '.join(str(error).split())}") from error
+        self.vocab_size, self.max_seq_len = config.vocab_size, config.max_seq_len
         self._runner = cached_runner(session)
         self._feed, self._length = self._runner.start(1), 0
 
@@ -116,17 +170,25 @@ class OnnxEngine:
         if self._length > self.max_seq_len:
             raise ValueError(f"a sequence of {self._length} tokens is past max_seq_len {self.max_seq_len}")
         feed: Feed = self._feed
-        return feed(tokens.contiguous())[:, -1]
+        try:
+            logits = feed(tokens.contiguous())
+        except Exception as error:
+            raise UserError(
+                f"--model {self.path}: onnxruntime cannot run it ({' '.join(str(error).split())})"
+            ) from error
+        if logits.shape != (*tokens.shape, self.vocab_size) or logits.dtype != torch.float32:
+            raise UserError(f"--model {self.path}: its logits are not those of a vocabulary of {self.vocab_size}")
+        return logits[:, -1]
 
 
 def require_onnx(path: Path) -> None:
     """Raise UserError if there is nothing to run, or nothing to run it with."""
     if path.suffix != ".onnx":
         raise UserError(f"--model {path}: give a .onnx file with key-values, such as model_kv.onnx")
-    if not path.is_file():
-        raise UserError(f"--model {path}: there is no such file")
-    if find_spec("onnxruntime") is None:
-        raise UserError(f"--model {path}: running it needs onnxruntime: pip install 'tinytf[export]'")
+    open_user_file(path, what="--model", limit=PROTOBUF_LIMIT).close()
+    missing = [name for name in ("onnxruntime", "onnx") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"--model {path}: running it needs {' and '.join(missing)}: pip install 'tinytf[export]'")
 
 
 def bundled_tokenizer(path: Path) -> Tokenizer:
