@@ -1,4 +1,4 @@
-"""The two exceptions whose cause is known: one line on the screen instead of a traceback."""
+"""The two exceptions whose cause is known: one line on the screen instead of a traceback; the commonest check."""
 
 from __future__ import annotations
 
@@ -26,3 +26,14 @@ class RunError(Exception):
 
     The command line prints the message as ``tinytf: error: …`` and exits 1.
     """
+
+
+def require_at_least(section: str, **settings: tuple[float | None, float]) -> None:
+    """Raise UserError naming each setting of a config's section, given as (value, minimum), that is too small."""
+    wrong = [
+        f"{section}.{name} is {value}, but must be at least {minimum}"
+        for name, (value, minimum) in settings.items()
+        if value is not None and value < minimum
+    ]
+    if wrong:
+        raise UserError(*wrong)

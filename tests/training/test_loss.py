@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tinytf.data.windows import IGNORE_INDEX
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import loss
 
@@ -33,7 +34,7 @@ def test_chunks_change_neither_loss_nor_gradient(model: Transformer, monkeypatch
 
 def test_it_is_cross_entropy_and_padding_costs_nothing(model: Transformer) -> None:
     tokens, targets = torch.randint(37, (2, 3, 32))
-    targets[:, 20:] = loss.IGNORE
+    targets[:, 20:] = IGNORE_INDEX
     losses = loss.token_losses(model, tokens, targets)
     expected = F.cross_entropy(model(tokens[:, :20]).flatten(0, 1), targets[:, :20].flatten())
     torch.testing.assert_close(losses.sum() / (3 * 20), expected)
@@ -42,7 +43,7 @@ def test_it_is_cross_entropy_and_padding_costs_nothing(model: Transformer) -> No
 
 def test_padding_is_not_in_the_mean(model: Transformer) -> None:
     tokens, targets = torch.randint(37, (2, 3, 32))
-    targets[:, 20:] = loss.IGNORE
-    expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), ignore_index=loss.IGNORE)
+    targets[:, 20:] = IGNORE_INDEX
+    expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
     torch.testing.assert_close(loss.mean_loss(model, tokens, targets), expected)
-    assert loss.mean_loss(model, tokens, torch.full_like(targets, loss.IGNORE)) == 0
+    assert loss.mean_loss(model, tokens, torch.full_like(targets, IGNORE_INDEX)) == 0

@@ -15,10 +15,10 @@ from tinytf.cli.config.resume import notice_of_other_text
 from tinytf.cli.console import heavy_command
 from tinytf.cli.fit import build_trainer
 from tinytf.data.datamodule import TextDataModule
+from tinytf.data.windows import IGNORE_INDEX
 from tinytf.errors import UserError
 from tinytf.run.callbacks.progress import StepProgress
 from tinytf.run.run import is_first_process
-from tinytf.training.loss import IGNORE
 from tinytf.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def print_predictions(batches: Iterable[Any], data: TextDataModule) -> None:
     start = 0
     for batch in batches:
         for losses, targets in zip(batch["losses"], batch["targets"], strict=True):
-            real = targets != IGNORE
+            real = targets != IGNORE_INDEX
             if real.any():
                 print(json.dumps(window(start, losses[real], targets[real], data), ensure_ascii=False))
                 start += int(real.sum())

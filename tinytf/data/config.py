@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tinytf.errors import UserError
+from tinytf.errors import UserError, require_at_least
 from tinytf.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         if self.split_by not in SPLIT_BY:
             raise UserError(f"data.split_by is {self.split_by}: expected {', '.join(SPLIT_BY[:-1])} or {SPLIT_BY[-1]}")
-        for name, least in (("bpe_sample_bytes", 1), ("prepare_processes", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name} is {getattr(self, name)}, but must be at least {least}")
+        require_at_least(
+            "data", bpe_sample_bytes=(self.bpe_sample_bytes, 1), prepare_processes=(self.prepare_processes, 0)
+        )
 
     @property
     def cache(self) -> Path:

@@ -18,7 +18,7 @@ from tinytf.data.config import CorpusConfig, PreparedCorpus
 from tinytf.data.tokenizer import tokenizer_from_text
 from tinytf.data.tokens.store import TokenIds
 from tinytf.data.windows import Batch, InfiniteSampler, SequentialWindows, ShuffledWindows, require_window
-from tinytf.errors import UserError
+from tinytf.errors import UserError, require_at_least
 
 
 class TextDataModule(LightningDataModule):
@@ -49,12 +49,15 @@ class TextDataModule(LightningDataModule):
         **corpus: Any,
     ) -> None:
         super().__init__()
-        least = {"batch_size": 1, "seq_len": 1, "num_workers": 0, "global_batch_size": 1}
-        given = {"batch_size": batch_size, "seq_len": seq_len, "num_workers": num_workers,
-                 "global_batch_size": global_batch_size}  # fmt: skip
-        for name, value in given.items():
-            if value is not None and value < least[name]:
-                raise UserError(f"data.{name} is {value}, but must be at least {least[name]}")
+        require_at_least(
+            "data",
+            batch_size=(batch_size, 1),
+            global_batch_size=(global_batch_size, 1),
+            seq_len=(seq_len, 1),
+            num_workers=(num_workers, 0),
+        )
+        # `corpus` and not named arguments: jsonargparse follows ``**corpus`` to CorpusConfig's fields, so that
+        # ``data.corpus`` is declared there alone.
         self.config = CorpusConfig(**corpus)
         self.global_batch_size = global_batch_size
         self.batch_size, self.seq_len, self.num_workers, self.seed = batch_size, seq_len, num_workers, seed
@@ -121,7 +124,7 @@ class TextDataModule(LightningDataModule):
         return self.prepared.store.split(name)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        rank, world = self._place()
+        rank, world = self._rank_and_world_size()
         batches = ShuffledWindows(
             self.split("train"), self.batch_size, self.seq_len, self.seed, rank, world, self._samples_before
         )
@@ -137,7 +140,9 @@ class TextDataModule(LightningDataModule):
         return self._in_order("val")
 
     def _in_order(self, name: str) -> DataLoader[Batch]:
-        batches = SequentialWindows(self.split(name), self.batch_size, self.seq_len, *self._place(), name=name)
+        batches = SequentialWindows(
+            self.split(name), self.batch_size, self.seq_len, *self._rank_and_world_size(), name=name
+        )
         return self._loader(batches, range(batches.count))
 
     def _loader(self, batches: Dataset[Batch], order: InfiniteSampler | Sequence[int]) -> DataLoader[Batch]:
@@ -151,7 +156,7 @@ class TextDataModule(LightningDataModule):
             pin_memory=self._on_cuda(),
         )
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _on_cuda(self) -> bool:
@@ -159,7 +164,7 @@ class TextDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """The position in the training stream. ``samples`` is true on any number of devices."""
-        batches, _, world = self._batches_done(), *self._place()
+        batches, (_, world) = self._batches_done(), self._rank_and_world_size()
         samples = self._samples_before + (batches - self._batches_before) * self.batch_size * world
         return {"samples": samples, "batches": batches}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tinytf.run.callbacks import require_at_least
+from tinytf.errors import require_at_least
 
 
 @dataclass

@@ -20,12 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import SumMetric
 
+from tinytf.data.windows import IGNORE_INDEX
 from tinytf.errors import RunError
 from tinytf.model import KVCache, Transformer, TransformerConfig
 from tinytf.training.attention import choose_attention
 from tinytf.training.distributed.dtensor import clip_by_norm, total_norm
 from tinytf.training.distributed.fsdp import shard_model
-from tinytf.training.loss import IGNORE, mean_loss, token_losses
+from tinytf.training.loss import mean_loss, token_losses
 from tinytf.training.optim.groups import parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
 from tinytf.training.optim.schedules import Linear, Schedule
@@ -257,7 +258,7 @@ class LanguageModel(LightningModule):
         with eager():
             losses = token_losses(self.model, tokens, targets)
         self.loss_sum.update(losses)
-        self.token_count.update(targets != IGNORE)
+        self.token_count.update(targets != IGNORE_INDEX)
 
     def _finish_evaluation(self, split: str) -> None:
         """Log loss (nats per token), perplexity and bits per byte over the whole split and all processes."""

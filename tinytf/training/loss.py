@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tinytf.data.windows import IGNORE_INDEX
 from tinytf.model import Transformer
-
-IGNORE = -100
-"""Target of a position that is padding."""
 
 LOGITS_AT_ONCE = 2**25
 """Logits in one chunk: 128 MiB of float32."""
@@ -36,8 +34,8 @@ def token_losses(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
 def mean_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
     """The mean of `token_losses` over the targets that are not padding, a scalar."""
     losses = token_losses(model, tokens, targets)
-    return losses.sum() / (targets != IGNORE).sum().clamp(min=1)
+    return losses.sum() / (targets != IGNORE_INDEX).sum().clamp(min=1)
 
 
 def _losses(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(model.unembed(hidden).float(), targets, ignore_index=IGNORE, reduction="none")
+    return F.cross_entropy(model.unembed(hidden).float(), targets, ignore_index=IGNORE_INDEX, reduction="none")

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from tinytf.errors import UserError
+from tinytf.errors import UserError, require_at_least
 from tinytf.training.distributed import fsdp  # noqa: F401 - registers trainer.strategy fsdp2
 from tinytf.training.distributed.launcher import watch_processes
 from tinytf.training.hardware import (
@@ -53,11 +53,12 @@ class Trainer(LightningTrainer):
         enable_model_summary: bool = False,
         **kwargs: Any,
     ) -> None:
-        require_steps(
-            max_steps=max_steps,
-            val_check_interval=val_check_interval,
-            log_every_n_steps=log_every_n_steps,
-            accumulate_grad_batches=accumulate_grad_batches,
+        require_at_least(
+            "trainer",
+            max_steps=(max_steps, 1),
+            val_check_interval=(val_check_interval, 1),
+            log_every_n_steps=(log_every_n_steps, 1),
+            accumulate_grad_batches=(accumulate_grad_batches, 1),
         )
         callbacks = kwargs.get("callbacks") or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -120,17 +121,6 @@ class Trainer(LightningTrainer):
         accumulate = accumulation(global_batch, batch, self.num_devices * self.num_nodes, self._accumulate_given)
         self.val_check_interval = self.val_check_interval // self.accumulate_grad_batches * accumulate
         self.accumulate_grad_batches = accumulate
-
-
-def require_steps(**values: int | None) -> None:
-    """Raise UserError with each number of steps that is none."""
-    wrong = [
-        f"trainer.{key} is {value}, but must be at least 1"
-        for key, value in values.items()
-        if value is not None and value < 1
-    ]
-    if wrong:
-        raise UserError(*wrong)
 
 
 def accumulation(global_batch: int, batch: int, devices: int, given: int | None) -> int:

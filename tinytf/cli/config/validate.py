@@ -11,14 +11,13 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import instantiate_class
 
 from tinytf.data.datamodule import TextDataModule
-from tinytf.errors import UserError
+from tinytf.errors import UserError, require_at_least
 from tinytf.export.formats import choose
 from tinytf.model import TransformerConfig
 from tinytf.model.config import ConfigurationError
 from tinytf.run.config import CheckpointConfig
 from tinytf.run.loggers import require_trackers
 from tinytf.run.run import OptionalCallbacks
-from tinytf.training.trainer import require_steps
 
 STEPS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 
@@ -37,7 +36,7 @@ def validate(command: str, config: Any) -> None:
         )
     TextDataModule(**config.data)
     CheckpointConfig(**config.checkpoint)
-    require_steps(**{key: config.trainer[key] for key in STEPS})
+    require_at_least("trainer", **{key: (config.trainer[key], 1) for key in STEPS})
     check_ranges(config)
     check_device(config.trainer.accelerator)
     for name, callback in get_type_hints(OptionalCallbacks).items():

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 
-from tinytf.errors import UserError
-
 
 class RunCallback(Callback):
     """A callback that can be given the run directory; the open run gives it to all of them in every process."""
@@ -26,14 +24,3 @@ def run_dir_of(trainer: Trainer) -> Path:
 def steps_remain(trainer: Trainer) -> bool:
     """Whether the Trainer has optimizer steps left; one without ``max_steps`` always has."""
     return trainer.max_steps < 0 or trainer.global_step < trainer.max_steps
-
-
-def require_at_least(section: str, **settings: tuple[float, float]) -> None:
-    """Raise UserError naming each setting, given as (value, minimum), that is too small."""
-    wrong = [
-        f"{section}.{name} is {value}, but must be at least {minimum}"
-        for name, (value, minimum) in settings.items()
-        if value < minimum
-    ]
-    if wrong:
-        raise UserError(*wrong)

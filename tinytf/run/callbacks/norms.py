@@ -9,8 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tinytf.errors import UserError
-from tinytf.run.callbacks import require_at_least
+from tinytf.errors import UserError, require_at_least
 from tinytf.run.callbacks.journal import log_to_row
 from tinytf.training.distributed.dtensor import total_norm
 

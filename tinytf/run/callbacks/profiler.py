@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from tinytf.run.callbacks import require_at_least, run_dir_of
+from tinytf.errors import require_at_least
+from tinytf.run.callbacks import run_dir_of
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinytf.data.tokenizer import encode
-from tinytf.errors import UserError
+from tinytf.errors import UserError, require_at_least
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
 from tinytf.model import Transformer
-from tinytf.run.callbacks import require_at_least
 from tinytf.run.callbacks.journal import write_event
 from tinytf.run.loggers.base import as_code_block, trackers
 
