@@ -23,8 +23,32 @@ from tinytf.run.journal import run_id_of
 from tinytf.run.loggers import build_loggers
 from tinytf.run.loggers.base import as_code_block, hyperparameters
 from tinytf.run.loggers.tensorboard import LAYOUT
+from tinytf.utils.text import public
 
 CONFIG = {"model": {"d_model": 16, "dropout": 0.0, "d_ff": None}, "name": "toy", "trainer": {"devices": [0, 1]}}
+
+
+@pytest.mark.parametrize("uri", ["./runs of mlflow", "mlruns", None])
+def test_a_folder_is_a_tracking_server(uri: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.chdir(folder.parents[2])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it itself.
+    killed_and_resumed(folder, {"tensorboard": False, "mlflow": MlflowConfig(uri=uri)})
+    there = Path(uri) if uri else folder.parents[1] / "mlruns"
+    assert list(there.rglob("metrics/train/loss"))
+
+
+@pytest.mark.parametrize("uri", ["nope://x", "http://user:passsecret@127.0.0.1:9", "http://[::1"])
+def test_a_tracking_server_that_cannot_be_asked_is_named(
+    uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(
+        UserError, match=r"^tracking\.mlflow\.uri .*; give another, or null for a local folder$"
+    ) as caught:
+        build_loggers(folder, "id", mlflow=MlflowConfig(uri=uri))
+    assert "passsecret" not in public(str(caught.value))
 
 
 @pytest.fixture

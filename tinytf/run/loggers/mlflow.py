@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from tinytf.errors import UserError
 from tinytf.run.config import MlflowConfig
 from tinytf.run.journal import Record
 
@@ -27,23 +28,32 @@ class Mlflow(MLFlowLogger):
         config: experiment and server.
         run_dir: the run directory, ``<name>/version_<N>``, which names it.
         run_id: the same when a run is resumed.
+
+    Raises:
+        UserError: if the server cannot be asked.
     """
 
     def __init__(self, config: MlflowConfig, run_dir: Path, run_id: str) -> None:
+        from mlflow.exceptions import MlflowException
+
         uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or str(run_dir.parent.parent / "mlruns")
         if "://" not in uri and uri != "databricks":
             uri = Path(uri).resolve().as_uri()
         if uri.startswith("file:"):
             # MLflow 3 asks for this word before it writes plain files, which alone need no database packages.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        super().__init__(
-            experiment_name=config.experiment,
-            run_name=f"{run_dir.parent.name}/{run_dir.name}",
-            tracking_uri=uri,
-            tags={RUN_ID: run_id},
-        )
         self.logged: dict[str, int] = {}
-        self._run_id = self._find_run(run_id)
+        try:
+            super().__init__(
+                experiment_name=config.experiment,
+                run_name=f"{run_dir.parent.name}/{run_dir.name}",
+                tracking_uri=uri,
+                tags={RUN_ID: run_id},
+            )
+            self._run_id = self._find_run(run_id)
+        except (MlflowException, ValueError) as error:  # An unknown scheme, a server that does not answer, no address.
+            reason = " ".join(str(error).split())
+            raise UserError(f"tracking.mlflow.uri {uri}: {reason}; give another, or null for a local folder") from error
 
     def _find_run(self, run_id: str) -> str | None:
         experiment = self._mlflow_client.get_experiment_by_name(self._experiment_name)
