@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from tokenizers import Tokenizer
+from torch.utils.data import Dataset
 
+from tinytf.cli.console import explain_shortage
 from tinytf.data import TextDataModule
 from tinytf.data.config import CorpusConfig
 from tinytf.data.tokenizer import character_tokenizer
@@ -146,6 +150,38 @@ def test_a_config_that_cannot_be_used(changes: dict[str, Any], message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["num_workers", "prepare_processes"])
+def test_more_processes_than_a_machine_holds_are_refused_before_any_starts(key: str) -> None:
+    with pytest.raises(UserError, match=rf"data\.{key} is 100000, but must be at most \d+ on a machine with"):
+        TextDataModule(**{"corpus": "nope", key: 100_000})
+
+
+class Unsendable(Dataset[object]):
+    def __getitem__(self, k: int) -> object:
+        return lambda: k  # Cannot be pickled: fails in the thread that hands batches over, as a full /dev/shm does.
+
+
+def test_a_loader_process_that_cannot_hand_over_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinytf.data.datamodule.LOADER_TIMEOUT", 2)
+    data = TextDataModule(num_workers=1)
+    with pytest.raises(RuntimeError, match=r"^DataLoader timed out") as caught:
+        next(iter(data._loader(Unsendable(), [0, 1])))  # type: ignore[arg-type]
+    assert "--data.num_workers 0" in (explain_shortage(caught.value) or "")
+
+
+def test_a_loader_process_that_is_killed_is_one_line() -> None:
+    data = ready(num_workers=1)
+    batches = iter(data.train_dataloader())
+    next(batches)
+    os.kill(batches._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError) as caught:
+        list(batches)
+    reason = explain_shortage(caught.value)
+    assert reason is not None
+    assert "\n" not in reason
+    assert "killed by signal" in reason
+
+
 def test_lightning_sees_one_endless_stream(tmp_path: Path) -> None:
     model, data = Recorder(), ready(batch_size=64, seq_len=512)
     fit = trainer(tmp_path, 40)
@@ -194,7 +230,7 @@ def test_validation_under_a_trainer_counts_every_target(tmp_path: Path) -> None:
 def test_an_unknown_character_in_the_data_of_a_restored_tokenizer(tmp_path: Path) -> None:
     data = TextDataModule(corpus="python-docs")
     data.use_tokenizer(character_tokenizer("abc", end_of_text=False).to_str())
-    with pytest.raises(UserError, match=r"at byte \d+ of python-docs"):
+    with pytest.raises(UserError, match=r"in line \d+ of python-docs"):
         data.prepare_data()
 
 

@@ -120,10 +120,10 @@ def test_the_table_gives_the_ids_of_the_tokenizer() -> None:
         assert ids.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def test_an_unknown_character_is_placed_by_byte() -> None:
-    encode = encoder(character_tokenizer("é ", end_of_text=False))
-    with pytest.raises(UserError, match=r"'x' \(U\+0078 LATIN SMALL LETTER X\) at byte 7 of a\.txt"):
-        list(encode(["éé ", "éxé"], "a.txt"))
+def test_an_unknown_character_is_placed_by_line_and_byte() -> None:
+    encode = encoder(character_tokenizer("é \n", end_of_text=False))
+    with pytest.raises(UserError, match=r"'x' \(U\+0078 LATIN SMALL LETTER X\) in line 2 of a\.txt \(byte 7\)"):
+        list(encode(["é \n ", "éxé"], "a.txt"))
 
 
 def test_a_tokenizer_without_a_known_rule_gets_the_document_whole(

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.shards import documents, write_jsonl
 from tinytf.data.build import prepare
 from tinytf.data.config import CorpusConfig, cache_root, cache_write
 from tinytf.data.documents import text_documents
 from tinytf.data.splits import TextSpan
-from tinytf.data.tokenizer import character_tokenizer, encode
+from tinytf.data.tokenizer import character_tokenizer, encode, end_of_text_id
 from tinytf.data.tokens import text_corpus as text_corpus_module
 from tinytf.data.tokens.store import open_store
 from tinytf.data.tokens.text_corpus import build_store
@@ -144,6 +145,45 @@ def test_a_torn_store_is_made_anew(config: CorpusConfig, built: list[Path], harm
     assert len(built) == 2
 
 
+@pytest.mark.parametrize("kind", ["text", "documents"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_damage_within_the_size_is_found_and_mended(
+    kind: str, split: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    corpus = text if kind == "text" else write_jsonl(tmp_path / "a.jsonl", documents(100))
+    config = CorpusConfig(str(corpus), cache_dir=str(tmp_path / "cache"), prepare_processes=1)
+    before = prepare(config)
+    file = before.store.folder / f"{split}.bin"
+    raw = file.read_bytes()
+    for place in (0, len(raw) // 2, len(raw) - 1):
+        damaged = bytearray(raw)
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        caplog.clear()
+        assert prepare(config).store == before.store
+        assert file.read_bytes() == raw
+        assert f"{split}.bin are damaged, and made again" in caplog.text
+        caplog.clear()
+        prepare(config)
+        assert not caplog.text
+
+
+def test_a_model_starts_from_a_token_of_its_training(tmp_path: Path) -> None:
+    """A model of one text never sees the token between documents; one of a text in one line sees no line feed."""
+    for name, text, wanted in (("a", "ab " * 200, "a"), ("b", "ab \n" * 200, "\n"), ("c", "ab " * 200 + "\n", "a")):
+        (tmp_path / f"{name}.txt").write_text(text)
+        for tokenizer in ("char", "bpe"):
+            config = CorpusConfig(str(tmp_path / f"{name}.txt"), tokenizer, 258, cache_dir=str(tmp_path / "cache"))
+            prepared = prepare(config)
+            start = prepared.fingerprint["start_token"]
+            assert start in prepared.store.split("train")
+            assert prepared.tokenizer.decode([start])[0] == wanted
+    prepared = prepare(CorpusConfig(str(write_jsonl(tmp_path / "a.jsonl", documents(40))), cache_dir=str(tmp_path)))
+    assert prepared.fingerprint["start_token"] == end_of_text_id(prepared.tokenizer)
+
+
 def test_killed_while_it_tokenizes_nothing_is_read(config: CorpusConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*args: object) -> None:
         raise KeyboardInterrupt
@@ -190,7 +230,7 @@ def test_documents_stand_apart(config: CorpusConfig, tmp_path: Path) -> None:
 
 
 def test_a_given_tokenizer_that_does_not_know_the_text(config: CorpusConfig) -> None:
-    with pytest.raises(UserError, match=r"'\.' \(U\+002E FULL STOP\) at byte 51 of .*text\.txt"):
+    with pytest.raises(UserError, match=r"'\.' \(U\+002E FULL STOP\) in line 1 of .*text\.txt \(byte 51\)"):
         prepare(config, character_tokenizer(TEXT.replace(".", ""), end_of_text=False))
 
 
@@ -253,11 +293,14 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux' /proc")
-def test_a_store_of_100_gigabytes_opens_without_being_read(tmp_path: Path) -> None:
+def test_a_store_of_100_gigabytes_opens_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every process but the first of a machine, which reads it once for its checksum."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
     size = 5 * 10**10
     with (tmp_path / "train.bin").open("wb") as file:
         file.truncate(2 * size)
-    description = {"format": 1, "key": "k", "dtype": "uint16", "tokens": {"train": size}, "bytes": {"train": size}}
+    description = {"format": 2, "key": "k", "dtype": "uint16", "tokens": {"train": size}, "bytes": {"train": size},
+                   "documents": None, "sha256": {"train": ""}, "start_token": 0}  # fmt: skip
     (tmp_path / "store.json").write_text(json.dumps(description))
     before = resident_kilobytes()
     store = open_store(tmp_path, "k")

@@ -110,9 +110,9 @@ def test_an_address_that_does_not_answer(server: tuple[str, list[str]], tmp_path
 WRONG = {
     "missing": ("nope.txt", r"no such file or folder; the corpora by name are shakespeare, .*python-docs"),
     "empty": ("empty.txt", r"1 file with no text at all"),
-    "latin 1": ("latin.txt", r"latin\.txt: the bytes at offset 3 are not UTF-8 \(0xe9"),
-    "far in": ("far.txt", r"far\.txt: the bytes at offset 1048577 are not UTF-8 \(0xff"),
-    "cut short": ("short.txt", r"short\.txt: the bytes at offset 2 are not UTF-8 \(0xf0, unexpected end of data"),
+    "latin 1": ("latin.txt", r"latin\.txt:2: it is not UTF-8 \(0xe9 at byte 4"),
+    "far in": ("far.txt", r"far\.txt:1049: it is not UTF-8 \(0xff at byte 1048577"),
+    "cut short": ("short.txt", r"short\.txt:1: it is not UTF-8 \(0xf0 at byte 2, unexpected end of data"),
     "folder without text": ("folder", r"the folder holds no \*\.txt or \*\.md file"),
     "pattern without match": ("*.nope", r"the pattern matches no file"),
     "URL without a sum": ("http://localhost/a.txt", r"http://localhost/a\.txt#sha256=<"),
@@ -123,8 +123,8 @@ WRONG = {
 @pytest.mark.parametrize(("corpus", "message"), WRONG.values(), ids=WRONG.keys())
 def test_what_cannot_be_used_is_one_clear_line(corpus: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
-    (tmp_path / "latin.txt").write_bytes("café au lait".encode("latin-1"))
-    (tmp_path / "far.txt").write_bytes(b"x" * ((1 << 20) + 1) + b"\xff" + b"y" * 9)
+    (tmp_path / "latin.txt").write_bytes("\ncafé au lait".encode("latin-1"))
+    (tmp_path / "far.txt").write_bytes((b"x" * 999 + b"\n") * 1048 + b"x" * 577 + b"\xff" + b"y" * 9)
     (tmp_path / "short.txt").write_bytes(b"ab" + "👋".encode()[:3])
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=message) as caught:

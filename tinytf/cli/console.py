@@ -104,4 +104,10 @@ def explain_shortage(error: BaseException) -> str | None:
             "out of memory: lower data.batch_size (trainer.accumulate_grad_batches makes up for it), data.seq_len, "
             "or model.d_model"
         )
+    # Nor has it a class for this.
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader "):
+        return (
+            f"a process that reads batches was lost ({str(error).partition('.')[0]}): perhaps memory or /dev/shm is "
+            "full; --data.num_workers 0 reads them in the training process. Resume with --ckpt_path last"
+        )
     return None

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
@@ -16,14 +17,19 @@ from tinytf.data.config import CorpusConfig, PreparedCorpus, digest
 from tinytf.data.sources import find_files
 from tinytf.data.sources.builtin import BUILTIN
 from tinytf.data.sources.hub import HUB
+from tinytf.data.tokenizer import tokenizer_sha256
 from tinytf.data.tokens.document_corpus import DocumentBuild
+from tinytf.data.tokens.store import open_store
 from tinytf.data.tokens.text_corpus import prepare_text
 from tinytf.errors import UserError
+from tinytf.utils.text import HIDDEN
 
 log = logging.getLogger(__name__)
 
 
-def prepare(config: CorpusConfig, given: Tokenizer | None = None) -> PreparedCorpus:
+def prepare(
+    config: CorpusConfig, given: Tokenizer | None = None, known: dict[str, Any] | None = None
+) -> PreparedCorpus:
     """Tokenize a corpus, or find it tokenized.
 
     Plain text is read once in every call, so that a changed file is always seen. A corpus of many documents may be too
@@ -32,14 +38,35 @@ def prepare(config: CorpusConfig, given: Tokenizer | None = None) -> PreparedCor
 
     Args:
         given: a tokenizer to use in place of the one the config asks for, as when a checkpoint brings its own.
+        known: the fingerprint of what was prepared before, by which it is found again if the config's address lacks
+            what a checkpoint does not store: user, password, query.
 
     Raises:
         UserError: for input that cannot be used; the message names file and place.
     """
+    if found := _find_prepared(config, given, known):
+        return found
     with _one_at_a_time(config):
         if is_split_by_document(config):
             return DocumentBuild(config, given).run()
         return prepare_text(config, given)
+
+
+def _find_prepared(
+    config: CorpusConfig, tokenizer: Tokenizer | None, known: dict[str, Any] | None
+) -> PreparedCorpus | None:
+    """What is prepared under a fingerprint, if an address cannot be read as it is stored."""
+    addresses = (config.corpus, config.val_corpus, config.test_corpus)
+    if tokenizer is None or known is None or not any(HIDDEN in address for address in addresses if address):
+        return None
+    fractions = {"val_fraction": None if config.val_corpus else config.val_fraction,
+                 "test_fraction": config.test_fraction}  # fmt: skip
+    if not fractions.items() <= known["split"].items():
+        return None  # Another part of the text is asked for.
+    identity = {"sha256": known["sha256"], "split": known["split"], "tokenizer_sha256": tokenizer_sha256(tokenizer)}
+    key = digest(identity)
+    store = open_store(config.cache / "tokens" / key, key)
+    return PreparedCorpus(tokenizer, store, known) if store else None
 
 
 @contextmanager

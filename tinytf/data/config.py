@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tinytf.errors import UserError, require_at_least
-from tinytf.utils.files import atomic_write
+from tinytf.utils.files import atomic_write, user_path
+from tinytf.utils.machine import usable_cores
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -73,11 +74,15 @@ class CorpusConfig:
     prepare_processes: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("corpus", "val_corpus", "test_corpus", "tokenizer", "cache_dir", "text_field"):
+            if getattr(self, name) == "":
+                raise UserError(f"data.{name} is empty: give a value, or leave it out")
         if self.split_by not in SPLIT_BY:
             raise UserError(f"data.split_by is {self.split_by}: expected {', '.join(SPLIT_BY[:-1])} or {SPLIT_BY[-1]}")
         require_at_least(
             "data", bpe_sample_bytes=(self.bpe_sample_bytes, 1), prepare_processes=(self.prepare_processes, 0)
         )
+        require_processes("data.prepare_processes", self.prepare_processes)
 
     @property
     def cache(self) -> Path:
@@ -101,11 +106,20 @@ class PreparedCorpus:
 def cache_root(cache_dir: str | Path | None) -> Path:
     """The cache folder: as given, else ``$TINYTF_CACHE``, else ``$XDG_CACHE_HOME/tinytf``, else ``~/.cache/tinytf``."""
     if cache_dir is not None:
-        return Path(cache_dir).expanduser()
+        return user_path(cache_dir, what="data.cache_dir")
     if os.environ.get("TINYTF_CACHE"):
-        return Path(os.environ["TINYTF_CACHE"]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tinytf"
+        return user_path(os.environ["TINYTF_CACHE"], what="TINYTF_CACHE")
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", what="XDG_CACHE_HOME") / "tinytf"
+
+
+def require_processes(key: str, count: int) -> None:
+    """Refuse more processes than the machine can be expected to hold, before any is started.
+
+    A process that tokenizes, or reads batches, takes about 60 MB of its own; 100,000 brought a machine of 24 GB down.
+    """
+    most = max(64, 8 * usable_cores())
+    if count > most:
+        raise UserError(f"{key} is {count}, but must be at most {most} on a machine with {usable_cores()} usable cores")
 
 
 def digest(values: dict[str, Any]) -> str:

@@ -14,11 +14,15 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
 from tinytf.data.build import prepare
-from tinytf.data.config import CorpusConfig, PreparedCorpus
+from tinytf.data.config import CorpusConfig, PreparedCorpus, require_processes
 from tinytf.data.tokenizer import tokenizer_from_text
 from tinytf.data.tokens.store import TokenIds
 from tinytf.data.windows import Batch, InfiniteSampler, SequentialWindows, ShuffledWindows, require_window
 from tinytf.errors import UserError, require_at_least
+
+LOADER_TIMEOUT = 120
+"""Seconds to wait for a batch, which takes microseconds. A loader process that cannot hand one over, as when /dev/shm
+is full, says nothing to the training process, which would wait for ever."""
 
 
 class TextDataModule(LightningDataModule):
@@ -56,23 +60,30 @@ class TextDataModule(LightningDataModule):
             seq_len=(seq_len, 1),
             num_workers=(num_workers, 0),
         )
+        require_processes("data.num_workers", num_workers)
         # `corpus` and not named arguments: jsonargparse follows ``**corpus`` to CorpusConfig's fields, so that
         # ``data.corpus`` is declared there alone.
         self.config = CorpusConfig(**corpus)
         self.global_batch_size = global_batch_size
         self.batch_size, self.seq_len, self.num_workers, self.seed = batch_size, seq_len, num_workers, seed
         self._given: Tokenizer | None = None
+        self._known: dict[str, Any] | None = None
         self._prepared: PreparedCorpus | None = None
         # Position: samples consumed before the attempt that was resumed last, and batches Lightning counted then.
         self._samples_before = 0
         self._batches_before = 0
 
-    def use_tokenizer(self, json_text: str) -> None:
+    def use_tokenizer(self, json_text: str, fingerprint: dict[str, Any] | None = None) -> None:
         """Encode with this tokenizer, the one a checkpoint carries, whatever the settings say.
+
+        Args:
+            json_text: the tokenizer's JSON.
+            fingerprint: the checkpoint's, to find its tokens by if its address is stored without a credential.
 
         Raises:
             UserError: if it is none.
         """
+        self._known = fingerprint
         self._given = tokenizer_from_text(json_text, "of the checkpoint")
         self._prepared = None
 
@@ -88,7 +99,7 @@ class TextDataModule(LightningDataModule):
     def prepared(self) -> PreparedCorpus:
         """Token ids, tokenizer and fingerprint."""
         if self._prepared is None:
-            prepared = prepare(self.config, self._given)
+            prepared = prepare(self.config, self._given, self._known)
             for name, count in prepared.store.tokens.items():
                 require_window(name, count, self.seq_len)
             self._prepared = prepared
@@ -151,6 +162,7 @@ class TextDataModule(LightningDataModule):
             batch_size=None,
             sampler=order,
             num_workers=self.num_workers,
+            timeout=LOADER_TIMEOUT if self.num_workers else 0,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=_leave_signals_to_the_trainer,
             pin_memory=self._on_cuda(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +19,13 @@ from tinytf.data.sources.builtin import BUILTIN, builtin_text
 from tinytf.data.sources.files import BLOCK, SourceFile, byte_progress, open_source, skip
 from tinytf.data.sources.hub import HubFile, datasets_library, failed
 from tinytf.errors import UserError
+from tinytf.utils.text import read_json
+
+LONGEST_LINE = 1 << 26
+"""Bytes of a line of .jsonl: a few times as much is in memory at once. The complete Shakespeare has 5 MB."""
+
+PARQUET_ROWS = 100
+"""Rows decoded at a time. By default it is all of a row group, in which 1.2 MB of a file can become 12 GB of text."""
 
 SHARD_BYTES = 16 << 20
 """Bytes of a .jsonl file that are tokenized in one go, and lost if the process is killed meanwhile."""
@@ -71,10 +77,11 @@ def read_blocks(document: TextDocument, start: int = 0, end: int | None = None) 
     """The text between two byte offsets, which must be character boundaries, in blocks of about a megabyte.
 
     Raises:
-        UserError: at bytes that are not UTF-8, naming their offset, and if the file has become shorter.
+        UserError: at bytes that are not UTF-8, naming their line (from ``start`` on), and if the file has become
+            shorter.
     """
     end = document.size if end is None else end
-    position, rest = start, b""
+    position, line, rest = start, 1, b""
     with document.open() as file:
         skip(file, start)
         while position + len(rest) < end:
@@ -82,8 +89,8 @@ def read_blocks(document: TextDocument, start: int = 0, end: int | None = None) 
             if not fresh:
                 raise UserError(f"{document.name}: it became shorter while it was read: run again")
             raw = rest + fresh
-            text, used = _decode(document.name, raw, position, last=position + len(raw) >= end)
-            position, rest = position + used, raw[used:]
+            text, used = _decode(document.name, raw, position, line, last=position + len(raw) >= end)
+            position, line, rest = position + used, line + text.count("\n"), raw[used:]
             yield text
 
 
@@ -118,16 +125,17 @@ def code_points(text: str) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
 
 
-def _decode(name: str, raw: bytes, position: int, last: bool) -> tuple[str, int]:
+def _decode(name: str, raw: bytes, position: int, line: int, last: bool) -> tuple[str, int]:
     try:
         return raw.decode("utf-8"), len(raw)
     except UnicodeDecodeError as error:
         cut_short = error.end == len(raw) and error.reason == "unexpected end of data"
         if cut_short and not last:
             return raw[: error.start].decode("utf-8"), error.start
+        line += raw[: error.start].count(b"\n")
         raise UserError(
-            f"{name}: the bytes at offset {position + error.start} are not UTF-8 "
-            f"(0x{raw[error.start]:02x}, {error.reason}): convert the file, for example with iconv"
+            f"{name}:{line}: it is not UTF-8 (0x{raw[error.start]:02x} at byte {position + error.start}, "
+            f"{error.reason}): convert the file, for example with iconv"
         ) from None
 
 
@@ -176,9 +184,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Document:
-    """One document: its name in messages, and its text as blocks (a list, unless `Shard.is_one_document`)."""
+    """One document: what stands for it in messages, and its text as blocks (a list, unless `is_one_document`)."""
 
-    name: str
+    name: object
     blocks: Iterable[str]
 
 
@@ -224,20 +232,38 @@ def _json_lines(shard: Shard, file: SourceFile, text_field: str) -> Iterator[Doc
             source.seek(shard.start - 1)
             position = shard.start - 1 + len(source.readline())
         whole = (shard.start, shard.end) == (0, file.size)
-        for number, line in enumerate(source, 1):
+        number, first = 0, position
+        while line := source.readline(LONGEST_LINE):
             if position >= shard.end and not whole:
                 return
+            number += 1
+            where = LineOf(file.path, first, number)
+            if len(line) == LONGEST_LINE:
+                raise UserError(f"{where}: the line has more than {LONGEST_LINE:,} bytes; divide the document")
             if not line.isspace():
-                where = f"{file.path}:{number}" if not shard.start else f"{file.path}, line at byte {position:,}"
-                yield _document(_parse(line, where), text_field, where)
+                yield _document(read_json(line, where), text_field, where)
             position += len(line)
 
 
-def _parse(line: bytes, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: it is not JSON ({error})") from None
+@dataclass(frozen=True)
+class LineOf:
+    """A line of a file, counted from a byte offset on: ``file:number`` in messages.
+
+    How many lines stand before the offset is counted only for a message: for each shard of a file it would mean to
+    read all that is before it.
+    """
+
+    path: str
+    offset: int
+    number: int
+
+    def __str__(self) -> str:
+        before = 0
+        if self.offset:
+            with Path(self.path).open("rb") as file:
+                while self.offset > file.tell():
+                    before += file.read(min(BLOCK, self.offset - file.tell())).count(b"\n")
+        return f"{self.path}:{before + self.number}"
 
 
 def _parquet_rows(file: SourceFile, text_field: str) -> Iterator[Document]:
@@ -246,7 +272,7 @@ def _parquet_rows(file: SourceFile, text_field: str) -> Iterator[Document]:
         raise UserError(f"{file.path}: its fields are {', '.join(map(repr, names))}, not {text_field!r}: "
                         "set --data.text_field")  # fmt: skip
     # One column alone: the others may be a hundred times as large.
-    rows = iter(_parquet_table(file, columns=[text_field]))
+    rows = iter(_parquet_table(file, columns=[text_field], batch_size=PARQUET_ROWS))
     number = 0
     while (row := _next_row(rows, file, number)) is not None:
         number += 1
@@ -268,7 +294,7 @@ def _next_row(rows: Iterator[Any], file: SourceFile, number: int) -> Any:
         raise failed(f"{file.path}, after row {number:,}", error, "it is damaged or cannot be read") from error
 
 
-def _document(record: Any, text_field: str, where: str) -> Document:
+def _document(record: Any, text_field: str, where: object) -> Document:
     if not isinstance(record, dict) or text_field not in record:
         if isinstance(record, dict):
             found = f"its fields are {', '.join(map(repr, record))}" if record else "it has no field"
@@ -288,11 +314,11 @@ def _document(record: Any, text_field: str, where: str) -> Document:
 
 def _blocks(file: BinaryIO, name: str) -> Iterator[str]:
     """The text of a file of unknown length, in blocks of about a megabyte; UserError at bytes that are not UTF-8."""
-    position, rest, fresh = 0, b"", b"more"
+    position, line, rest, fresh = 0, 1, b"", b"more"
     while fresh:
         fresh = file.read(BLOCK)
         raw = rest + fresh
-        text, used = _decode(name, raw, position, last=not fresh)
-        position, rest = position + used, raw[used:]
+        text, used = _decode(name, raw, position, line, last=not fresh)
+        position, line, rest = position + used, line + text.count("\n"), raw[used:]
         if text:
             yield text

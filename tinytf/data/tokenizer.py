@@ -16,10 +16,13 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tinytf.errors import UserError
+from tinytf.utils.files import read_text, user_path
 
 END_OF_TEXT = "<|endoftext|>"
 _ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 BYTES = 256
+LARGEST_FILE = 1 << 28
+"""Bytes of a tokenizer.json; the largest in use, of 262,144 entries, has 33 MB."""
 
 
 def character_tokenizer(characters: Iterable[str], *, end_of_text: bool) -> Tokenizer:
@@ -79,14 +82,9 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
     Raises:
         UserError: if there is no such file, or it is none.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
+    if not user_path(path, what="tokenizer").exists():
         raise UserError(f"tokenizer {path}: there is no such file; give char, bpe or the path of a tokenizer.json")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"tokenizer {path}: it cannot be read as UTF-8 text ({error})") from error
-    return tokenizer_from_text(text, str(path))
+    return tokenizer_from_text(read_text(path, what="tokenizer", limit=LARGEST_FILE), str(path))
 
 
 def tokenizer_from_text(text: str, name: str = "tokenizer") -> Tokenizer:
@@ -149,7 +147,7 @@ def describe(character: str) -> str:
     return f"{character!r} (U+{ord(character):04X}{' ' + name if name else ''})"
 
 
-def refuse_loss(tokenizer: Tokenizer, ids: list[int], text: str, where: str) -> None:
+def refuse_loss(tokenizer: Tokenizer, ids: list[int], text: str, where: object) -> None:
     """Raise UserError if the ids do not give back the text."""
     back = tokenizer.decode(ids, skip_special_tokens=False)
     if back == text:

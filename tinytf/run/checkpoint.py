@@ -157,10 +157,10 @@ class LoadedModel:
 
     @property
     def start_token(self) -> int | None:
-        """What an empty prompt starts from; None is a line feed."""
-        # A single text has no token between documents, so that a model of it has never seen one.
-        several = self.entry.get("data", {}).get("documents", 2) > 1
-        return end_of_text_id(self.tokenizer) if several else None
+        """What an empty prompt starts from, a token seen in training; None is a line feed."""
+        stated = self.entry.get("data", {}).get("start_token")
+        known = isinstance(stated, int) and 0 <= stated < self.model.config.vocab_size
+        return stated if known else end_of_text_id(self.tokenizer)
 
     @cached_property
     def sha256(self) -> str | None:

@@ -45,7 +45,7 @@ def strict_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(strict(value), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
-def read_json(text: str | bytes, what: str) -> Any:
+def read_json(text: str | bytes, what: object) -> Any:
     """The value of a JSON text; UserError, which begins with ``what``, if it is none or is nested too deeply."""
     try:
         return json.loads(text)

@@ -171,7 +171,7 @@ class CommandLine(LightningCLI):
         """Data that encode with the checkpoint's own tokenizer, if there is one, whatever the settings say."""
         data = kind(*args, **kwargs)
         if self.resume:
-            data.use_tokenizer(self.resume.entry["tokenizer"])
+            data.use_tokenizer(self.resume.entry["tokenizer"], self.resume.entry["data"])
         return data
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,24 +14,31 @@ from urllib.parse import unquote, urldefrag, urlparse
 from tinytf.data.config import cache_write
 from tinytf.data.sources.files import (
     BLOCK,
+    Pace,
     SourceFile,
     byte_progress,
     is_corpus_file,
+    is_hidden,
     kind_of,
     local_file,
     named_errors,
     open_options,
+    warn_of_hidden,
 )
 from tinytf.errors import UserError
 from tinytf.utils.files import sha256_of
-from tinytf.utils.text import HIDDEN
+from tinytf.utils.text import HIDDEN, public
 
 VERSIONS = ("ETag", "etag", "Content-MD5", "md5Hash", "crc32c", "checksum", "Last-Modified", "LastModified",
             "last_modified", "updated", "mtime", "created")  # fmt: skip
 """What file systems call the thing that changes when a file does. (fsspec's own ukey of a web file is its address.)"""
 
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-LARGEST_RANGE = 100_000
+_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+MOST_FILES = 100_000
+"""That the ranges of an address may stand for; the largest public corpora have some 50,000 shards."""
+
+LARGEST_UNKNOWN = 64 << 30
+"""Bytes after which a download is given up whose server does not say how large it is: it may never end."""
 
 
 def is_one_web_text(corpus: str) -> bool:
@@ -68,9 +76,10 @@ def expand_range(address: str) -> list[str]:
     match = _RANGE.search(address)
     if match is None:
         return [address]
+    count = math.prod(max(0, int(last) - int(first) + 1) for first, last in _RANGE.findall(address))
+    if count > MOST_FILES:
+        raise UserError(f"corpus {address}: its ranges stand for {count:,} files, more than {MOST_FILES:,}")
     first, last = int(match[1]), int(match[2])
-    if last - first >= LARGEST_RANGE:
-        raise UserError(f"corpus {address}: {match[0]} stands for more than {LARGEST_RANGE:,} files")
     numbers = (str(number).zfill(len(match[1])) for number in range(first, last + 1))
     rest = [address[: match.start()] + number + address[match.end() :] for number in numbers]
     return [each for one in rest for each in expand_range(one)]
@@ -81,7 +90,8 @@ def keep_local(file: SourceFile, cache: Path) -> SourceFile:
     if not file.is_remote:
         return file
     version = hashlib.sha256(json.dumps(file.identity()).encode()).hexdigest()
-    path = cache / "downloads" / version / PurePosixPath(file.path).name
+    # Without the query, which may hold a key.
+    path = cache / "downloads" / version / PurePosixPath(re.split(r"[?#]", file.path, maxsplit=1)[0]).name
     if not path.is_file():
         _copy(file, path, sha256=None)
     return local_file(path)
@@ -124,13 +134,15 @@ def _copy(file: SourceFile, path: Path, sha256: str | None) -> None:
     import fsspec
 
     _require_whole(file.path)
-    sums, size = hashlib.sha256(), 0
+    sums, size, pace, most = hashlib.sha256(), 0, Pace(file.path), file.size or LARGEST_UNKNOWN
     opened = fsspec.open(file.path, "rb", **open_options(file.path))
     with named_errors(file.path), opened as source, cache_write(path) as copy:
         with byte_progress(f"fetching {path.name}", file.size) as progress:
-            while block := source.read(BLOCK):
+            while block := pace.read(source, BLOCK):
                 sums.update(block)
                 size += len(block)
+                if size > most:
+                    raise UserError(f"{file.path}: more than {most:,} bytes came, and no end: give a copy of it")
                 copy.write(block)
                 progress.update(len(block))
         # Inside the block: a wrong file must never take its name.
@@ -162,7 +174,9 @@ def _entries(address: str) -> list[tuple[str, dict[str, Any]]]:
     elif is_web or system.isfile(path):
         found = {path: system.info(path)}
     else:
-        found = {name: info for name, info in system.find(path, detail=True).items() if is_corpus_file(name)}
+        named = {name: info for name, info in system.find(path, detail=True).items() if is_corpus_file(name)}
+        found = {name: info for name, info in named.items() if not is_hidden(name[len(path.rstrip("/")) + 1 :])}
+        warn_of_hidden(public(address), len(named) - len(found))
     files = {name: info for name, info in found.items() if info.get("type") != "directory"}
     if is_web:  # A page of links tells neither sizes nor versions.
         files = {name: system.info(name) for name in files}

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
+import os
 import re
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from tinytf.data.sources.builtin import BUILTIN
 from tinytf.errors import UserError
+from tinytf.utils.files import open_user_file, user_path
+from tinytf.utils.text import public
+
+log = logging.getLogger(__name__)
 
 TEXTS = (".txt", ".md")
 RECORDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -22,11 +30,18 @@ CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 NOT_READ = (".zip", ".tar", ".tgz", ".7z", ".rar", ".json", ".pdf", ".docx", ".gguf", ".safetensors", ".npy")
 """Endings of files that are neither text nor records: read as text, a model would learn their bytes."""
 
+MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ\x00": ".xz", b"BZh91AY&SY": ".bz2",
+         b"PK\x03\x04": ".zip", b"PAR1\x15": ".parquet", b"%PDF-1": ".pdf", b"GGUF": ".gguf"}  # fmt: skip
+"""How files of these kinds begin, whatever their name says."""
+
 BLOCK = 1 << 20
 """Bytes read at a time: what bounds the memory of everything that reads a source."""
 
 SILENCE = 60
 """Seconds without a byte after which a web server is given up."""
+
+SLOWEST = 1024
+"""Bytes per second below which a server is given up too: one that sends a byte a second is never silent."""
 
 STORAGE_PACKAGES = ("fsspec", "aiohttp", "s3fs", "botocore", "aiobotocore", "gcsfs", "google", "adlfs", "azure")
 """What fsspec's file systems stand on. Their exceptions share no base class: an error is theirs by its module."""
@@ -68,7 +83,10 @@ class SourceFile:
 
         A remote file's version was fixed when it was listed.
         """
-        if not self.is_remote and _stamp(Path(self.path)) != self.stamp:
+        if self.is_remote:
+            return
+        stat = Path(self.path).stat()
+        if f"{stat.st_size} {stat.st_mtime_ns}" != self.stamp:
             raise UserError(f"{self.path}: it changed while it was read: run again")
 
 
@@ -110,25 +128,25 @@ def _inner(path: str) -> str:
 
 
 def local_file(path: Path) -> SourceFile:
-    """A file of this machine; UserError if it cannot be read."""
-    try:
-        with path.open("rb"):
-            return SourceFile(str(path), kind_of(path.name), path.stat().st_size, _stamp(path))
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be read ({error.strerror})") from error
+    """A file of this machine; UserError if it cannot be read, or holds something else than its name says."""
+    kind = kind_of(path.name)
+    with open_user_file(path, what="corpus") as file:
+        beginning = file.read(16) if _name(path.name).suffix not in CODECS else b""
+        stat = os.fstat(file.fileno())
+    found = next((ending for magic, ending in MAGIC.items() if beginning.startswith(magic)), None)
+    if found and (found, kind) != (".parquet", "parquet"):
+        advice = "name it so" if found in (*CODECS, ".parquet") else "give the text that is in it"
+        raise UserError(f"{path}: by its content it is a {found} file: {advice}")
+    return SourceFile(str(path), kind, stat.st_size, f"{stat.st_size} {stat.st_mtime_ns}")
 
 
 def local_paths(corpus: str) -> list[Path]:
     """The files of a path, a folder or a pattern, sorted; UserError if there are none."""
-    path = Path(corpus).expanduser()
+    path = user_path(corpus, what="corpus")
     if path.is_dir():
-        found = sorted(
-            file
-            for file in path.rglob("*")
-            if is_corpus_file(file.name)
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
+        named = [file for file in path.rglob("*") if is_corpus_file(file.name) and file.is_file()]
+        found = sorted(file for file in named if not is_hidden(file.relative_to(path).as_posix()))
+        warn_of_hidden(corpus, len(named) - len(found))
         if not found:
             raise UserError(
                 f"corpus {corpus}: the folder holds no {' or '.join('*' + end for end in TEXTS)} file, and no "
@@ -142,14 +160,21 @@ def local_paths(corpus: str) -> list[Path]:
         if not found:
             raise UserError(f"corpus {corpus}: the pattern matches no file")
         return found
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"corpus {corpus}: no such file or folder; the corpora by name are {', '.join(BUILTIN)}")
     return [path]
 
 
-def _stamp(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+def is_hidden(path: str) -> bool:
+    """Whether a file in a folder, or a folder on the way to it, is hidden: .git, .ipynb_checkpoints."""
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+@cache  # Once per corpus: a preparation looks at its files more than once.
+def warn_of_hidden(corpus: str, count: int) -> None:
+    """Log how many files of a folder are left out, being hidden."""
+    if count:
+        log.warning("corpus %s: %d hidden files, or files in hidden folders, are left out", corpus, count)
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------------
@@ -170,8 +195,11 @@ def open_source(file: SourceFile) -> Iterator[BinaryIO]:
             raise UserError(f"{file.path}: .zst needs the extra corpora: pip install 'tinytf[corpora]'")
         # Absolute: fsspec would take the first part of a path like a::b.txt for a file system of its own.
         path = file.path if file.is_remote else str(Path(file.path).absolute())
-        raw = fsspec.open(path, "rb", compression=compression, **open_options(path)).open()
-    with raw, io.BufferedReader(_NamedReader(raw, file.path), BLOCK) as source:
+        raw = fsspec.open(path, "rb", **open_options(path)).open()
+        # Decompressed here and not by fsspec, so that the pace of the server is seen below the codec.
+        stream = _NamedReader(raw, file.path)
+        data = fsspec.compression.compr[compression](stream, mode="rb") if compression else stream
+    with raw, io.BufferedReader(_NamedReader(data, file.path) if compression else stream, BLOCK) as source:
         yield cast(BinaryIO, source)
 
 
@@ -188,10 +216,11 @@ def open_options(address: str) -> dict[str, Any]:
 
 
 class _NamedReader(io.RawIOBase):
-    """A file whose failures name it."""
+    """A file whose failures name it, among them that its server is too slow to wait for."""
 
     def __init__(self, raw: Any, name: str) -> None:
         self._raw, self._name = raw, name
+        self._pace = Pace(name) if is_remote(name) else None
 
     def readable(self) -> bool:
         return True
@@ -208,9 +237,32 @@ class _NamedReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with named_errors(self._name):
-            data = self._raw.read(len(buffer))
+            data = self._pace.read(self._raw, len(buffer)) if self._pace else self._raw.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+class Pace:
+    """Gives a server up whose reads brought less than `SLOWEST` over `SILENCE` seconds."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._seconds, self._bytes = name, 0.0, 0
+
+    def read(self, source: Any, n_bytes: int) -> bytes:
+        """Read from the server's file; UserError if it has been too slow."""
+        start = time.monotonic()
+        data: bytes = source.read(n_bytes)
+        # Time between two reads is ours, not the server's.
+        self._seconds += time.monotonic() - start
+        self._bytes += len(data)
+        if self._seconds >= SILENCE:
+            if data and self._bytes < SLOWEST * self._seconds:
+                raise UserError(
+                    f"{self._name}: it could not be fetched (only {self._bytes:,} bytes in {self._seconds:.0f} s); "
+                    "what is done is kept, run again"
+                )
+            self._seconds, self._bytes = 0.0, 0
+        return data
 
 
 @contextmanager
@@ -262,4 +314,6 @@ def byte_progress(label: str, total: int) -> Any:
     from tqdm import tqdm
 
     interval = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(desc=label, total=total or None, unit="B", unit_scale=True, delay=1, mininterval=interval, leave=False)
+    return tqdm(
+        desc=public(label), total=total or None, unit="B", unit_scale=True, delay=1, mininterval=interval, leave=False
+    )

@@ -26,6 +26,7 @@ from tinytf.data.tokens.store import TokenStore, describe_store, ids_dtype, open
 from tinytf.data.tokens.train_bpe import cached_tokenizer, train_on_shards
 from tinytf.errors import UserError
 from tinytf.utils.machine import usable_cores
+from tinytf.utils.text import public
 
 NO_CHARACTER = 0x110000
 """Stands after each document in shards of code points; it becomes the end-of-text id with the others."""
@@ -165,7 +166,7 @@ class DocumentBuild:
         stats, work, found = [], [], []
         for files in self.files:
             shards = replace(base, split=files.split)
-            done = shards.tokenize_all(files.shards, processes, f"tokenizing {files.corpus}")
+            done = shards.tokenize_all(files.shards, processes, f"tokenizing {public(files.corpus)}")
             stats.append(files.save_stats(done))
             work.append(shards)
             found.append(done)
@@ -193,7 +194,7 @@ class DocumentBuild:
                 {name: sum(getattr(one, what).get(name, 0) for one in shard_stats) for name in parts}
                 for what in ("bytes", "documents")
             )
-            store = describe_store(folder, key, ids_dtype(tokenizer), tokens, sizes, documents)
+            store = describe_store(folder, key, tokenizer, tokens, sizes, documents)
         prepared = self._prepared(stats, tokenizer, store)
         for shards, files in zip(work, self.files, strict=True):
             shards.remove(files.shards)
@@ -223,7 +224,7 @@ class DocumentBuild:
                     "data.split_by position"
                 )
         fingerprint = {
-            "corpus": self.config.corpus,
+            "corpus": public(self.config.corpus),
             **self._identity(stats, tokenizer),
             "bytes": stats[0].bytes,
             "documents": stats[0].documents,
@@ -232,6 +233,7 @@ class DocumentBuild:
             "split_documents": dict(store.documents or {}),
             "tokenizer": self.config.tokenizer,
             "vocab_size": tokenizer.get_vocab_size(),
+            "start_token": store.start_token,
         }
         return PreparedCorpus(tokenizer, store, fingerprint)
 

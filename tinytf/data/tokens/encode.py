@@ -42,7 +42,7 @@ BEFORE_WHITE_SPACE = re.compile(r"(?<=\S)(?=[ \n])")
 class Encoder(Protocol):
     """Token ids of one document's text, given as blocks; ``where`` names it in errors."""
 
-    def __call__(self, blocks: Iterable[str], where: str) -> Iterator[Ids]: ...
+    def __call__(self, blocks: Iterable[str], where: object) -> Iterator[Ids]: ...
 
 
 def encoder(tokenizer: Tokenizer) -> Encoder:
@@ -61,15 +61,15 @@ def lookup_encoder(tokenizer: Tokenizer) -> Encoder:
         if character != END_OF_TEXT:
             table[ord(character)] = number
 
-    def encode(blocks: Iterable[str], where: str) -> Iterator[Ids]:
-        before = 0
+    def encode(blocks: Iterable[str], where: object) -> Iterator[Ids]:
+        before, line = 0, 1
         for block in blocks:
             ids = table[code_points(block)]
             if ids.max(initial=0) == nothing:
                 position = int(np.argmax(ids == nothing))
-                offset = before + len(block[:position].encode())
-                raise UserError(unknown(block[position], f"at byte {offset} of {where}"))
-            before += len(block.encode())
+                offset, line = before + len(block[:position].encode()), line + block.count("\n", 0, position)
+                raise UserError(unknown(block[position], f"in line {line} of {where} (byte {offset})"))
+            before, line = before + len(block.encode()), line + block.count("\n")
             yield ids
 
     return encode
@@ -85,7 +85,7 @@ def chunked_encoder(tokenizer: Tokenizer) -> Encoder:
     cached: dict[str, list[int]] = {}
     size = 0
 
-    def encode(blocks: Iterable[str], where: str) -> Iterator[Ids]:
+    def encode(blocks: Iterable[str], where: object) -> Iterator[Ids]:
         nonlocal size  # Counted on from document to document: there may be many, and short.
         # Said outright, for a later fork (DataLoader workers) would otherwise make the library warn in each of them.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -128,7 +128,7 @@ def splitting_rule(tokenizer: Tokenizer) -> Rule | None:
     return None if any(token.rstrip or rule.search(token.content) for token in added) else rule
 
 
-def chunks(blocks: Iterable[str], rule: Rule | None, where: str) -> Iterator[str]:
+def chunks(blocks: Iterable[str], rule: Rule | None, where: object) -> Iterator[str]:
     """The same text in chunks of about `CHUNK` characters, cut only where ``rule`` matches.
 
     Raises:

@@ -277,5 +277,5 @@ class _Reading:
             yield block
 
 
-def _encoded(encode: Encoder | None, text: _Reading, where: str) -> Iterator[npt.NDArray[Any]]:
+def _encoded(encode: Encoder | None, text: _Reading, where: object) -> Iterator[npt.NDArray[Any]]:
     return encode(text, where) if encode else map(code_points, text)

@@ -17,6 +17,7 @@ from tinytf.data.tokenizer import character_tokenizer, tokenizer_from_file, toke
 from tinytf.data.tokens.encode import encoder
 from tinytf.data.tokens.store import TokenStore, describe_store, ids_dtype, open_store, separator_of
 from tinytf.data.tokens.train_bpe import cached_tokenizer, train_on_split
+from tinytf.utils.text import public
 
 
 def prepare_text(config: CorpusConfig, given: Tokenizer | None) -> PreparedCorpus:
@@ -42,7 +43,7 @@ def prepare_text(config: CorpusConfig, given: Tokenizer | None) -> PreparedCorpu
     folder = cache / "tokens" / key
     store = open_store(folder, key) or build_store(folder, key, splits, tokenizer)
     fingerprint = {
-        "corpus": config.corpus,
+        "corpus": public(config.corpus),
         **identity,
         "bytes": text.n_bytes,
         "documents": len(text.documents),
@@ -50,6 +51,7 @@ def prepare_text(config: CorpusConfig, given: Tokenizer | None) -> PreparedCorpu
         "split_tokens": dict(store.tokens),
         "tokenizer": config.tokenizer,
         "vocab_size": tokenizer.get_vocab_size(),
+        "start_token": store.start_token,
     }
     return PreparedCorpus(tokenizer, store, fingerprint)
 
@@ -98,7 +100,7 @@ def build_store(folder: Path, key: str, splits: dict[str, Split], tokenizer: Tok
     for split in splits.values():
         for span in split:
             span.document.require_unchanged()
-    return describe_store(folder, key, dtype, tokens, sizes)
+    return describe_store(folder, key, tokenizer, tokens, sizes)
 
 
 def _counted(span: TextSpan, progress: Any) -> Iterator[str]:

@@ -188,7 +188,7 @@ def from_validation_split(loaded: LoadedModel) -> Evaluation:
     if "corpus" not in settings:
         raise UserError(f"the checkpoint does not say what text it was trained on: {ADVICE}")
     try:
-        prepared = prepare(CorpusConfig(**settings), loaded.tokenizer)
+        prepared = prepare(CorpusConfig(**settings), loaded.tokenizer, loaded.entry.get("data"))
     except UserError as error:
         raise UserError(f"the text it was trained on cannot be had ({error}): {ADVICE}") from error
     trained_on, found = loaded.entry.get("data", {}), prepared.fingerprint
