@@ -80,10 +80,11 @@ def test_a_model_that_a_format_cannot_express_is_found_before_the_training(
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("at_end", ["true", "false"])
 def test_an_unknown_format_is_found_before_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    at_end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", *SMALL, "--export.formats=[onxx]"]) == 2
+    assert main(["fit", *SMALL, f"--export.at_end={at_end}", "--export.formats=[onxx]"]) == 2
     assert "did you mean onnx" in capsys.readouterr().err
     assert not (tmp_path / "checkpoints").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -89,6 +90,11 @@ def test_control_flow_and_functions_are_not_run(graph: Path) -> None:
     model.graph.node.append(onnx.helper.make_node("Loop", [], ["x"], body=body))
     graph.write_bytes(model.SerializeToString())
     assert "control flow" in refused(graph)
+
+
+def test_a_file_past_two_gigabytes_is_not_read(graph: Path) -> None:
+    os.truncate(graph, 2**31 + 1)
+    assert "more than the 2,147,483,648 that it may have" in refused(graph)
 
 
 @pytest.mark.parametrize("seed", range(60))

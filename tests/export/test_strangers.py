@@ -318,3 +318,18 @@ def test_every_file_is_synced_before_the_bundle_has_its_name(tmp_path: Path, mon
         (bundle / "link").symlink_to("/dev/zero")
         publish(bundle, folder)
     assert (folder / "model.onnx").read_text() == "content"
+
+
+def test_a_checkpoint_to_verify_against_that_is_no_file_is_one_line(copied: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    for place in (str(tmp_path / "pipe.ckpt"), "/dev/zero", str(tmp_path), "none", "a\0b"):
+        assert outcome(lambda place=place: run_verify([str(copied), "--ckpt_path", place])) == 2
+
+
+def test_a_strangers_words_do_nothing_to_the_terminal(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((copied / "export.json").read_text())
+    content["name"] = content["evaluation"]["source"] = content["checkpoint"]["path"] = "\u202e\x1b]0;title\x07\r"
+    (copied / "export.json").write_text(json.dumps(content))
+    assert outcome(lambda: run_verify([str(copied)])) == 0
+    printed = capsys.readouterr()
+    assert all(mark.isprintable() or mark == "\n" for mark in printed.out + printed.err)

@@ -20,6 +20,7 @@ from tinytf.export.parity.check import FAILED, CheckResult, ParityCheck, failed_
 from tinytf.export.parity.thresholds import with_overrides
 from tinytf.run.checkpoint import LoadedModel, load_model
 from tinytf.utils.files import is_disk_full, remove, sha256_of
+from tinytf.utils.text import printable
 
 Say = Callable[[str], None]
 
@@ -79,8 +80,8 @@ def _make(
     work, bundle = staging / "work", staging / "bundle"
     work.mkdir()
     bundle.mkdir()
-    exporter = Exporter(check, work, say)
-    results = [exporter.export_format(format) for format in formats]
+    done: dict[str, CheckResult] = {}
+    results = [_export(format, check, work, done, say) for format in formats]
     kept = previous.kept + previous.still_valid([result.format.name for result in results if not result.path.exists()])
     for entry in kept:
         name = FORMATS[entry["name"]].file
@@ -151,6 +152,7 @@ class PreviousExport:
             return cls(folder)
         old = manifest.read(folder)
         made, artifacts = old["checkpoint"], old["artifacts"]
+        origin = printable(str(made["path"]))
         ours = frozenset(manifest.own_paths(artifacts))
         names = {format.name for format in formats}
         listed = {entry["name"] for entry in artifacts}
@@ -158,14 +160,14 @@ class PreviousExport:
             if format.name not in listed and (folder / format.file).exists():
                 raise UserError(f"{folder / format.file}: it is yours: move it away to export {format.name}")
         others = [entry for entry in artifacts if entry["name"] not in names and _is_whole(folder, entry, say)]
-        if made.get("sha256") == loaded.sha256:
+        if made["sha256"] == loaded.sha256:
             return cls(folder, others, [entry for entry in artifacts if entry["name"] in names], ours)
         if not replace:
             raise UserError(
-                f"--output_dir {folder}: it holds the export of another checkpoint ({made.get('path')}); "
+                f"--output_dir {folder}: it holds the export of another checkpoint ({origin}); "
                 "give another folder, or delete it"
             )
-        say(f"replacing the export of {made.get('path')} (step {made.get('step')})")
+        say(f"replacing the export of {origin} (step {made['step']})")
         return cls(folder, ours=ours)
 
     def still_valid(self, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -195,38 +197,31 @@ def _is_whole(folder: Path, entry: dict[str, Any], say: Say) -> bool:
     return True
 
 
-class Exporter:
-    """Makes each format once, its fp32 base first."""
-
-    def __init__(self, check: ParityCheck, folder: Path, say: Say) -> None:
-        self.check, self.folder, self.say = check, folder, say
-        self.results: dict[str, CheckResult] = {}
-
-    def export_format(self, format: Format) -> CheckResult:
-        """Write and compare one format, once; later calls return the same result."""
-        if format.name not in self.results:
-            self.results[format.name] = self._export(format)
-        return self.results[format.name]
-
-    def _export(self, format: Format) -> CheckResult:
-        path, base = self.folder / format.file, None
-        if format.base:
-            base = self.export_format(FORMATS[format.base])
-            if base.status == FAILED:
-                reason = f"{format.base}, which it is made from, failed ({'; '.join(base.reasons)})"
-                return CheckResult(format, FAILED, path, reasons=[reason])
-        try:
-            self.say(f"{format.name}: writing")
-            format.implementation.write(self.check.loaded, path, base.path if base else None)
-            self.say(f"{format.name}: comparing with the model")
-            return self.check.run(format, path)
-        except Exception as error:
-            if is_disk_full(error):
-                raise RunError(f"{format.name}: the disk is full, and the earlier export is as it was") from error
-            # The other formats are worth having; this one's traceback is shown whole, and the command fails.
-            self.say(traceback.format_exc())
-            remove(path)
-            return failed_result(format, path, error)
+def _export(format: Format, check: ParityCheck, folder: Path, done: dict[str, CheckResult], say: Say) -> CheckResult:
+    """Write and compare one format, its float32 base first, each once: later calls return what is in ``done``."""
+    if format.name in done:
+        return done[format.name]
+    path, base = folder / format.file, None
+    if format.base:
+        base = _export(FORMATS[format.base], check, folder, done, say)
+    try:
+        if base and base.status == FAILED:
+            reason = f"{format.base}, which it is made from, failed ({'; '.join(base.reasons)})"
+            result = CheckResult(format, FAILED, path, reasons=[reason])
+        else:
+            say(f"{format.name}: writing")
+            format.implementation.write(check.loaded, path, base.path if base else None)
+            say(f"{format.name}: comparing with the model")
+            result = check.run(format, path)
+    except Exception as error:
+        if is_disk_full(error):
+            raise RunError(f"{format.name}: the disk is full, and the earlier export is as it was") from error
+        # The other formats are worth having; this one's traceback is shown whole, and the command fails.
+        say(traceback.format_exc())
+        remove(path)
+        result = failed_result(format, path, error)
+    done[format.name] = result
+    return result
 
 
 def _write_companions(bundle: Path, check: ParityCheck, results: Sequence[CheckResult], work: Path) -> dict[str, Any]:

@@ -46,17 +46,9 @@ MAX_BYTES = 16 * 2**20
 LARGEST = 1e300
 
 VERSIONED = (
-    "torch",
-    "numpy",
-    "tokenizers",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "safetensors",
-    "transformers",
-    "gguf",
+    "torch", "numpy", "tokenizers", "onnx", "onnxscript", "onnxruntime", "safetensors", "transformers", "gguf",
     "llama-cpp-python",
-)
+)  # fmt: skip
 
 
 def describe(

@@ -18,7 +18,7 @@ from tinytf.export.parity.check import FAILED, NOT_VERIFIED, CheckResult, Parity
 from tinytf.export.parity.thresholds import THRESHOLDS, with_overrides
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.run.checkpoint import MODEL_PREFIX, LoadedModel, load_model
-from tinytf.utils.files import sha256_of
+from tinytf.utils.files import open_user_file, sha256_of
 
 LONGEST = 2**17
 """Tokens. Tables of positions and masks grow with a number that a stranger may state; no preset has over 2**12."""
@@ -82,10 +82,8 @@ def _reference_model(folder: Path, stated: dict[str, Any], ckpt_path: Path | Non
     """The model of a bundle, and in words where it is from."""
     if ckpt_path is None:
         return _model_from_weights(folder, stated), f"the weights in {stated['reference']['file']}"
-    try:
-        digest = sha256_of(ckpt_path)
-    except OSError as error:
-        raise UserError(f"--ckpt_path {ckpt_path}: {error.strerror}; give a checkpoint file") from error
+    open_user_file(ckpt_path, what="--ckpt_path").close()  # A pipe or a device has no end to hash to.
+    digest = sha256_of(ckpt_path)
     if digest != stated["checkpoint"]["sha256"]:
         raise UserError(f"--ckpt_path {ckpt_path}: it is not the checkpoint that {folder} was exported from")
     return load_model(ckpt_path), f"the checkpoint {ckpt_path}"

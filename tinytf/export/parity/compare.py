@@ -186,7 +186,7 @@ def _greedy(runner: Runner, reference: ReferenceLogits) -> tuple[float, int, flo
     tokens = reference.greedy()
     prompt = min(PROMPT, max(1, reference.model.config.max_seq_len // 2))
     new = tokens.shape[1] - prompt
-    if new == 0:
+    if new == 0:  # A context of one token.
         return 1.0, 0, 0.0
     inputs = tokens[:, :-1]
     wanted = reference.logits(inputs)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tinytf.model import KVCache, Transformer
 
 SPEED_PROMPT, NEW, PREFILL = 16, 128, 240
+# The same row differed by a tenth from sweep to sweep on a shared machine; other work can only add time.
 REPEATS = 5
 ENOUGH_SECONDS = 6.0
 
@@ -101,6 +102,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
+            # torch.jit.trace and load each warn that they will go; the table's label says it once.
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -28,8 +28,9 @@ from tinytf.export.parity.runner import Runner, quiet, recomputing
 from tinytf.model import TransformerConfig
 from tinytf.run.checkpoint import LoadedModel
 
+# The oldest that every operator here needs, so that old runtimes load the file too. 23 would decode a tenth faster, 567
+# tokens per second for 522 at 14 million parameters.
 OPSET = 18
-"""The oldest that every operator here needs, so that old runtimes load the file too."""
 
 EXAMPLE_PAST = 5
 """Of the traced example: torch.export takes sizes of 0 and 1 for constants."""
@@ -72,7 +73,8 @@ class WithCache(Writer):
         config = loaded.model.config
         tokens = example_tokens()
         sizes = (len(tokens), config.kv_heads, EXAMPLE_PAST, config.head_dim)
-        # Distinct tensors: the exporter merges inputs that share one object, and the graph is then silently wrong.
+        # Distinct tensors: the exporter merges inputs that share one object. onnx's checker is content with the graph,
+        # a prefill is exact, and every decoding step is wrong, by up to 19.
         past = [torch.randn(sizes) for _ in range(2 * config.n_layers)]
         write_graph(
             loaded,

@@ -2,7 +2,7 @@
 
 A step through a small model is mostly the cost of starting operations. So q, k and v are one product, gate and up are
 one, q and k are normed and rotated together, and the square root stands where runtimes look for it when they fuse a
-RMSNorm. What is exported from here is compared with the plain model like everything else.
+RMSNorm.
 """
 
 from __future__ import annotations

@@ -58,11 +58,6 @@ class Graph:
         self._weights[name] = numpy_helper.from_array(weight, name)
         self.graph.initializer.append(self._weights[name])
 
-    def add_once(self, name: str, value: Array) -> None:
-        """A constant that several nodes read."""
-        if not self.has(name):
-            self.add(name, value)
-
     def replace(self, node: Any, *steps: Step) -> None:
         """Put nodes, or none, in the place of one."""
         from onnx import helper

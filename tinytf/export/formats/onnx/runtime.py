@@ -16,6 +16,7 @@ from tinytf.errors import UserError
 from tinytf.export.parity.runner import Feed, Runner
 from tinytf.model import TransformerConfig
 from tinytf.utils.files import open_user_file
+from tinytf.utils.text import printable
 
 PAST, PRESENT = "past_key_values", "present"
 METADATA = "tinytf"
@@ -151,7 +152,7 @@ class OnnxEngine:
             config, self.start_token = stated_model(session)
             require_cache(session, config)
         except Exception as error:  # The binding has its own classes for each kind of broken file.
-            raise UserError(f"--model {path}: {' '.join(str(error).split())}") from error
+            raise UserError(f"--model {path}: {printable(' '.join(str(error).split()))}") from error
         self.vocab_size, self.max_seq_len = config.vocab_size, config.max_seq_len
         self._runner = cached_runner(session)
         self._feed, self._length = self._runner.start(1), 0
