@@ -24,6 +24,10 @@ Feed = Callable[[Tensor], Tensor]
 """Takes the ids that follow those already fed, ``[batch, new]``; returns their logits, ``[batch, new, vocab_size]``."""
 
 
+def _hold_nothing() -> None:
+    """What most runtimes have to close."""
+
+
 @dataclass(frozen=True)
 class Runner:
     """An artifact loaded in its own runtime.
@@ -40,7 +44,7 @@ class Runner:
     start: Callable[[int], Feed]
     cached: bool = True
     max_batch: int | None = None
-    close: Callable[[], None] = lambda: None
+    close: Callable[[], None] = _hold_nothing
 
     def logits(self, tokens: Tensor, chunks: Sequence[int] | None = None) -> Tensor:
         """Logits of whole sequences ``[batch, seq]``, fed in chunks of these lengths (None: at once)."""
