@@ -174,6 +174,9 @@ def test_configs_of_a_huggingface_folder_are_not_handed_to_transformers_unread(
         {"model_type": "mistral"},
         {"quantization_config": {"quant_method": "gptq"}},
         {"auto_map": {"AutoModelForCausalLM": "evil--evil.Model"}},
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": "evil/kernel"},
+        {"a_later_release": ["evil/kernel"]},
     ],
     ids=lambda change: next(iter(change)),
 )

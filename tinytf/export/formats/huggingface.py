@@ -31,6 +31,12 @@ TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 MAX_JSON = 2**20
 """Bytes of a config; ours have 1,000."""
 
+CONFIG_TEXTS = {"architectures", "dtype", "torch_dtype", "hidden_act", "layer_types", "model_type", "rope_parameters"}
+CONFIG_TEXTS |= {"rope_scaling", "transformers_version"}
+TOKENIZER_TEXTS = {"backend", "tokenizer_class", "bos_token", "eos_token", "unk_token", "model_input_names"}
+TOKENIZER_TEXTS |= {"added_tokens_decoder", "extra_special_tokens"}
+"""Of all keys of the two configs, those whose values may be more than numbers."""
+
 READ_BY_TRANSFORMERS = {".json", ".safetensors", ".bin", ".py", ".model", ".jinja"}
 
 
@@ -223,10 +229,10 @@ def _prompt(tokenizer: Tokenizer) -> str:
 
 
 def require_own_folder(path: Path, config: TransformerConfig) -> None:
-    """Raise RuntimeError at what makes transformers load anything but this model from this folder.
+    """Raise RuntimeError at what could make transformers load anything but this model from this folder.
 
-    An ``adapter_config.json`` names weights anywhere on the disk; ``auto_map``, ``quantization_config`` or another
-    ``model_type`` import other code; a ``config.json`` may state a million layers.
+    An ``adapter_config.json`` names weights anywhere on the disk, ``attn_implementation`` a kernel that is fetched from
+    the hub and run, ``auto_map`` and ``quantization_config`` other code; a ``config.json`` may state a million layers.
     """
     strangers = sorted(file.name for file in path.iterdir() if file.name not in FILES)
     strangers = [name for name in strangers if Path(name).suffix in READ_BY_TRANSFORMERS]
@@ -236,11 +242,18 @@ def require_own_folder(path: Path, config: TransformerConfig) -> None:
     _read_json(path / "generation_config.json")
     wanted = _sizes(config) | {"model_type": _layout(config).lower()}
     wrong = [name for name, value in wanted.items() if stated.get(name) != value]
-    wrong += sorted({"auto_map", "quantization_config"} & stated.keys())
+    wrong += [name for name in _names_anything(stated) if name not in CONFIG_TEXTS]
     if wrong:
         raise RuntimeError(f"{path.name}/config.json: its {wrong[0]} is not the model's: it is not opened")
-    if tokenizer.get("tokenizer_class") != TOKENIZER_CLASS or "auto_map" in tokenizer:
-        raise RuntimeError(f"{path.name}/tokenizer_config.json: its class is not {TOKENIZER_CLASS}: it is not opened")
+    wrong = [name for name in _names_anything(tokenizer) if name not in TOKENIZER_TEXTS]
+    if wrong or tokenizer.get("tokenizer_class") != TOKENIZER_CLASS:
+        name = wrong[0] if wrong else "tokenizer_class"
+        raise RuntimeError(f"{path.name}/tokenizer_config.json: its {name} is not tinytf's: it is not opened")
+
+
+def _names_anything(content: dict[str, Any]) -> list[str]:
+    # Numbers are left alone: later releases may write more of them, and they name no file and no code.
+    return [name for name, value in content.items() if isinstance(value, (str, list, dict))]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
