@@ -115,6 +115,21 @@ def test_the_file_states_shape_and_tokenizer(tmp_path: Path) -> None:
     assert stated["tokenizer.ggml.eos_token_id"] == loaded.tokenizer.token_to_id("<|endoftext|>")
 
 
+def test_what_tinytf_does_not_write_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that llama-cpp-python would compile, say; the file is otherwise the model's."""
+    write = gguf_format._add_tokenizer
+
+    def with_template(writer: Any, *arguments: Any) -> None:
+        write(writer, *arguments)
+        writer.add_chat_template("{{ evil }}")
+
+    monkeypatch.setattr(gguf_format, "_add_tokenizer", with_template)
+    loaded = loaded_of(tokenizer_of("char"))
+    F32.write(loaded, tmp_path / "model.gguf", None)
+    with pytest.raises(RuntimeError, match=r"it states tokenizer\.chat_template, which no file of tinytf does"):
+        F32.validate_artifact(loaded, TEXT, tmp_path / "model.gguf")
+
+
 def test_an_embedding_with_more_rows_than_tokens_is_filled_up(tmp_path: Path) -> None:
     tokenizer = tokenizer_of("char")
     loaded = LoadedModel(small_model(tokenizer.get_vocab_size() + 3), tokenizer)

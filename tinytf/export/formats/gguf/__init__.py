@@ -34,6 +34,11 @@ ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
+OTHER_KEYS = {f"general.{name}" for name in ("architecture", "name", "file_type", "quantization_version")}
+OTHER_KEYS |= {f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "token_type", "merges")}
+OTHER_KEYS |= {f"tokenizer.ggml.{name}" for name in ("bos_token_id", "eos_token_id", "add_bos_token", "add_eos_token")}
+"""What a file states besides the config."""
+
 BLOCK = 32
 """Values that share one scale in Q8_0."""
 
@@ -199,10 +204,18 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def file_problems(loaded: LoadedModel, path: Path, kind: str) -> list[str]:
-    """What a file states or holds that is not the model's, each in words; ``kind`` is gguf's type of its weights."""
+    """What a file states or holds that is not the model's, each in words; ``kind`` is gguf's type of its weights.
+
+    Raises:
+        RuntimeError: if it states what no file of tinytf does: llama-cpp-python compiles a chat template as it loads.
+    """
     import gguf
 
     reader = gguf.GGUFReader(str(path))
+    ours = {f"{architecture(loaded.model.config)}.{name}" for name in stated_config(loaded.model.config)} | OTHER_KEYS
+    strangers = [name for name in reader.fields if name not in ours and not name.startswith("GGUF.")]
+    if strangers:
+        raise RuntimeError(f"it states {strangers[0]}, which no file of tinytf does: it is not opened")
     return config_problems(loaded.model.config, reader) + tensor_problems(loaded, reader, kind)
 
 
