@@ -20,11 +20,13 @@ install: .venv/installed  ## make .venv with tinytf in it
 train: .venv/installed  ## install, then train the main model (CONFIG=configs/base.yaml)
 	$(BIN)/tinytf fit --config $(CONFIG)
 
+# In the order of the folders: by the number of their tests, as xdist would have it, the slowest files (two processes
+# that train) come last, and one worker is alone with them for minutes.
 test: .venv/installed  ## run the tests
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 coverage: .venv/installed  ## run the tests, and show which lines of tinytf they reach
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 N ?= 100
 stress: .venv/installed  ## kill N=100 runs three times each, and compare how they end

@@ -32,10 +32,10 @@ def test_the_numbers_of_gpt2(capsys: pytest.CaptureFixture[str]) -> None:
     assert best["tokens"] == 20 * parameters
     assert best["seconds"] == pytest.approx(best["tokens"] / numbers["tokens_per_second"])
     assert numbers["this_run"]["windows_per_step"] == 32 * 8 * 8
-    assert set(numbers["memory"]) == {"ddp", "fsdp"}
+    assert set(numbers["memory"]) == {"ddp", "fsdp2"}
     assert numbers["memory"]["ddp"]["weights"] == 4 * parameters
-    assert numbers["memory"]["fsdp"]["weights"] == 4 * parameters / 8
-    assert numbers["memory"]["fsdp"]["largest_micro_batch"] > numbers["memory"]["ddp"]["largest_micro_batch"] > 0
+    assert numbers["memory"]["fsdp2"]["weights"] == 4 * parameters / 8
+    assert numbers["memory"]["fsdp2"]["largest_micro_batch"] > numbers["memory"]["ddp"]["largest_micro_batch"] > 0
 
 
 def test_flags_and_overlays_count_as_in_fit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,14 +55,14 @@ def test_a_char_vocabulary_is_read_from_the_text(capsys: pytest.CaptureFixture[s
 
 
 def test_the_memory_is_a_list_of_tensors(capsys: pytest.CaptureFixture[str]) -> None:
-    memory = plan(capsys, *GPT2, *MACHINE)["memory"]["fsdp"]
+    memory = plan(capsys, *GPT2, *MACHINE)["memory"]["fsdp2"]
     saved = [row for row in memory["rows"] if row["part"] == "activations"]
     assert sum(row["bytes"] for row in saved) == memory["activations"]
     width = 32 * 1024 * 12 * 768
     assert {row["tensor"]: row["bytes"] for row in saved}["q_proj: input cast"] == 2 * width
     assert main(["plan", *GPT2, *MACHINE, "--verbose"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "tensors per device, fsdp" in lines
+    assert "tensors per device, fsdp2" in lines
     cells = next(line.split() for line in lines if "input_layernorm: input" in line)
     assert cells == ["activations", "input_layernorm:", "input", f"{width:,}", f"{4 * width:,}", "RMSNorm"]
 
