@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tinytf.data.sources import find_files
 from tinytf.data.sources.addresses import keep_local
 from tinytf.data.sources.builtin import BUILTIN, builtin_text
-from tinytf.data.sources.files import BLOCK, SourceFile, byte_progress, open_source, skip
+from tinytf.data.sources.files import BLOCK, SourceFile, byte_progress, named_errors, open_source, skip
 from tinytf.data.sources.hub import HubFile, datasets_library, failed
 from tinytf.errors import UserError
 from tinytf.utils.text import read_json
@@ -25,7 +25,7 @@ LONGEST_LINE = 1 << 26
 """Bytes of a line of .jsonl: a few times as much is in memory at once. The complete Shakespeare has 5 MB."""
 
 PARQUET_ROWS = 100
-"""Rows decoded at a time. By default it is all of a row group, in which 1.2 MB of a file can become 12 GB of text."""
+"""Rows that are in memory at a time."""
 
 SHARD_BYTES = 16 << 20
 """Bytes of a .jsonl file that are tokenized in one go, and lost if the process is killed meanwhile."""
@@ -267,29 +267,38 @@ class LineOf:
 
 
 def _parquet_rows(file: SourceFile, text_field: str) -> Iterator[Document]:
-    names = _parquet_table(file).column_names or []
-    if text_field not in names:
-        raise UserError(f"{file.path}: its fields are {', '.join(map(repr, names))}, not {text_field!r}: "
-                        "set --data.text_field")  # fmt: skip
-    # One column alone: the others may be a hundred times as large.
-    rows = iter(_parquet_table(file, columns=[text_field], batch_size=PARQUET_ROWS))
+    # By pyarrow itself: datasets decodes a row group whole, in which 1.2 MB of a file can become 12 GB of text.
+    datasets_library(file.path)
+    import fsspec
+    from pyarrow import parquet
+
+    if not file.size and not file.is_remote:
+        raise UserError(f"{file.path}: it is no .parquet file (it is empty)")
+    path = file.path if file.is_remote else str(Path(file.path).absolute())
+    with named_errors(file.path):
+        raw = fsspec.open(path, "rb").open()
     number = 0
-    while (row := _next_row(rows, file, number)) is not None:
-        number += 1
-        yield _document(row, text_field, f"{file.path}, row {number:,}")
+    with raw:
+        try:
+            table = parquet.ParquetFile(raw)
+        except Exception as error:
+            raise failed(file.path, error, "it is no .parquet file") from error
+        names = table.schema_arrow.names
+        if text_field not in names:
+            raise UserError(f"{file.path}: its fields are {', '.join(map(repr, names))}, not {text_field!r}: "
+                            "set --data.text_field")  # fmt: skip
+        # One column alone: the others may be a hundred times as large.
+        batches = table.iter_batches(PARQUET_ROWS, columns=[text_field])
+        while (rows := _next_rows(batches, file, number)) is not None:
+            for row in rows:
+                number += 1
+                yield _document(row, text_field, f"{file.path}, row {number:,}")
 
 
-def _parquet_table(file: SourceFile, **options: Any) -> Any:
-    datasets = datasets_library(file.path)
+def _next_rows(batches: Iterator[Any], file: SourceFile, number: int) -> list[dict[str, Any]] | None:
     try:
-        return datasets.load_dataset("parquet", data_files=[file.path], split="train", streaming=True, **options)
-    except Exception as error:
-        raise failed(file.path, error, "it is no .parquet file") from error
-
-
-def _next_row(rows: Iterator[Any], file: SourceFile, number: int) -> Any:
-    try:
-        return next(rows, None)
+        batch = next(batches, None)
+        return None if batch is None else list(batch.to_pylist())
     except Exception as error:  # Pages are decoded, or fetched, as they are reached.
         raise failed(f"{file.path}, after row {number:,}", error, "it is damaged or cannot be read") from error
 

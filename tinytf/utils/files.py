@@ -83,7 +83,8 @@ def read_bytes(given: str | Path, *, what: str, limit: int) -> bytes:
     """The content of a user's file of at most ``limit`` bytes; errors as `open_user_file`."""
     with open_user_file(given, what=what, limit=limit) as file:
         try:
-            content = file.read(limit + 1)  # Files in /proc have a size of 0, whatever is in them.
+            # Files in /proc have a size of 0, whatever is in them, and some answer None.
+            content = file.read(limit + 1) or b""
         except OSError as error:
             raise UserError(f"{what} {shorten(given)}: {reason(error)}") from None
     if len(content) > limit:

@@ -130,8 +130,9 @@ def _inner(path: str) -> str:
 def local_file(path: Path) -> SourceFile:
     """A file of this machine; UserError if it cannot be read, or holds something else than its name says."""
     kind = kind_of(path.name)
-    with open_user_file(path, what="corpus") as file:
-        beginning = file.read(16) if _name(path.name).suffix not in CODECS else b""
+    with open_user_file(path, what="corpus") as file, named_errors(str(path)):
+        # None is what a file of /proc answers that has nothing to say yet.
+        beginning = (file.read(16) or b"") if _name(path.name).suffix not in CODECS else b""
         stat = os.fstat(file.fileno())
     found = next((ending for magic, ending in MAGIC.items() if beginning.startswith(magic)), None)
     if found and (found, kind) != (".parquet", "parquet"):
@@ -189,6 +190,9 @@ def open_source(file: SourceFile) -> Iterator[BinaryIO]:
     """
     import fsspec
 
+    if not file.size and not file.is_remote:
+        yield io.BytesIO()  # Not opened: the files of /proc have no size either, and reading some of them never ends.
+        return
     with named_errors(file.path):
         compression = CODECS.get(_name(file.path).suffix)
         if compression == "zstd" and "zstd" not in fsspec.available_compressions():
