@@ -73,6 +73,7 @@ def create_run_dir(root: Path, name: str) -> Path:
 def saved_checkpoints(run_dir: Path) -> list[Path]:
     """A run's checkpoint files, newest first; at equal steps the periodic one, which is never mid-validation."""
     steps = {}
+    # By the names alone: a run of 100,000 steps is listed without opening one of its files.
     for path in run_dir.glob("step-*.ckpt"):
         match = CHECKPOINT.fullmatch(path.name)
         if match and not path.is_symlink():
@@ -172,6 +173,7 @@ def link(run_dir: Path, name: str, target: Path) -> None:
     Where links cannot be made (Windows without the right to, exFAT), it is a small file with the target's name in it.
     """
     path = run_dir / f"{name}.ckpt"
+    # Not left to the rename below: over a folder it fails after the checkpoint is saved, with an error of the system.
     if path.is_dir() and not path.is_symlink():
         raise UserError(f"{path}: it is a folder, but a run keeps a link of that name; move it away")
     temporary = run_dir / f".{path.name}.{os.getpid()}.tmp"

@@ -41,6 +41,7 @@ def acquire_run_lock(run_dir: Path) -> None:
         UserError: if another process holds the lock, or the directory cannot be written to.
     """
     path = run_dir.resolve() / LOCK
+    # A second open and close of the file, by this process itself, would release a record lock: so one descriptor each.
     if path not in DESCRIPTORS:
         try:
             DESCRIPTORS[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -76,6 +77,7 @@ def recover_run_dir(run_dir: Path, resumed: Path, finished: bool) -> None:
         finished: whether that one is of the run's last step, so that no step is left to train.
     """
     resumed = resumed.resolve()
+    # Safe only under the lock: they are what a killed process left, never what another is writing.
     remove_temporaries(run_dir)
     for path in saved_checkpoints(run_dir):
         if path.name == resumed.name:

@@ -245,6 +245,7 @@ def discard(directory: Path, around: list[Path]) -> None:
 def write_config(folder: Path, config: dict[str, Any], resume: Resume | None) -> None:
     """config.yaml, once; settings that a resumed run changes go into a file of their own beside it."""
     path = folder / "config.yaml"
+    # `config` and the checkpoint's are both `public`, so that an address given again is no change.
     if resume and path.exists():
         if config == resume.entry["config"]:
             return
