@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks import decoding, learning, memory, optimizer, starting, throughput
-from tinytf.cli.console import quiet_libraries
+from tinytf.cli.main import quiet_libraries
 from tinytf.utils.machine import cpu_name
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {

@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tests.benchmarks.fitting import fit
-from tinytf.cli.console import quiet_libraries
+from tinytf.cli.main import quiet_libraries
 from tinytf.data.datamodule import TextDataModule
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW

@@ -259,7 +259,7 @@ COMMANDS = [
     (["generate", "--ckpt_path", "toy.ckpt", "--temperature", "-1"], ["--temperature", "-1"]),
     (["generate", "--ckpt_path", "toy.ckpt", "--top_p", "2"], ["--top_p", "2"]),
     (["generate", "--ckpt_path", "toy.ckpt", "--max_new_tokens", "0"], ["--max_new_tokens", "at least 1"]),
-    (["generate", "--ckpt_path", "toy.ckpt", "--prompt_file", "configs"], ["--prompt_file configs", "directory"]),
+    (["generate", "--ckpt_path", "toy.ckpt", "--prompt_file", "configs"], ["--prompt_file configs", "it is a folder"]),
     (["generate", "--ckpt_path", "toy.ckpt", "--prompt_file", "gone"], ["--prompt_file gone", "No such file"]),
     (["generate", "--ckpt_path", "toy.ckpt", "--stop", ""], ["--stop is empty"]),
     (["generate", "--model", "toy.ckpt"], ["--model toy.ckpt", ".onnx"]),

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
-from tinytf.cli.console import explain_shortage
+from tinytf.cli.main import explain_shortage
 from tinytf.data import TextDataModule
 from tinytf.data.config import CorpusConfig
 from tinytf.data.tokenizer import character_tokenizer

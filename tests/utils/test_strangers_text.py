@@ -6,13 +6,14 @@ import json
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinytf.errors import UserError
 from tinytf.utils.text import printable, read_json
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=[])))
 def test_nothing_that_a_terminal_acts_on_is_left(text: str) -> None:
     shown = printable(text)
@@ -31,6 +32,7 @@ def test_what_is_not_json_is_one_line(text: str) -> None:
         read_json(text, "export.json")
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)

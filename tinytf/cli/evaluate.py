@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable
@@ -12,14 +11,15 @@ from torch import Tensor
 
 from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.config.resume import notice_of_other_text
-from tinytf.cli.console import heavy_command
 from tinytf.cli.fit import build_trainer
+from tinytf.cli.main import heavy_command
 from tinytf.data.datamodule import TextDataModule
 from tinytf.data.windows import IGNORE_INDEX
 from tinytf.errors import UserError
 from tinytf.run.callbacks.progress import StepProgress
 from tinytf.run.run import is_first_process
 from tinytf.training.trainer import Trainer
+from tinytf.utils.text import strict_json
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def print_predictions(batches: Iterable[Any], data: TextDataModule) -> None:
         for losses, targets in zip(batch["losses"], batch["targets"], strict=True):
             real = targets != IGNORE_INDEX
             if real.any():
-                print(json.dumps(window(start, losses[real], targets[real], data), ensure_ascii=False))
+                print(strict_json(window(start, losses[real], targets[real], data)))
                 start += int(real.sum())
 
 

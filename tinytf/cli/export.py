@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
+from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, checkpoint_path, threads
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
 from tinytf.export.parity.thresholds import with_overrides
 from tinytf.utils.files import user_path
@@ -35,7 +35,7 @@ def add_check_flags(flags: CommandParser) -> None:
         "--threshold", action="append", default=[], metavar="NAME=VALUE",
         help="let more or less pass, such as int8.kl=1e-3; may be repeated",
     )  # fmt: skip
-    flags.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    flags.add_argument("--threads", type=threads, default=1, metavar="N", help="CPU threads (default: %(default)s)")
     flags.add_argument("--json", action="store_true", help="print JSON in place of the table")
 
 

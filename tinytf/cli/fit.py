@@ -7,12 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
 from tinytf.cli.config.auto import describe_execution
 from tinytf.cli.config.parser import CommandLine, as_list
-from tinytf.cli.console import heavy_command
-from tinytf.errors import UserError
+from tinytf.cli.config.validate import refusals_of
+from tinytf.cli.main import heavy_command
 from tinytf.export.at_end import ExportConfig, export_at_end, require_exportable_config
 from tinytf.export.formats import choose
 from tinytf.run.callbacks.checkpoints import best_checkpoints
@@ -57,10 +55,8 @@ def fit(cli: CommandLine) -> None:
 
 def build_trainer(settings: Any, **built: Any) -> Trainer:
     """A Trainer of the ``trainer`` section; Lightning's refusals of a value are UserErrors."""
-    try:
+    with refusals_of("trainer"):
         return Trainer(**{**settings, **built})
-    except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def export_best(trainer: Trainer, config: ExportConfig) -> None:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, checkpoint_path, positive
+from tinytf.cli.config.flags import (
+    CommandParser,
+    add_checkpoint_flags,
+    checkpoint_path,
+    integer,
+    number,
+    positive,
+    threads,
+)
 from tinytf.errors import UserError
-from tinytf.utils.files import user_path
+from tinytf.utils.files import read_text, user_path
 
 # torch takes a second to import: a mistyped flag is told before that.
 if TYPE_CHECKING:
     from tinytf.generation.generator import TextGenerator
     from tinytf.generation.sampling import Sampling
     from tinytf.generation.streaming import Completion
+
+LONGEST_PROMPT = 2**24
+"""Bytes; a context has some thousands, of which the last half counts."""
 
 NOTES = """\
 Output is UTF-8 on stdout: the prompt, its completion, and one line feed at the end. With --num_samples above 1 each
@@ -47,20 +56,23 @@ def parser() -> CommandParser:
     prompt.add_argument("--prompt_file", metavar="FILE", help="a UTF-8 file with the prompt, or - for stdin")
     flags.add_argument("--max_new_tokens", type=positive, default=200, metavar="N", help="default: %(default)s")
     flags.add_argument(
-        "--temperature", type=float, default=0.8, metavar="T", help="0 is greedy decoding (default: %(default)s)"
+        "--temperature", type=number, default=0.8, metavar="T", help="0 is greedy decoding (default: %(default)s)"
     )
-    flags.add_argument("--top_k", type=int, metavar="K", help="draw from the K most probable tokens (default: all)")
+    flags.add_argument("--top_k", type=integer, metavar="K", help="draw from the K most probable tokens (default: all)")
     flags.add_argument(
-        "--top_p", type=float, metavar="P", help="draw from the fewest tokens that hold this probability (default: all)"
+        "--top_p",
+        type=number,
+        metavar="P",
+        help="draw from the fewest tokens that hold this probability (default: all)",
     )
     flags.add_argument(
-        "--min_p", type=float, metavar="P", help="draw from tokens at least P times as probable as the first one"
+        "--min_p", type=number, metavar="P", help="draw from tokens at least P times as probable as the first one"
     )
-    flags.add_argument("--seed", type=int, default=0, help="same seed, same text (default: %(default)s)")
+    flags.add_argument("--seed", type=integer, default=0, help="same seed, same text (default: %(default)s)")
     flags.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; may be repeated")
     flags.add_argument("--num_samples", type=positive, default=1, metavar="N", help="default: %(default)s")
     flags.add_argument(
-        "--threads", type=positive, default=1, metavar="N",
+        "--threads", type=threads, default=1, metavar="N",
         help="CPU threads (default: %(default)s, the fastest for one token at a time unless the model is large)",
     )  # fmt: skip
     flags.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
@@ -92,8 +104,6 @@ def run(argv: list[str]) -> int:
     except UserError as error:
         raise UserError(f"{prompt_source(args)}: {error}") from error
     completions = [generator.start_completion(ids, args.seed + index, args.stop) for index in range(args.num_samples)]
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
     try:
         show: Callable[[], None] = (lambda: None) if args.json else Printer(prompt, completions).show
         show()
@@ -114,16 +124,13 @@ def read_prompt(args: argparse.Namespace) -> str:
         UserError: if the file cannot be read or is not UTF-8; names the position.
     """
     source = prompt_source(args)
+    if args.prompt_file not in (None, "-"):
+        return read_text(args.prompt_file, what="--prompt_file", limit=LONGEST_PROMPT)
+    content = os.fsencode(args.prompt) if args.prompt_file is None else sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+    if len(content) > LONGEST_PROMPT:
+        raise UserError(f"{source}: it has more than the {LONGEST_PROMPT:,} bytes that it may have")
     try:
-        if args.prompt_file is None:
-            content = os.fsencode(args.prompt)
-        elif args.prompt_file == "-":
-            content = sys.stdin.buffer.read()
-        else:
-            content = Path(args.prompt_file).read_bytes()
         return content.decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{source}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{source}: byte {error.start} is not UTF-8") from error
 

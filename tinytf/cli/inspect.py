@@ -11,7 +11,7 @@ from typing import Any
 
 from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, checkpoint_path
 from tinytf.errors import UserError
-from tinytf.utils.text import flatten, strict, strict_json
+from tinytf.utils.text import flatten, printable, strict, strict_json
 
 Sections = dict[str, dict[str, Any]]
 
@@ -125,8 +125,8 @@ def sections_text(sections: Sections) -> str:
     lines = []
     for section, content in sections.items():
         leaves = list(flatten(content))
-        width = max((len(key) for key, _ in leaves), default=0)
-        lines += ["", section, *(f"  {key:<{width}}  {shown(value)}" for key, value in leaves)]
+        width = max((len(printable(key)) for key, _ in leaves), default=0)
+        lines += ["", section, *(f"  {printable(key):<{width}}  {shown(value)}" for key, value in leaves)]
     return "\n".join(lines[1:])
 
 
@@ -134,7 +134,8 @@ def difference_text(changes: Mapping[str, Mapping[str, list[Any]]]) -> str:
     """What differs, a line a key, old value first."""
     lines = []
     for section, found in changes.items():
-        lines += ["", section, *(f"  {key}: {shown(old)} -> {shown(new)}" for key, (old, new) in found.items())]
+        lines += ["", section]
+        lines += [f"  {printable(key)}: {shown(old)} -> {shown(new)}" for key, (old, new) in found.items()]
     return "\n".join(lines[1:]) or "no difference"
 
 
@@ -144,6 +145,6 @@ def shown(value: Any) -> str:
         return MISSING
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if "\n" not in text and len(text) <= LONGEST:
-        return text
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return printable(text)
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:12]
     return f"({len(text.splitlines())} lines, {len(text)} characters, sha256 {digest}…)"

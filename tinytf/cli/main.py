@@ -1,19 +1,29 @@
 """The command `tinytf`: finds the asked command, and turns known failures into one line and an exit code.
 
-Nothing heavy is imported before the command is known, so that --help and --version answer at once.
+Results go to stdout, in UTF-8 whatever the locale, so that JSON is JSON; everything else goes to stderr, where no text
+of a file does anything to the terminal. Nothing heavy is imported before the command is known: --help answers at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
+import logging
 import os
 import signal
 import sys
+import threading
+import warnings
+from collections.abc import Iterator
 from importlib import import_module
+from typing import Any
 
 from tinytf import __version__
 from tinytf.errors import RunError, UserError
-from tinytf.utils.text import public
+from tinytf.utils.files import is_disk_full, reason
+from tinytf.utils.machine import usable_cores
+from tinytf.utils.text import printable, public
 
 COMMANDS = {
     "fit": ("fit:run", "train, or resume with --ckpt_path last"),
@@ -59,22 +69,32 @@ def main(argv: list[str] | None = None) -> int:
         its traceback.
     """
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        code = dispatch(argv)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        for problem in error.problems:
-            sys.stderr.write(f"tinytf: error: {public(problem)}\n")
-        return 2
-    except RunError as error:
-        sys.stderr.write(f"tinytf: error: {public(str(error))}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # The reader has seen enough, as head has.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # So that flushing at exit is quiet.
-        return 128 + signal.SIGPIPE
+    prepare_streams()
+    # A run goes on and saves, whoever looked at it: `tinytf fit | head`.
+    stdout, stderr = Stream(sys.stdout, lenient=argv[:1] == ["fit"]), Stream(sys.stderr, lenient=True)
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            code = dispatch(argv)
+            sys.stdout.flush()
+            return code
+        except UserError as error:
+            for problem in error.problems:
+                write_error(problem)
+            return 2
+        except RunError as error:
+            write_error(str(error))
+            return 1
+        except KeyboardInterrupt:
+            return 130
+        except OutputError as error:
+            if isinstance(error.__cause__, BrokenPipeError):  # The reader has seen enough, as head has.
+                return 128 + signal.SIGPIPE
+            write_error(str(error))
+            return 1
+
+
+def write_error(problem: str) -> None:
+    sys.stderr.write(f"tinytf: error: {printable(public(problem))}\n")
 
 
 def dispatch(argv: list[str]) -> int:
@@ -94,5 +114,149 @@ def dispatch(argv: list[str]) -> int:
     return int(getattr(import_module(f"tinytf.cli.{module}"), function)(argv[1:]))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+# -- stdout and stderr ---------------------------------------------------------------------------------------------
+
+
+class OutputError(Exception):
+    """What a command has found out cannot be written to stdout."""
+
+
+class Stream:
+    """stdout or stderr, which may be lost: nobody reads any more, or the disk is full.
+
+    Args:
+        stream: the one that Python opened.
+        lenient: go on without; else OutputError is raised.
+    """
+
+    def __init__(self, stream: Any, lenient: bool) -> None:
+        self._stream = stream
+        self._lenient = lenient
+
+    def write(self, text: str) -> int:
+        with self._losses():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._losses():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _losses(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # What is left in the buffer goes to /dev/null, or flushing it at exit would fail once more.
+            with contextlib.suppress(OSError, ValueError):  # A stream of a test or a notebook has no descriptor.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if not self._lenient:
+                raise OutputError(f"stdout: {reason(error)}") from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def prepare_streams() -> None:
+    """Make stdout UTF-8; where stdout or stderr is closed, as `>&-` leaves it, put /dev/null in its place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - for as long as the process lives
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names that are not UTF-8 have lone surrogates in them, which no encoding has.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+class OneLineFormatter(logging.Formatter):
+    """A message as one line that does nothing to a terminal, and without what may be a credential of an address."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = printable(str(public(record.getMessage())))
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def quiet_libraries() -> None:
+    """Set up logging and warnings for a command; a test or a notebook that imports tinytf is left alone."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLineFormatter())
+    own = logging.getLogger("tinytf")
+    own.handlers[:] = [handler]
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    threading.excepthook = _thread_failed
+    # Tips, and the devices found, which the first line of a run says too.
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # On how gloo and two dimensions of parallelism exchange shards, once a process.
+    for name in ("torch.distributed.tensor._collective_utils", "torch.distributed.tensor._redistribute"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",  # Reading a batch takes microseconds.
+        ".*LeafSpec.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # A resumed run's own.
+        ".*your dataloader is not resumable.*",  # Its position is one integer in the datamodule's state.
+        ".*callbacks used to create the checkpoint need to be provided.*",  # An evaluation needs none of them.
+        ".*but have no logger configured.*",  # The table of results goes to stdout.
+        ".*It is recommended to use .*sync_dist=True.*",  # torchmetrics has brought the processes' sums together.
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # Which nothing here changes in place.
+        ".*litlogger.*",
+        ".*litmodels.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    # TensorBoard's writing thread meets a full disk, and so does its next caller, who says so in one line.
+    if not is_disk_full(failure.exc_value):
+        threading.__excepthook__(failure)
+
+
+@contextlib.contextmanager
+def heavy_command() -> Iterator[None]:
+    """The process of a command that computes: quiet libraries, threads, memory; known failures as one line."""
+    import torch
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from tinytf.training.distributed.launcher import lost_process
+    from tinytf.training.hardware import tune_glibc_malloc
+
+    quiet_libraries()
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        logging.getLogger("tinytf").setLevel(logging.ERROR)  # The first process speaks for all.
+    if "OMP_NUM_THREADS" not in os.environ:
+        # torch counts the machine's cores; a container may be given a share of their time.
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    tune_glibc_malloc()
+    try:
+        yield
+    except Exception as error:
+        reason = explain_shortage(error) or lost_process(error)
+        if reason:
+            raise RunError(reason) from error
+        raise
+
+
+def explain_shortage(error: BaseException) -> str | None:
+    """What ran out, memory or disk, and what to lower; None for any other failure."""
+    import torch
+
+    if is_disk_full(error):
+        filename = getattr(error, "filename", None)
+        return (
+            f"the disk is full{f' ({filename})' if filename else ''}; free some space and resume with --ckpt_path last"
+        )
+    # torch raises a plain RuntimeError when the CPU's memory runs out.
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu:
+        return (
+            "out of memory: lower data.batch_size (trainer.accumulate_grad_batches makes up for it), data.seq_len, "
+            "or model.d_model"
+        )
+    # Nor has it a class for this.
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader "):
+        return (
+            f"a process that reads batches was lost ({str(error).partition('.')[0]}): perhaps memory or /dev/shm is "
+            "full; --data.num_workers 0 reads them in the training process. Resume with --ckpt_path last"
+        )
+    return None

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from tinytf.cli.config.flags import CommandParser, above_zero, positive, share
 from tinytf.cli.config.parser import CommandLine
-from tinytf.cli.console import quiet_libraries
+from tinytf.cli.main import quiet_libraries
 from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
@@ -42,6 +42,9 @@ class DryRunCLI(CommandLine):
 
     def instantiate_classes(self) -> None:
         """A plan needs numbers alone."""
+
+    def check_machine(self, config: Any) -> None:
+        """A plan is for any machine."""
 
     def resolve_auto(self, config: Any) -> None:
         if self.gpu and config.trainer.precision == "auto":

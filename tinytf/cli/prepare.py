@@ -9,9 +9,10 @@ from typing import Any
 import jsonargparse
 
 from tinytf.cli.config.errors import OneLineErrors
-from tinytf.cli.config.files import ConfigFile, read_arguments
+from tinytf.cli.config.files import ConfigFile, as_config, read_arguments
 from tinytf.cli.config.keys import ConfigError, Keys, check_flags, unknown_key
-from tinytf.cli.console import quiet_libraries
+from tinytf.cli.config.strict_yaml import STRICT
+from tinytf.cli.main import quiet_libraries
 from tinytf.data.build import prepare
 from tinytf.data.config import CorpusConfig, PreparedCorpus
 from tinytf.errors import UserError
@@ -45,7 +46,7 @@ def run(argv: list[str]) -> int:
     refuse_foreign_flags(arguments.flags)
     check_flags(arguments.flags, Keys(["json", *CORPUS]))
     try:
-        given = parser().parse_args(["--config", json.dumps({"data": section}), *arguments.flags])
+        given = parser().parse_args([*as_config({"data": section}), *arguments.flags])
     except ConfigError as wrong:
         raise UserError(f"{arguments.location(wrong.key)}{wrong}") from None
     done = prepare(CorpusConfig(**vars(given.data)))
@@ -55,7 +56,7 @@ def run(argv: list[str]) -> int:
 
 def parser() -> Parser:
     """The flags of `tinytf prepare`: the keys of fit's section data that decide token ids."""
-    flags = Parser(prog="tinytf prepare", description=DESCRIPTION, allow_abbrev=False)
+    flags = Parser(prog="tinytf prepare", description=DESCRIPTION, allow_abbrev=False, parser_mode=STRICT)
     flags.add_argument("-c", "--config", action="config", metavar="FILE", help="a config file of fit; may be repeated")
     flags.add_argument("--json", action="store_true", help="one JSON object on stdout")
     flags.add_class_arguments(CorpusConfig, "data")

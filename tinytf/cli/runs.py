@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from tinytf.cli.config.flags import CommandParser
 from tinytf.errors import UserError
 from tinytf.run.journal import FILE_NAME, Record, read
 from tinytf.utils.machine import is_alive
-from tinytf.utils.text import seconds_between, table, utc_now
+from tinytf.utils.text import seconds_between, strict_json, table, utc_now
 
 SILENT_SECONDS = 600.0
 """A run on another machine, whose process cannot be seen from here, counts as running so long after its last record."""
@@ -67,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--root {root}: there is no such folder; tinytf fit makes it, or give another")
     rows = ordered([summary(folder) for folder in run_folders(root)], arguments.sort)
     if arguments.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False))
+        print(strict_json([asdict(row) for row in rows], indent=2))
     else:
         print(table([HEADER, *map(_cells, rows)]))
     if not rows:

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from tinytf.data.tokenizer import end_of_text_id, ready
 from tinytf.errors import RunError, UserError
 from tinytf.model import Transformer, TransformerConfig
-from tinytf.utils.files import atomic_write, is_disk_full, sha256_of
+from tinytf.utils.files import atomic_write, is_disk_full, sha256_of, shorten
+from tinytf.utils.machine import usable_memory
 
 FORMAT = 1
 """Version of the ``tinytf`` entry. Raise it when a reader of the old one would misread the new."""
@@ -170,7 +171,15 @@ class LoadedModel:
 
 def config_of(content: dict[str, Any]) -> TransformerConfig:
     """The model's config, by the ``tinytf`` entry."""
-    return TransformerConfig.from_mapping(content["tinytf"]["model"])
+    config = TransformerConfig.from_mapping(content["tinytf"]["model"])
+    # Before anything is built: a file may state a million layers, or positions that no memory has tables for.
+    layers = {key.split(".")[2] for key in content["state_dict"] if key.startswith(f"{MODEL_PREFIX}layers.")}
+    if config.n_layers != len(layers):
+        raise ValueError(f"n_layers is {config.n_layers}, but it has weights of {len(layers)} layers")
+    tables = 16 * config.max_seq_len * config.head_dim
+    if tables > (usable_memory() or tables):
+        raise ValueError(f"max_seq_len is {config.max_seq_len}, which is more positions than fit into memory")
+    return config
 
 
 def refuse_misfit(content: dict[str, Any], path: Path) -> None:
@@ -178,8 +187,9 @@ def refuse_misfit(content: dict[str, Any], path: Path) -> None:
     try:
         with torch.device("meta"):
             model = Transformer(config_of(content))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"checkpoint {path}: its entry does not describe a model ({error})") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch refuses sizes past 2**63 so.
+        why = " ".join(str(error).split())
+        raise UserError(f"checkpoint {path}: its entry does not describe a model ({shorten(why)})") from None
     wanted = {f"{MODEL_PREFIX}{key}": list(value.shape) for key, value in model.state_dict().items()}
     found = {key: list(value.shape) for key, value in content["state_dict"].items()}
     for key in sorted({*wanted, *found}):
@@ -199,11 +209,11 @@ def load_model(path: str | Path) -> LoadedModel:
     # best.ckpt is a link that moves while a run trains: weights and sha256 must be those of one file.
     path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     content = read_checkpoint(path)
+    refuse_misfit(content, path)
     entry = content["tinytf"]
     try:
-        shape = config_of(content)
         tokenizer = ready(Tokenizer.from_str(entry["tokenizer"]))
-        model = Transformer(shape)
+        model = Transformer(config_of(content))
         weights = {
             key.removeprefix(MODEL_PREFIX): value
             for key, value in content["state_dict"].items()

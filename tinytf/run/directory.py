@@ -13,7 +13,7 @@ from pathlib import Path
 from tinytf.errors import UserError
 from tinytf.run.checkpoint import damage
 from tinytf.run.journal import started_at
-from tinytf.utils.files import atomic_write
+from tinytf.utils.files import atomic_write, open_user_file, user_path
 
 ROOT = Path("checkpoints")
 BEST, LAST = "best", "last"
@@ -153,7 +153,7 @@ def resolve_checkpoint(ckpt_path: str, name: str | None = None, root: str | Path
 def _checkpoint_at(ckpt_path: str) -> Path:
     if "://" in ckpt_path:
         raise UserError(f"--ckpt_path {ckpt_path}: only local files are loaded; download it first")
-    path = Path(ckpt_path)
+    path = user_path(ckpt_path, what="--ckpt_path")
     if path.is_symlink() and not path.exists():
         raise UserError(f"--ckpt_path {ckpt_path}: it links to {path.readlink()}, which is gone; give another file")
     if not path.exists():
@@ -161,6 +161,7 @@ def _checkpoint_at(ckpt_path: str) -> Path:
     target = pointer_target(path)
     if target and not target.exists():
         raise UserError(f"--ckpt_path {ckpt_path}: it points to {target.name}, which is gone; give another file")
+    open_user_file(target or path, what="--ckpt_path").close()
     return target or path
 
 

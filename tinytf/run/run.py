@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -41,7 +40,7 @@ from tinytf.run.loggers import build_loggers
 from tinytf.run.provenance import collect, write_uncommitted_patch
 from tinytf.run.recovery import acquire_run_lock, recover_run_dir, release_run_locks
 from tinytf.utils.files import atomic_write
-from tinytf.utils.text import public
+from tinytf.utils.text import public, yaml_text
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +55,7 @@ class Resume:
         entry: its ``tinytf`` entry.
         newest: whether its folder held no later one when it was read.
         stopped: whether a callback had ended the run at this step.
+        own: whether it is of a run below checkpoint.dir: a stranger's is resumed in a new run, never in its folder.
     """
 
     path: Path
@@ -63,6 +63,7 @@ class Resume:
     entry: dict[str, Any]
     newest: bool
     stopped: bool = False
+    own: bool = True
 
     @classmethod
     def read(cls, path: Path) -> Resume:
@@ -203,7 +204,7 @@ def choose_directory(root: Path, name: str, resume: Resume | None) -> tuple[Path
     """
     if resume:
         folder = resume.path.resolve().parent
-        is_run = (folder / "config.yaml").is_file() and (folder / FILE_NAME).is_file()
+        is_run = resume.own and (folder / "config.yaml").is_file() and (folder / FILE_NAME).is_file()
         if is_run and not asks_elsewhere(root, name, folder, resume.entry["config"]):
             if resume.newest:
                 acquire_run_lock(folder)
@@ -251,7 +252,7 @@ def write_config(folder: Path, config: dict[str, Any], resume: Resume | None) ->
             return
         path = folder / f"config_from_step_{resume.step:07d}.yaml"
     with atomic_write(path) as file:
-        file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+        file.write(yaml_text(config).encode())
 
 
 def refuse_other_text(now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -34,6 +35,18 @@ def usable_cores() -> int:
 
 
 @cache
+def usable_memory() -> int | None:
+    """Bytes of memory that this process may use: a container's share, else the machine's; None if not known."""
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # There is no such file, or no limit: "max".
+            limit = int(Path(file).read_text())
+            if limit < 2**60:  # What cgroup v1 writes for no limit.
+                return limit
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
 def cpu_name() -> str:
     """The processor's name as its maker writes it."""
     if sys.platform == "linux":

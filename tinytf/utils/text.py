@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+import yaml
+
 from tinytf.errors import UserError
 
 HIDDEN = "***"
@@ -41,8 +43,14 @@ def strict(value: Any) -> Any:
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every parser reads; TypeError at values that JSON has no form for."""
-    return json.dumps(strict(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    """JSON that every parser reads and no terminal acts on; TypeError at values that JSON has no form for."""
+    text = json.dumps(strict(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    # Outside its strings JSON is ASCII: what is not printable stands inside one, where it may be escaped.
+    return "".join(mark if mark.isprintable() or mark == "\n" else _json_escape(mark) for mark in text)
+
+
+def _json_escape(mark: str) -> str:
+    return "\\u007f" if mark == "\x7f" else json.dumps(mark)[1:-1]  # json leaves DEL as it is.
 
 
 def read_json(text: str | bytes, what: object) -> Any:
@@ -102,6 +110,30 @@ def _public_address(address: str) -> str:
     return f"{scheme}://{user}{path}{query}{fragment}"
 
 
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Quotes each text that a reader of YAML 1.1 or 1.2 would take for something else.
+
+    PyYAML reads and writes YAML 1.1, where 3e-4 is a text: a run of that name would be a number's to others, and to us.
+    """
+
+    def represent_str(self, text: str) -> yaml.Node:
+        # PyYAML writes some separators, such as U+0085, as they are, and folds them into spaces when it reads.
+        style = None if text.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9._]+([eE][-+]?[0-9]+)?|0o[0-7]+)$"), list("-+.0123456789")
+)
+
+
+def yaml_text(content: Mapping[str, Any]) -> str:
+    """Plain values as YAML, keys in their order."""
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def utc_now() -> str:
     """The time, as ISO 8601 in UTC with microseconds: ``2026-01-31T12:00:00.000000Z``."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -125,6 +157,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Rows of equal length as aligned columns two spaces apart; the columns in ``right`` are flush right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(

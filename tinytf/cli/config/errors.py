@@ -46,7 +46,7 @@ def explain(message: str, error: BaseException | None) -> ConfigError:
         return unknown_key(f"{key}.{option}", [f"{key}.{name}" for name in _arguments_of(kind)])
     if required and kind:
         return ConfigError(key, f"{key}: {kind.rpartition('.')[2]} needs {required.rstrip('.')}; give it in init_args")
-    missing = next((e for e in _causes(error) if isinstance(e, (ImportError, AttributeError))), None)
+    missing = next((e for e in causes(error) if isinstance(e, (ImportError, AttributeError))), None)
     if isinstance(missing, (ModuleNotFoundError, AttributeError)):
         return ConfigError(key, f"{key}: cannot import {kind or value} ({missing}); give the full path of a class")
     if "Unable to load config" in message:
@@ -59,6 +59,8 @@ def explain(message: str, error: BaseException | None) -> ConfigError:
     wanted += [
         f"a subclass of {name}" for name in re.findall(r"to be a subclass of <class '(?:\w+\.)*(\w+)'>", message)
     ]
+    if "null" in wanted and value == "null":
+        value = "None"  # What the user typed; of null itself the type would have taken note.
     if wanted:
         return ConfigError(key, f"{key}: expected {' or '.join(dict.fromkeys(wanted))}, got {value or kind}")
     return ConfigError(key, f"{key}: {' '.join(message.partition(':')[2].split())[:300]}")
@@ -69,7 +71,8 @@ def _cut(pattern: str, text: str) -> str:
     return match[1] if match else ""
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -7,18 +7,24 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import tinytf
+from tinytf.cli.config.strict_yaml import LONGEST, line_of, load_with_nodes
 from tinytf.errors import UserError
+from tinytf.utils.files import read_text, user_path
+from tinytf.utils.text import flatten
 
 PRESET = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 """What may be a preset's name. A path has a suffix, and `./base` is always a path."""
+
+PATH_MAX = 2**16
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +45,7 @@ class ConfigFile:
 
     def location(self, key: str) -> str:
         """``path:line: `` of a dotted key, or an empty string if the file does not set it."""
-        line = _line_of(self.root, key.split("."))
+        line = line_of(self.root, key.split("."))
         return f"{self.path}:{line}: " if line is not None else ""
 
     def as_argument(self, sections: Iterable[str]) -> list[str]:
@@ -48,8 +54,7 @@ class ConfigFile:
         Sections that hold nothing (``model:`` with only a comment below) are left out: they change nothing, where the
         parser would take them for null.
         """
-        # YAML has dates and sets, JSON has not: as text, they are the parser's to refuse by their key.
-        return ["--config", json.dumps(drop_empty(self.content, set(sections)), default=str)]
+        return as_config(drop_empty(self.content, set(sections)))
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,13 @@ class Arguments:
     ckpt_path: str | None
     name: str | None
     root: str | None
+
+    @cached_property
+    def keys(self) -> set[str]:
+        """The dotted keys that flags and files set; one that takes a class is set by its ``class_path``."""
+        keys = {flag.partition("=")[0].removeprefix("--") for flag in self.flags if flag.startswith("--")}
+        keys.update(key for file in self.files for key, _ in flatten(file.content))
+        return {key.removesuffix("+").removesuffix(".class_path") for key in keys}
 
     def location(self, *keys: str) -> str:
         """``path:line: `` of the first of these keys, or of its section, in the last file that has one.
@@ -123,85 +135,49 @@ def preset_names() -> list[str]:
 
 def find_config(given: str) -> str:
     """The path of what follows ``--config``. A file of that name wins over a preset, which is logged."""
+    path = user_path(given, what="--config")
     if not PRESET.fullmatch(given):
         return given
     preset = preset_dir() / f"{given}.yaml"
-    if Path(given).is_file():
+    if path.exists() and not path.is_dir():
         if preset.is_file():
             log.info("--config %s: reading the file here, not the preset of that name", given)
         return given
     if preset.is_file():
         return str(preset)
-    if Path(given).is_dir():  # Opening it says so.
+    if path.is_dir():  # Opening it says so.
         return given
     near = difflib.get_close_matches(given, preset_names(), n=1)
     hint = f"did you mean {near[0]}?" if near else f"the presets are {', '.join(preset_names())}"
     raise UserError(f"--config {given}: no such file and no such preset; {hint}")
 
 
+def as_config(content: dict[str, Any]) -> list[str]:
+    """Content as an argument of the parser, which reads JSON as it reads YAML."""
+    # jsonargparse first looks for a file of that name: longer than any path, it is none.
+    return ["--config", json.dumps(content).ljust(PATH_MAX)]
+
+
 # -- YAML ----------------------------------------------------------------------------------------------------------
 
 
 def read_config(path: str) -> ConfigFile:
-    """A config file's content.
-
-    Raises:
-        UserError: if it cannot be read, with the line; if it sets a key twice, of which YAML would take the last.
-    """
+    """A config file's content; UserError with the line if it cannot be read."""
+    text = read_text(path, what="--config", limit=LONGEST)
     try:
-        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        content = loader.construct_document(root) if root else {}
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config {path}: byte {error.start} is not UTF-8") from None
+        content, root = load_with_nodes(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:  # A ValueError is a date such as 2020-13-45.
+        where = f":{mark.line + 1}" if mark else ""
+        kind = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
+        raise UserError(f"{path}{where}: {kind}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         content = {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, got a {type(content).__name__}")
-    for line, problem in _repeated(root, ""):
-        raise UserError(f"{path}:{line}: {problem}")
     return ConfigFile(path, content, root)
-
-
-def _repeated(node: yaml.Node | None, prefix: str) -> Iterator[tuple[int, str]]:
-    """Line and message of each key that is set twice in one mapping."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeated(item, prefix)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    first: dict[str, int] = {}
-    for name, value in node.value:
-        key, line = f"{prefix}{name.value}", name.start_mark.line + 1
-        if key in first and name.value != "<<":
-            yield line, f"{key} is set twice, here and in line {first[key]}: keep one"
-        first.setdefault(key, line)
-        yield from _repeated(value, f"{key}.")
-
-
-def _line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
-    """The line, counted from 1, at which a key stands in a YAML mapping; None if it does not."""
-    if isinstance(node, yaml.SequenceNode):
-        return next((line for item in node.value if (line := _line_of(item, parts))), None)
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    for name, value in node.value:
-        if name.value == parts[0]:
-            line = name.start_mark.line + 1
-            return line if len(parts) == 1 else _line_of(value, parts[1:])
-        if name.value == "init_args":  # A dotted key leaves it out: model.optimizer.lr.
-            inside = _line_of(value, parts)
-            if inside is not None:
-                return inside
-    return None
 
 
 def drop_empty(content: dict[str, Any], sections: set[str], prefix: str = "") -> dict[str, Any]:

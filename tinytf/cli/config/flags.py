@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tinytf.errors import UserError
+from tinytf.utils.files import shorten
+from tinytf.utils.machine import usable_cores
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -39,33 +42,52 @@ class CommandParser(argparse.ArgumentParser):
         return f": did you mean {near[0]}?" if near else f"; see {self.prog} --help"
 
 
+def integer(text: str) -> int:
+    """An integer in decimal digits, as a flag's type; int() takes 1_000 and the digits of all scripts."""
+    if not re.fullmatch(r"[-+]?[0-9]{1,30}", text):
+        raise argparse.ArgumentTypeError(f"{shorten(text, 40)!r} is not an integer")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A finite decimal number, as a flag's type."""
+    if not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text) or not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"{shorten(text, 40)!r} is not a number")
+    return float(text)
+
+
 def positive(text: str) -> int:
     """An integer of at least 1, as a flag's type."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+    value = integer(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
+    if value >= 2**53:
+        raise argparse.ArgumentTypeError(f"{value} is too large: it must be below 2**53")
+    return value
+
+
+def threads(text: str) -> int:
+    """A number of threads, as a flag's type: more than a machine can start end the process inside torch."""
+    value, most = positive(text), max(64, 4 * usable_cores())
+    if value > most:
+        raise argparse.ArgumentTypeError(f"{value} is too large: it must be at most {most} on this machine")
     return value
 
 
 def above_zero(text: str) -> float:
     """A number above 0, as a flag's type."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < value < float("inf"):
+    value = number(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
     return value
 
 
 def share(text: str) -> float:
     """A number above 0 and at most 1, as a flag's type."""
-    if above_zero(text) > 1:
+    value = above_zero(text)
+    if value > 1:
         raise argparse.ArgumentTypeError(f"{text} must be at most 1")
-    return float(text)
+    return value
 
 
 def add_checkpoint_flags(parser: CommandParser, *, required: bool = True) -> None:

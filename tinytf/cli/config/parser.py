@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from tinytf.cli.config import resume as resuming
 from tinytf.cli.config.auto import resolve_auto
-from tinytf.cli.config.errors import OneLineErrors
-from tinytf.cli.config.files import Arguments, read_arguments
+from tinytf.cli.config.errors import OneLineErrors, causes
+from tinytf.cli.config.files import Arguments, as_config, read_arguments
 from tinytf.cli.config.keys import ConfigError, Keys, check_flags, check_keys, describe
-from tinytf.cli.config.validate import validate
+from tinytf.cli.config.strict_yaml import STRICT
+from tinytf.cli.config.validate import check_machine, refusals_of, validate
 from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.export.at_end import ExportConfig
@@ -26,6 +27,7 @@ from tinytf.run.directory import LAST, ROOT, last_intact, resolve_checkpoint, ru
 from tinytf.run.run import OptionalCallbacks, Resume
 from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.trainer import Trainer
+from tinytf.utils.files import user_path
 
 SEED = 1337
 NOT_SETTINGS = ("config", "ckpt_path")
@@ -35,10 +37,16 @@ log = logging.getLogger(__name__)
 
 
 class Parser(OneLineErrors, LightningArgumentParser):
-    """Refuses in one line, and takes no abbreviation: one would turn a typo into another key."""
+    """Refuses in one line, reads YAML with bounds, and takes no file as the value of a key, nor an abbreviation."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        # An abbreviation would turn a typo into another key.
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False, "parser_mode": STRICT})
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        # With sub_configs, which Lightning asks for, a text where a class may stand is a file to read if there is one
+        # of that name: `trainer.callbacks: LICENSE` of a checkpoint would import what ./LICENSE names.
+        return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
 
 
 class CommandLine(LightningCLI):
@@ -116,25 +124,37 @@ class CommandLine(LightningCLI):
         check_flags(given.flags, keys)
         asks_help = {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in given.flags}
         ckpt = find_checkpoint(self.command, given, required=not asks_help)
-        base: list[str] = []
-        if ckpt:
-            self.resume = Resume.read(ckpt)
-            named = frozenset(resuming.words([given.flags, [file.content for file in given.files]]))
-            taken = resuming.defaults(self.command, self.resume.entry["config"], ckpt, named)
-            base = ["--config", json.dumps(taken)]
+        base = as_config(self._defaults(ckpt, given)) if ckpt else []
         files = [argument for file in given.files for argument in file.as_argument(keys.sections)]
         config: Namespace = self.parser.parse_args([*base, *files, *given.flags])
         config.ckpt_path = str(ckpt) if ckpt else None
         self._refuse_nulls(config)
+        if config.checkpoint.dir.startswith("~"):  # Which shells leave as it is after a "=".
+            config.checkpoint.dir = str(user_path(config.checkpoint.dir, what="checkpoint.dir"))
         try:
             validate(self.command, config)
+            self.check_machine(config)
             self.resolve_auto(config)
         except UserError as error:
             raise UserError(f"{given.location(*keys.named_in(str(error)))}{error}") from None
         if self.resume:
             saved = self.resume.entry["config"]
-            resuming.refuse_changes(self.command, self.plain(config), saved, self.resume.path)
+            resuming.refuse_changes(self.command, self.plain(config), saved, self.resume.path, given.keys)
         return config
+
+    def _defaults(self, ckpt: Path, given: Arguments) -> dict[str, Any]:
+        """What is taken over from a checkpoint."""
+        own = resuming.is_own(ckpt, user_path(given.root or ROOT, what="checkpoint.dir"))
+        self.resume = replace(Resume.read(ckpt), own=own)
+        config = self.resume.entry["config"]
+        if own:
+            return resuming.own_defaults(self.command, config, ckpt)
+        usual = self.plain(self.parser.get_defaults())
+        return resuming.strangers_defaults(self.command, config, ckpt, usual, given.keys)
+
+    def check_machine(self, config: Any) -> None:
+        """Refuse what this machine cannot run."""
+        check_machine(config)
 
     def resolve_auto(self, config: Any) -> None:
         """Write what `auto` means into the config."""
@@ -152,15 +172,19 @@ class CommandLine(LightningCLI):
 
     def plain(self, config: Namespace | None = None) -> dict[str, Any]:
         """The resolved config in plain types, as config.yaml and every checkpoint hold it."""
-        text = self.parser.dump(self.config if config is None else config, skip_unset=False, format="yaml")
-        content: dict[str, Any] = yaml.safe_load(text)
+        text = self.parser.dump(self.config if config is None else config, skip_unset=False, format="json")
+        content: dict[str, Any] = json.loads(text)
         return {key: value for key, value in content.items() if key not in NOT_SETTINGS}
 
     # -- building --------------------------------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
         """Build the data, then the model, whose vocabulary is the data's, then the callbacks."""
-        self.objects = self.parser.instantiate(self.config, instantiators=[(self._build_data, TextDataModule, False)])
+        builders = [(self._build_data, TextDataModule, False), (build, object, True)]
+        try:
+            self.objects = self.parser.instantiate(self.config, instantiators=builders)
+        except (TypeError, ValueError) as error:  # jsonargparse's, of a type that may be several.
+            raise next((each for each in causes(error) if isinstance(each, UserError)), error) from error
         self.data, self.model = self.objects.data, self.objects.model
         self.callbacks = [
             *as_list(self.objects.trainer.callbacks),
@@ -173,6 +197,14 @@ class CommandLine(LightningCLI):
         if self.resume:
             data.use_tokenizer(self.resume.entry["tokenizer"], self.resume.entry["data"])
         return data
+
+
+def build(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
+    """An object of a class that a config names; what a class of another package refuses is the user's input."""
+    if kind.__module__.startswith("tinytf."):
+        return kind(*args, **kwargs)
+    with refusals_of(f"{kind.__module__}.{kind.__name__}"):
+        return kind(*args, **kwargs)
 
 
 class Description(CommandLine):
@@ -192,7 +224,9 @@ def parser_of(command: str) -> LightningArgumentParser:
 
 def find_checkpoint(command: str, given: Arguments, required: bool) -> Path | None:
     """The checkpoint that a command starts from; None for a training run that starts fresh."""
-    root = Path(given.root or ROOT)
+    root = user_path(given.root or ROOT, what="checkpoint.dir")
+    if given.ckpt_path == "":
+        raise UserError("--ckpt_path is empty: give a file, best or last, or leave it out")
     if given.ckpt_path is None:
         if command != "fit" and required:
             raise UserError(f"tinytf {command} needs --ckpt_path: a file, best or last")

@@ -1,13 +1,20 @@
-"""How a checkpoint's own config becomes the parser's defaults, and which of its settings cannot be changed."""
+"""What a command takes over from a checkpoint's config, and which of its settings cannot be changed.
+
+A checkpoint of the user's own runs is taken over whole. One from anywhere else is a stranger's: it gives its numbers,
+and whatever names a class, a path, an address, a number of processes or a destination is the user's to give again.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from tinytf.data.sources.builtin import BUILTIN
 from tinytf.errors import UserError
+from tinytf.run.directory import version_of
+from tinytf.utils.files import shorten
 from tinytf.utils.text import public
 
 SHAPE = tuple(f"model.{key}" for key in ("d_model", "n_heads", "n_layers", "n_kv_heads", "d_ff", "qk_norm"))
@@ -22,92 +29,139 @@ TRAINING = (
 WHY = {
     "model": "a checkpoint's shape is that of its weights",
     "model.optimizer": "its state is that of its class",
-    "data": "a resumed run goes on with the text it has begun",
-    "seed_everything": "the order of the data hangs on it",
+    "data": "a resumed run continues with the text it has begun",
+    "seed_everything": "the order of the data depends on it",
 }
-TRUSTED = ("torch.optim.", "tinytf.")
-LIGHTNING = "lightning.pytorch."
+
+WORDS: dict[str, Collection[str] | None] = {
+    "data.corpus": BUILTIN,
+    "data.val_corpus": BUILTIN,
+    "data.test_corpus": BUILTIN,
+    "data.tokenizer": ("char", "bpe"),
+    "data.split_by": None,
+    "data.text_field": None,
+    "model.compile": None,
+    "model.on_nonfinite": None,
+    "model.weight_decay_on": None,
+    "trainer.gradient_clip_algorithm": None,
+    "trainer.matmul_precision": None,
+    "trainer.precision": None,
+}
+"""Texts of a stranger's config that name nothing outside tinytf: these, or (None) whatever the parser takes."""
+
+OURS_TO_DECIDE = (
+    "data.num_workers",
+    "data.prepare_processes",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "tracking.git_diff",
+    "tracking.hostname",
+    "export.at_end",
+)
+"""Numbers that are no numbers of the model: how many processes run here, and what is told of this machine."""
+
+TEXT_OF_TRAINING = ("data.corpus", "data.val_corpus", "data.test_corpus")
+NEEDED = {
+    "fit": (*TEXT_OF_TRAINING, "model.optimizer", "model.schedule", "trainer.callbacks", "trainer.plugins"),
+    "validate": TEXT_OF_TRAINING,
+    "test": TEXT_OF_TRAINING,
+    "predict": TEXT_OF_TRAINING,
+}
+"""What a command cannot do without: another default in its place would be another training, or another measurement."""
+
+log = logging.getLogger(__name__)
 
 
-def defaults(command: str, config: Mapping[str, Any], ckpt: Path, named: Collection[str] = ()) -> dict[str, Any]:
-    """What a command takes over from a checkpoint's config, as if it were the first ``--config`` file.
+def is_own(ckpt: Path, root: Path) -> bool:
+    """Whether a checkpoint is of a run below the user's ``checkpoint.dir``."""
+    run_dir = ckpt.resolve().parent
+    return version_of(run_dir) >= 0 and run_dir.parent.parent == root.resolve()
+
+
+def own_defaults(command: str, config: Mapping[str, Any], ckpt: Path) -> dict[str, Any]:
+    """What a command takes over from a checkpoint of the user's, as if it were the first ``--config`` file.
 
     A resumed run takes all of it. An evaluation takes what decides its numbers: model, data, seed, precision.
-
-    Args:
-        command: fit, or an evaluation.
-        config: the checkpoint's.
-        ckpt: its file.
-        named: words of the user's own flags and configs.
-
-    Raises:
-        UserError: where what is taken over names a class from outside tinytf and torch.optim, and the user does not.
-            It would import a module because a file says so.
     """
     for section in ("trainer", "model", "data", "checkpoint", "tracking"):
         if not isinstance(config.get(section), Mapping):
             raise UserError(f"checkpoint {ckpt}: its config has no section {section}")
     if command == "fit":
-        refuse_foreign(config, ckpt, named)
-        taken = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-        return {key: value for key, value in taken.items() if key not in ("ckpt_path",)}
+        return {key: value for key, value in config.items() if key != "ckpt_path"}
     model = {key: value for key, value in config["model"].items() if key not in ("optimizer", "schedule")}
+    precision = {key: config["trainer"][key] for key in ("precision", "matmul_precision") if key in config["trainer"]}
     # Validation never runs compiled blocks, so there is nothing to wait for.
-    taken = {
-        "seed_everything": config["seed_everything"],
-        "name": config["name"],
-        "trainer": {
-            "precision": config["trainer"]["precision"],
-            "matmul_precision": config["trainer"].get("matmul_precision", "highest"),
-        },
-        "model": {**model, "compile": False},
-        "data": config["data"],
-    }
-    refuse_foreign(taken, ckpt, named)
+    taken = {"trainer": precision, "model": {**model, "compile": False}, "data": config["data"]}
+    return {**taken, **{key: config[key] for key in ("seed_everything", "name") if key in config}}
+
+
+def strangers_defaults(
+    command: str, config: Mapping[str, Any], ckpt: Path, usual: Mapping[str, Any], given: Collection[str]
+) -> dict[str, Any]:
+    """What a command takes over from any other checkpoint: the numbers of `own_defaults`.
+
+    Args:
+        command: fit, or an evaluation.
+        config: the checkpoint's.
+        ckpt: its file, for messages.
+        usual: the parser's defaults: what is equal to them need not be given again.
+        given: the keys that the user's flags and config files set.
+
+    Raises:
+        UserError: naming all that the command needs and that the user has not given.
+    """
+    named: dict[str, str] = {}
+    taken = numbers(own_defaults(command, config, ckpt), usual, named)
+    missing = [f"{key} ({shorten(value, 60)})" for key, value in named.items() if key not in given]
+    needed = [text for text in missing if text.partition(" ")[0] in NEEDED[command]]
+    if needed:
+        raise UserError(
+            f"checkpoint {ckpt} is not of a run in checkpoint.dir, so nothing is opened, imported or addressed because "
+            f"it says so: give again {', '.join(needed)}"
+        )
+    if missing and command == "fit":
+        log.info("not taken over from %s, which is not of a run in checkpoint.dir: %s", ckpt, ", ".join(missing))
     return taken
 
 
-def words(value: Any) -> Iterator[str]:
-    """All that may name a class or a file in what the user gave: flags, or the content of a config."""
-    if isinstance(value, Mapping):
-        for inner in value.values():
-            yield from words(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from words(inner)
-    elif isinstance(value, str):
-        yield value
-        yield from re.findall(r"[\w./-]+", value)
+def numbers(
+    config: Mapping[str, Any], usual: Mapping[str, Any], named: dict[str, str], prefix: str = ""
+) -> dict[str, Any]:
+    """The part of a config that names nothing; what is left out, and is not as usual, is put into ``named``."""
+    taken: dict[str, Any] = {}
+    for name, value in config.items():
+        key, default = f"{prefix}{name}", usual.get(name) if isinstance(name, str) else None
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            # The arguments are of the class: they are numbers of the usual one alone.
+            if value.get("class_path") == default.get("class_path"):
+                taken[name] = numbers(value, default, named, f"{key}.")
+            else:
+                named[key] = str(value.get("class_path"))
+        elif value == default or (key not in OURS_TO_DECIDE and is_plain(key, value)):
+            taken[name] = value
+        elif key not in OURS_TO_DECIDE:
+            named[key] = str(value)
+    return taken
 
 
-def refuse_foreign(config: Any, ckpt: Path, named: Collection[str], key: str = "") -> None:
-    """Refuse what would be imported, or read as a further config, on the word of the file alone.
-
-    The parser takes the name of a class, or of a YAML file, wherever a class may stand: in ``trainer`` and ``model``.
-    """
-    if isinstance(config, Mapping):
-        for name, value in config.items():
-            refuse_foreign(value, ckpt, named, f"{key}.{name}".lstrip("."))
-    elif isinstance(config, (list, tuple)):
-        for value in config:
-            refuse_foreign(value, ckpt, named, key)
-    elif isinstance(config, str) and not config.startswith(TRUSTED):
-        # The parser completes a short name to a class of Lightning's; of another package, the user's word is the whole.
-        if config in named or (config.startswith(LIGHTNING) and config.rpartition(".")[2] in named):
-            return
-        may_be_class = key.startswith(("trainer.", "model.")) and ("." in config or "/" in config)
-        if may_be_class or key.endswith("class_path"):
-            raise UserError(
-                f"checkpoint {ckpt}: its {key.removesuffix('.class_path')} is {config}, which is not imported on a "
-                f"file's word; give it again, in a flag or a --config"
-            )
+def is_plain(key: str, value: Any) -> bool:
+    """Whether a value is a number, a list of numbers, or a text that names nothing outside tinytf."""
+    if isinstance(value, str):
+        words = WORDS.get(key, ())
+        return words is None or value in words
+    values = value if isinstance(value, list) and value else [value]
+    return all(each is None or isinstance(each, (bool, int, float)) for each in values)
 
 
-def refuse_changes(command: str, now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path) -> None:
+def refuse_changes(
+    command: str, now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path, given: Collection[str] = ()
+) -> None:
     """Refuse, by name, each setting given now that a checkpoint has already fixed otherwise."""
     changed = []
     for key in SHAPE + TOKENIZER + (TRAINING if command == "fit" else ()):
         old, new = look_up(saved, key), look_up(now, key)
+        if key == "data.tokenizer" and old not in ("char", "bpe") and key not in given:
+            continue  # Read from the checkpoint, which has its content, whatever its path was.
         if old != new:
             why = next(WHY[prefix] for prefix in prefixes(key) if prefix in WHY)
             changed.append(f"{key} is {new} here but {old} in {ckpt}: {why}")

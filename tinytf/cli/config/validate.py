@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 import torch
@@ -11,13 +13,20 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import instantiate_class
 
 from tinytf.data.datamodule import TextDataModule
-from tinytf.errors import UserError, require_at_least
+from tinytf.errors import RunError, UserError, require_at_least
 from tinytf.export.formats import choose
 from tinytf.model import TransformerConfig
 from tinytf.model.config import ConfigurationError
 from tinytf.run.config import CheckpointConfig
 from tinytf.run.loggers import require_trackers
 from tinytf.run.run import OptionalCallbacks
+from tinytf.training.hardware import training_device
+from tinytf.utils.files import shorten, user_path
+from tinytf.utils.machine import usable_cores, usable_memory
+from tinytf.utils.text import flatten
+
+LARGEST = 2**53
+"""Above it floats skip integers, as in a schedule's share of steps; above 2**63 torch raises OverflowError."""
 
 STEPS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 
@@ -29,6 +38,7 @@ def validate(command: str, config: Any) -> None:
         command: fit trains, and needs an optimizer, a run directory and trackers; the others do not.
         config: after `auto` was resolved or before; it is not changed.
     """
+    check_numbers(config)
     check_model(config.model)
     if config.data.seq_len > config.model.max_seq_len:
         raise UserError(
@@ -42,11 +52,80 @@ def validate(command: str, config: Any) -> None:
     for name, callback in get_type_hints(OptionalCallbacks).items():
         callback(**config.tracking[name])
     if command == "fit":
-        instantiate_class((), config.model.schedule)
+        with refusals_of(f"model.schedule: {config.model.schedule.class_path.rpartition('.')[2]}"):
+            instantiate_class((), config.model.schedule)
         check_optimizer(config.model.optimizer)
-        check_run_dir(config.name, Path(config.checkpoint.dir))
+        check_run_dir(config.name, config.checkpoint.dir)
         require_trackers(config.tracking.wandb, config.tracking.mlflow)
         check_formats(config.export)
+
+
+@contextlib.contextmanager
+def refusals_of(key: str) -> Iterator[None]:
+    """A library's refusal of a value, whatever it raises, as one line that names the key."""
+    try:
+        yield
+    except (UserError, RunError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key}: {shorten(text, 400)}") from error
+
+
+def check_numbers(config: Any) -> None:
+    """Refuse numbers that nothing can be computed with."""
+    for key, value in flatten(config.as_dict()):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) >= LARGEST:
+                raise UserError(f"{key} is {shorten(number, 40)}, but must be below 2**53")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{key.replace('.init_args', '')} is {number}, but must be finite")
+
+
+def check_machine(config: Any) -> None:
+    """Refuse, before anything is started, more processes than this machine can be meant to run, or a larger model."""
+    check_processes(config)
+    check_memory(config)
+
+
+def check_processes(config: Any) -> None:
+    data, devices, cores = config.data, config.trainer.devices, usable_cores()
+    if isinstance(devices, list) and len(set(devices)) < len(devices):
+        raise UserError(f"trainer.devices is {devices}, but each device may be named once")
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
+    most = max(32, 16 * cores)
+    for key, processes in (
+        ("trainer.devices", count),
+        ("data.num_workers", count * data.num_workers),
+        ("data.prepare_processes", data.prepare_processes),
+    ):
+        if processes > most:
+            raise UserError(
+                f"{key} is {config[key]}: that is {processes:,} processes, and this machine of {cores} cores starts at "
+                f"most {most}"
+            )
+
+
+def check_memory(config: Any) -> None:
+    """Refuse a model whose weights and gradients alone are more than the memory, whatever the text."""
+    model = TransformerConfig.from_mapping({**config.model, "vocab_size": 1})
+    size = 2 if str(config.trainer.precision) in ("bf16-true", "16-true") else 4
+    # Each block keeps at least its input, in the layout of the weights, for the backward.
+    kept = config.data.batch_size * config.data.seq_len * model.d_model * model.n_layers
+    needed = size * (2 * model.parameter_count + kept) + 8 * model.max_seq_len * model.head_dim
+    on_gpu = training_device(str(config.trainer.accelerator)) == "cuda"
+    # Sharded over GPUs, a model may be larger than one; over processes of a CPU, the memory is the same.
+    here = sum_of_gpu_memory() * int(config.trainer.num_nodes) if on_gpu else usable_memory()
+    if here is not None and needed > here:
+        raise UserError(
+            f"model.d_model {model.d_model}, model.n_layers {model.n_layers}, model.max_seq_len {model.max_seq_len}, "
+            f"data.batch_size {config.data.batch_size}: {model.parameter_count:,} parameters need more than "
+            f"{needed / 2**30:,.1f} GiB, and there are {here / 2**30:,.1f}; tinytf plan says what fits"
+        )
+
+
+def sum_of_gpu_memory() -> int:
+    return sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(torch.cuda.device_count()))
 
 
 def check_model(model: Any) -> None:
@@ -59,20 +138,23 @@ def check_model(model: Any) -> None:
 
 def check_optimizer(given: Any) -> None:
     """Refuse an optimizer that cannot be built for a matrix and a vector, in groups like the model's."""
-    groups = [
-        {"name": name, "params": [torch.nn.Parameter(torch.zeros(size))]}
-        for name, size in (("matrices", (2, 2)), ("norm", (2,)))
-    ]
-    try:
-        instantiate_class((groups,), given)
-    except (ValueError, TypeError, RuntimeError) as error:
-        kind = given.class_path.rpartition(".")[2]
-        raise UserError(f"model.optimizer: {kind} cannot be built: {' '.join(str(error).split())}") from None
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in ((2, 2), (2,))]
+    groups = [{"name": name, "params": [each]} for name, each in zip(("matrices", "norm"), parameters, strict=True)]
+    with refusals_of(f"model.optimizer: {given.class_path.rpartition('.')[2]}"):
+        optimizer = instantiate_class((groups,), given)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # SparseAdam and LBFGS refuse dense gradients, and a step without a closure, only here.
 
 
 def check_ranges(config: Any) -> None:
     """Numbers that Lightning takes as they come, or ends in a traceback for."""
-    least = {"trainer.min_steps": 0, "trainer.gradient_clip_val": 0, "trainer.num_sanity_val_steps": -1}
+    least = {
+        "trainer.min_steps": 0,
+        "trainer.gradient_clip_val": 0,
+        "trainer.num_sanity_val_steps": -1,
+        "data.vocab_size": 1,
+    }
     for key, minimum in least.items():
         if config[key] is not None and config[key] < minimum:
             raise UserError(f"{key} is {config[key]}, but must be at least {minimum}")
@@ -80,10 +162,14 @@ def check_ranges(config: Any) -> None:
         raise UserError(f"seed_everything is {config.seed_everything}, but must be at least 0 and below 2**32")
 
 
-def check_run_dir(name: str, root: Path) -> None:
+def check_run_dir(name: str, given: str) -> None:
     """Refuse a place where no run directory can be made."""
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise UserError(f"name {name!r}: the run directory is called so, and it is not a folder's name; give another")
+    if name in ("", ".", "..") or "/" in name or name != name.strip() or not name.isprintable():
+        raise UserError(
+            f"name {name!r}: the run directory is called so, and it is not a folder's name: give one of printable "
+            "characters, without / and without spaces around it"
+        )
+    root = user_path(given, what="checkpoint.dir")
     existing = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"checkpoint.dir {root}: {existing} is a file, and runs need a folder; give another folder")

@@ -78,7 +78,9 @@ class BestCheckpoints(RunCallback, ModelCheckpoint):
         list. A list longer than ``save_top_k`` is cut, because Lightning would never displace its worst.
         """
         listed = {str(self._folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
-        here = sorted((item for item in listed.items() if Path(item[0]).exists()), key=lambda item: float(item[1]))
+        # By name: a list that holds ".." would have the folder of all runs removed when it is displaced.
+        files = {str(path) for path in saved_checkpoints(self._folder)}
+        here = sorted((item for item in listed.items() if item[0] in files), key=lambda item: float(item[1]))
         best = dict(here[: self.save_top_k or None])
         if not best:
             return
