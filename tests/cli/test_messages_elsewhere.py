@@ -28,7 +28,7 @@ DATA = [
     (["--data.corpus", "nowhere/*.txt"], ["nowhere/*.txt", "matches no file"]),
     (["--data.corpus", "empty"], ["empty", "no *.txt"]),
     (["--data.corpus", "empty.txt"], ["empty.txt", "no text at all"]),
-    (["--data.corpus", "latin.txt"], ["latin.txt", "offset 3", "not UTF-8", "iconv"]),
+    (["--data.corpus", "latin.txt"], ["latin.txt:1", "byte 3", "not UTF-8", "iconv"]),
     (["--data.corpus", "short.txt"], ["train split has 18 tokens", "data.seq_len 64"]),
     (["--data.corpus", URL], [URL, "#sha256="]),
     (["--data.corpus", f"{URL}#sha256=12"], ["64 hexadecimal digits"]),

@@ -52,6 +52,7 @@ WORDS: dict[str, Collection[str] | None] = {
 OURS_TO_DECIDE = (
     "data.num_workers",
     "data.prepare_processes",
+    "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
     "tracking.git_diff",
@@ -84,7 +85,7 @@ def own_defaults(command: str, config: Mapping[str, Any], ckpt: Path) -> dict[st
     A resumed run takes all of it. An evaluation takes what decides its numbers: model, data, seed, precision.
     """
     for section in ("trainer", "model", "data", "checkpoint", "tracking"):
-        if not isinstance(config.get(section), Mapping):
+        if not isinstance(config.get(section), Mapping) or "class_path" in config[section]:
             raise UserError(f"checkpoint {ckpt}: its config has no section {section}")
     if command == "fit":
         return {key: value for key, value in config.items() if key != "ckpt_path"}

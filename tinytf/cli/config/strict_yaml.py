@@ -51,6 +51,12 @@ class Loader(yaml.SafeLoader):  # type: ignore[misc]
     def __init__(self, text: str) -> None:
         if len(text) > LONGEST:
             raise yaml.YAMLError(f"it has {len(text):,} characters, more than the {LONGEST:,} that it may have")
+        # PyYAML's time grows with the square of open brackets: 3,000 take it ten seconds.
+        opened = 0
+        for mark in text:
+            opened += (mark in "[{") - (mark in "]}")
+            if opened > 10 * DEEPEST:
+                raise yaml.YAMLError(f"it is more than {DEEPEST} levels deep")
         super().__init__(text)
 
     def get_single_node(self) -> yaml.Node | None:
