@@ -124,6 +124,7 @@ def require_processes(key: str, count: int) -> None:
 
 def digest(values: dict[str, Any]) -> str:
     """A name for plain values: the same ones give the same name, on every machine."""
+    # JSON and not repr: floats and texts are written alike by every version of Python.
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

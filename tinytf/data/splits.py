@@ -35,6 +35,7 @@ class SplitFractions:
 
     def split_of(self, sha256: bytes) -> str:
         """The split of the document with this checksum."""
+        # 64 bits of the checksum as a fraction of 2**64: uniform, and no random generator whose versions could differ.
         number = int.from_bytes(sha256[:8], "little")
         val = min(2**64 - 1, int(self.val * 2**64))
         train = min(2**64 - 1, int((self.val + self.test) * 2**64))
@@ -137,6 +138,7 @@ def _character_start(document: TextDocument, offset: int) -> int:
     if offset in (0, document.size):
         return offset
     with document.open() as file:
+        # A character has at most four bytes, so that its start is at most three back.
         start = max(0, offset - 3)
         skip(file, start)
         raw = file.read(4)

@@ -60,7 +60,7 @@ def byte_pair_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        min_frequency=2,
+        min_frequency=2,  # A pair that occurs once saves no token anywhere else.
         special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -108,6 +108,7 @@ def tokenizer_from_text(text: str, name: str = "tokenizer") -> Tokenizer:
 
 def ready(tokenizer: Tokenizer) -> Tokenizer:
     """Set what the JSON does not carry or should not: text is data, and none of it is cut off or padded."""
+    # Not part of the JSON: a copy or pickle of a tokenizer loses it, and would read <|endoftext|> as the special token.
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()

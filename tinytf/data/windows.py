@@ -88,6 +88,7 @@ class ShuffledWindows(_Windows):
         require_window("train", len(tokens), seq_len)
         self.seed, self.first_sample = seed, first_sample
         self.per_epoch = max(1, (len(tokens) - seq_len) // seq_len)
+        # Every start from which per_epoch windows still fit: all tokens are seen, though windows never overlap.
         self.offsets = len(tokens) - self.per_epoch * seq_len
         if batch_size * world > self.per_epoch:
             raise UserError(
@@ -156,6 +157,7 @@ class SequentialWindows(_Windows):
         size = self.batch_size * self.seq_len
         start = (k * self.world + self.rank) * size
         read = torch.from_numpy(self.flat[start : start + size + 1].astype(np.int64))
+        # One shape for all batches, the last included: a compiled model is compiled once.
         targets = torch.full((size,), IGNORE_INDEX)
         tokens = torch.zeros(size, dtype=torch.int64)
         known = max(0, len(read) - 1)

@@ -80,6 +80,7 @@ def hub_version(name: str, options: dict[str, str]) -> str:
         files = sorted(path for path in Path(name).rglob("*") if path.is_file())
         stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         return hashlib.sha256(repr(stamps).encode()).hexdigest()
+    # A branch or tag moves; what is tokenized is named by the commit, so that a change is seen and a kill continues.
     revision = options.get("revision", "")
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision

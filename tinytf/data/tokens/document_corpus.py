@@ -144,6 +144,7 @@ class DocumentBuild:
         """Find the store, or tokenize the shards that are not finished and put them together in their order."""
         known = [files.stats() for files in self.files]
         stats = [each for each in known if each]
+        # All known: the files are as they were, and nothing of them needs to be read.
         if len(stats) == len(known):
             tokenizer = self.tokenizer or _alphabet(stats)
             key = digest(self._identity(stats, tokenizer))
@@ -171,6 +172,7 @@ class DocumentBuild:
             work.append(shards)
             found.append(done)
         table = None
+        # The alphabet is known now: no document is read a second time, code points become ids by a table.
         if tokenizer is None:
             tokenizer = _alphabet(stats)
             table = _id_table(tokenizer)
@@ -196,6 +198,7 @@ class DocumentBuild:
             )
             store = describe_store(folder, key, tokenizer, tokens, sizes, documents)
         prepared = self._prepared(stats, tokenizer, store)
+        # Last: a kill before this finds the shards again, and a store that is not described is none.
         for shards, files in zip(work, self.files, strict=True):
             shards.remove(files.shards)
         return prepared

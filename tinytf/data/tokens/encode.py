@@ -26,7 +26,7 @@ from tinytf.errors import UserError
 
 CHUNK = 1 << 16
 """Characters encoded at a time by one thread."""
-CHUNKS_AT_ONCE = 16
+CHUNKS_AT_ONCE = 16  # A megabyte of text: enough for the threads, and what memory holds.
 CHARACTERS_CACHED = 2_000_000
 """Of words whose ids are cached; about 100 MB with them."""
 LONGEST_CHUNK = 1 << 24

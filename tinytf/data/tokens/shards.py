@@ -114,6 +114,7 @@ class ShardTokenizer:
                 for ids in _encoded(encode, read, document.name):
                     count += len(ids)
                     pending.write(ids.astype(self.dtype, copy=False).tobytes())
+                # Without text it would be an end of document alone, which teaches a model to stop at once.
                 if not read.bytes:
                     empty += 1
                     continue
@@ -139,6 +140,7 @@ class ShardTokenizer:
             UserError: from the text, naming file and place.
             RunError: if a process is killed, as the system does when memory is short.
         """
+        # By its description, which is written last: ids without one are of a killed process.
         todo = [shard for shard in shards if self.finished(shard) is None]
         if min(processes, len(todo)) >= 2 and _has_datasets():
             self._in_parallel(todo, processes, label)

@@ -60,12 +60,14 @@ def _choose_tokenizer(
     config: CorpusConfig, texts: list[Text], splits: dict[str, Split], source: dict[str, Any]
 ) -> Tokenizer:
     if config.tokenizer == "char":
+        # Of every split: a character that only validation has must have an id there too.
         codes = np.unique(np.concatenate([text.code_points for text in texts]))
         several = any(len(split) > 1 for split in splits.values())
         return character_tokenizer(map(chr, codes.tolist()), end_of_text=several)
     if config.tokenizer == "bpe":
         key: dict[str, Any] = {**source, "vocab_size": config.vocab_size, "trained": 1}
         if split_bytes(splits["train"]) > config.bpe_sample_bytes:
+            # Only if it decides anything: a whole text gives one tokenizer, whatever the sample's size is set to.
             key["sample_bytes"] = config.bpe_sample_bytes
         path = config.cache / "tokenizers" / f"bpe-{digest(key)}.json"
         return cached_tokenizer(
