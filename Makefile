@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= configs/base.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test coverage stress export dashboard bench lint docs notebooks wheel
+.PHONY: help install train test coverage stress fuzz export dashboard bench lint docs notebooks wheel
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,6 +31,9 @@ coverage: .venv/installed  ## run the tests, and show which lines of tinytf they
 N ?= 100
 stress: .venv/installed  ## kill N=100 runs three times each, and compare how they end
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.campaign $(N)
+
+fuzz: .venv/installed  ## try N=100 odd command lines and damaged files, and count how they end
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(N)
 
 export: .venv/installed  ## export the best checkpoint of the newest run, and prove it (FORMATS=a,b)
 	$(BIN)/tinytf export --ckpt_path best $(if $(FORMATS),--formats $(FORMATS))

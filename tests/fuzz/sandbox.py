@@ -108,13 +108,13 @@ class Result:
     def problem(self, case: Case) -> str:
         """What is wrong with this end; empty if nothing is."""
         last = next((line for line in reversed(self.stderr.splitlines()) if line.strip()), "")
-        if "Traceback (most recent call last)" in self.stderr:
-            frames = re.findall(r'tinytf/([\w/]+\.py)", line (\d+)', self.stderr)
-            return f"traceback at {':'.join(frames[-1]) if frames else '?'}: {last[:200]}"
         if self.seen:
             return f"it did what it must not: {self.seen[0][:200]}"
         if self.changed:
             return f"changed outside its folders: {self.changed[:5]}"
+        if "Traceback (most recent call last)" in self.stderr:
+            frames = re.findall(r'tinytf/([\w/]+\.py)", line (\d+)', self.stderr)
+            return f"traceback at {':'.join(frames[-1]) if frames else '?'}: {last[:200]}"
         errors = [line for line in self.stderr.splitlines() if line.startswith("tinytf: error: ")]
         if self.code is None or (self.late and not asks_for_much(case)):
             return f"no end after {SECONDS:g} s ({self.outcome}): {last[:100]}"
@@ -358,8 +358,10 @@ def serve(root: Path, pipe: Connection) -> None:
     os.setpgid(0, 0)
     os.environ |= {"HOME": str(root / "home"), "TINYTF_CACHE": str(root / "cache"), "TMPDIR": str(root / "tmp")}
     os.environ |= {"XDG_CACHE_HOME": str(root / "home/.cache"), "WANDB_MODE": "offline", "GIT_CEILING_DIRECTORIES": "/"}
+    import faulthandler
     import tempfile
 
+    faulthandler.disable()  # Pytest's writes to the parent's screen.
     tempfile.tempdir = str(root / "tmp")
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
