@@ -94,6 +94,18 @@ def test_parquet_gives_the_documents_of_its_column(tmp_path: Path) -> None:
         prepare(config_of(tmp_path / "a.parquet", tmp_path / "cache"))
 
 
+def test_reading_a_file_of_this_disk_asks_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("datasets")
+    from pyarrow import parquet
+
+    asked: list[object] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *place, **_: asked.append(place))
+    parquet.write_table(pyarrow.table({"text": documents(100)}), tmp_path / "a.parquet")
+    prepare(config_of(tmp_path / "a.parquet", tmp_path / "cache"))
+    assert not asked
+
+
 def test_a_damaged_page_of_a_parquet_file_is_one_line(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     pytest.importorskip("datasets")

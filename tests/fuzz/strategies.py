@@ -201,6 +201,9 @@ BASE = {
 }
 """What a command needs to reach the flags that are added; commands that are not here need nothing."""
 
+UNREAD = BASE | {"export": ["--ckpt_path=gone.ckpt"], "verify": ["gone"]}
+"""The same for cases that are to take milliseconds."""
+
 
 @cache
 def flags_of(command: str) -> list[tuple[str, tuple[str, ...] | None]]:
@@ -221,7 +224,8 @@ def flags_of(command: str) -> list[tuple[str, tuple[str, ...] | None]]:
 def command_lines(draw: Draw, commands: tuple[str, ...], run: bool) -> Case:
     """Flags of one command, with nasty values; parsed alone if not ``run``, as far as a command can do that."""
     command = draw(st.sampled_from(commands))
-    argv = [command, *BASE.get("validate" if command in ("test", "predict") else command, [])]
+    base = BASE if run else UNREAD
+    argv = [command, *base.get("validate" if command in ("test", "predict") else command, [])]
     flags = flags_of(command)
     for _ in range(draw(st.integers(1, 4))):
         flag, choices = draw(st.sampled_from(flags or [("--none", ())]))
@@ -470,7 +474,7 @@ def strategies(sandbox: Sandbox) -> dict[str, st.SearchStrategy[Case]]:
     return {
         "light": command_lines(light, run=False),
         "argv": command_lines(TRAINER_COMMANDS, run=False),
-        "argv run": command_lines((*TRAINER_COMMANDS, "fit"), run=True),
+        "argv run": command_lines((*TRAINER_COMMANDS, "fit", "export", "verify", "generate"), run=True),
         "config": files.config(),
         "checkpoint": files.checkpoint(),
         "run": files.run_files(),

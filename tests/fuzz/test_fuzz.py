@@ -50,7 +50,8 @@ def test_every_case_ends_in_a_result_or_in_a_line(kind: str, sandbox: Sandbox) -
     @given(strategies(sandbox)[kind])
     def each(case: Case) -> None:
         result = sandbox.result(case)
-        assert not result.problem(case), f"{case}\n{result.stderr[-3000:]}"
+        problem = result.problem(case)
+        assert not problem, f"{case!r:.3000}\n{result.stderr[-3000:]}"
 
     each()
 

@@ -114,6 +114,8 @@ def datasets_library(source: str) -> Any:
     except ImportError:
         raise UserError(f"{source}: hf:// and .parquet need the extra corpora: pip install 'tinytf[corpora]'") from None
     datasets.disable_progress_bars()
+    # Else it asks a server of its makers to count each load, that of a file on this disk too.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     return datasets
 
 
