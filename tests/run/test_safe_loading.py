@@ -14,6 +14,8 @@ import yaml
 from tests.stress.campaign import arguments, prepare
 from tests.stress.killing import attempt
 from tinytf.cli.main import main
+from tinytf.errors import UserError
+from tinytf.run.checkpoint import read_checkpoint
 
 COMMANDS = {
     "fit": [],
@@ -218,3 +220,12 @@ def test_another_shape_in_a_flag_is_refused_by_name(
     flags = ["--data.corpus", "text.txt", "--model.d_model", "32"]
     line = refused([command, "--ckpt_path", "good.ckpt", *flags], capfd)
     assert "model.d_model is 32 here but 16 in good.ckpt" in line
+
+
+@pytest.mark.parametrize("value", [{}, None, 1.5, [torch.zeros(2)]])
+def test_weights_that_are_no_tensors_are_refused(value: Any, trained: Path, workplace: Path) -> None:
+    content = good(trained)
+    content["state_dict"] = dict.fromkeys(content["state_dict"], value)
+    torch.save(content, "torn.ckpt")
+    with pytest.raises(UserError, match=r"torn\.ckpt: it is incomplete: it lacks its weights or its step"):
+        read_checkpoint("torn.ckpt")

@@ -72,8 +72,8 @@ def _check_again(check: ParityCheck, folder: Path, entry: dict[str, Any], say: S
     try:
         return check.run(format, path)
     except Exception as error:
-        # One artifact that its runtime does not load is no reason to leave the others unmeasured. Its row says why: what
-        # a library raises at a stranger's file is no bug of ours, whose traceback would be worth a page.
+        # One artifact that its runtime does not load is no reason to leave the others unmeasured. Its row says why:
+        # what a library raises at a stranger's file is no bug of ours, whose traceback would be worth a page.
         return failed_result(format, path, error)
 
 

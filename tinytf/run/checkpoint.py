@@ -97,7 +97,11 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
             f"checkpoint {path}: its format {entry['format']} is newer than the {FORMAT} this tinytf reads: upgrade"
         )
     missing = [key for key, kind in ENTRY.items() if not isinstance(entry.get(key), kind)]
-    if missing or not isinstance(content.get("global_step"), int) or not isinstance(content.get("state_dict"), dict):
+    weights = content.get("state_dict")
+    whole = isinstance(weights, dict) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights.items()
+    )
+    if missing or not whole or not isinstance(content.get("global_step"), int):
         raise UserError(
             f"checkpoint {path}: it is incomplete: it lacks {', '.join(missing) or 'its weights or its step'}"
         )
