@@ -234,6 +234,14 @@ def test_a_given_tokenizer_that_does_not_know_the_text(config: CorpusConfig) -> 
         prepare(config, character_tokenizer(TEXT.replace(".", ""), end_of_text=False))
 
 
+def test_an_unknown_character_of_a_later_split_has_the_line_of_its_file(config: CorpusConfig) -> None:
+    lines = [f"line {number}\n" for number in range(1, 101)]
+    Path(config.corpus).write_text("".join([*lines[:95], "odd ~ line\n", *lines[95:]]))
+    at = len("".join(lines[:95])) + len("odd ")
+    with pytest.raises(UserError, match=rf"in line 96 of .*text\.txt \(byte {at}\)"):
+        prepare(config, character_tokenizer("".join(lines) + "odd", end_of_text=False))
+
+
 def test_a_damaged_tokenizer_is_trained_again(config: CorpusConfig) -> None:
     config = replace(config, tokenizer="bpe")
     before = prepare(config).tokenizer.to_str()

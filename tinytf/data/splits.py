@@ -78,9 +78,16 @@ class TextSpan:
     start: int
     end: int
 
+    def __str__(self) -> str:
+        return self.document.name
+
     def blocks(self) -> Iterator[str]:
         """Its text, in blocks of about a megabyte; UserError as `read_blocks`."""
         return read_blocks(self.document, self.start, self.end)
+
+    def lines_before(self) -> int:
+        """Line feeds of the document before the span; it is read again for them, which only a message is worth."""
+        return sum(block.count("\n") for block in read_blocks(self.document, 0, self.start))
 
 
 Split = tuple[TextSpan, ...]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tinytf.data.documents import code_points
+from tinytf.data.splits import TextSpan
 from tinytf.data.tokenizer import (
     END_OF_TEXT,
     is_by_character,
@@ -68,6 +69,8 @@ def lookup_encoder(tokenizer: Tokenizer) -> Encoder:
             if ids.max(initial=0) == nothing:
                 position = int(np.argmax(ids == nothing))
                 offset, line = before + len(block[:position].encode()), line + block.count("\n", 0, position)
+                if isinstance(where, TextSpan):  # A split begins in the middle of its file.
+                    offset, line = offset + where.start, line + where.lines_before()
                 raise UserError(unknown(block[position], f"in line {line} of {where} (byte {offset})"))
             before, line = before + len(block.encode()), line + block.count("\n")
             yield ids

@@ -95,7 +95,7 @@ def build_store(folder: Path, key: str, splits: dict[str, Split], tokenizer: Tok
                 for number, span in enumerate(split):
                     if number:
                         count += file.write(np.array([separator], dtype=dtype).tobytes())
-                    for ids in encode(_counted(span, progress), span.document.name):
+                    for ids in encode(_counted(span, progress), span):
                         count += file.write(ids.astype(dtype).tobytes())
             tokens[name] = count // np.dtype(dtype).itemsize
     # The key speaks of the text as it was when its checksum was taken.
