@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -359,6 +358,7 @@ def serve(root: Path, pipe: Connection) -> None:
     os.environ |= {"HOME": str(root / "home"), "TINYTF_CACHE": str(root / "cache"), "TMPDIR": str(root / "tmp")}
     os.environ |= {"XDG_CACHE_HOME": str(root / "home/.cache"), "WANDB_MODE": "offline", "GIT_CEILING_DIRECTORIES": "/"}
     import faulthandler
+    import resource  # Windows has none, and the module is imported there, to be skipped.
     import tempfile
 
     faulthandler.disable()  # Pytest's writes to the parent's screen.

@@ -17,14 +17,14 @@ pytest.importorskip("gguf")
 pytest.importorskip("safetensors")
 
 COUNTS = {
-    "light": 60,
-    "argv": 40,
-    "config": 25,
-    "checkpoint": 25,
-    "run": 25,
-    "bundle": 15,
-    "corpus": 10,
-    "tokenizer": 10,
+    "light": 40,
+    "argv": 25,
+    "config": 15,
+    "checkpoint": 20,
+    "run": 15,
+    "bundle": 4,
+    "corpus": 6,
+    "tokenizer": 5,
 }
 
 
