@@ -55,7 +55,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
 CONNECTS = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}
 STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"}
-PROGRAMS = {"git", "uname", "python", "python3", Path(sys.executable).name}
+PROGRAMS = {"git", "uname", "g++", "python", "python3", Path(sys.executable).name}
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_lines_of_several_threads_do_not_mix(tmp_path: Path) -> None:
 
     def many(name: int) -> None:
         for step in range(200):
-            journal.write("metrics", step, {"by": name, "long": "x" * 2000})
+            journal.write("sample", step, {"by": name, "long": "x" * 2000})
 
     threads = [threading.Thread(target=many, args=(name,)) for name in range(4)]
     for thread in threads:
@@ -103,3 +103,27 @@ def test_lines_of_several_threads_do_not_mix(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(list(read(journal.path))) == 801
+
+
+WRONG = [
+    {"event": "metrics", "train/loss": []},
+    {"event": "metrics", "train/loss": None},
+    {"event": "metrics", "train/loss": "much"},
+    {"event": "metrics", "train/loss": 10**400},
+    {"event": "end", "reason": ["finished"]},
+    {"event": "start", "max_steps": "9"},
+    {"event": "start", "process": {"pid": 2**40, "started": 1}},
+    {"event": "start", "process": {"pid": 1}},
+    {"event": "start", "process": [1]},
+    {"event": "start", "provenance": {"git": {"commit": 1}}},
+    {"event": "start", "provenance": 3},
+    {"event": "start", "step": "1"},
+    {"event": "start", "time": "2026-13-45"},
+]
+
+
+@pytest.mark.parametrize("record", WRONG, ids=str)
+def test_a_record_with_a_field_of_another_type_is_left_out(record: dict[str, object], tmp_path: Path) -> None:
+    right = {"event": "metrics", "time": utc_now(), "step": 1, "train/loss": 2.5, "val/loss": math.inf}
+    (tmp_path / "metrics.jsonl").write_bytes(encode({"time": utc_now(), "step": 1} | record) + encode(right))
+    assert [found["val/loss"] for found in read(tmp_path / "metrics.jsonl")] == ["Infinity"]

@@ -119,7 +119,7 @@ def summary(folder: Path) -> RunRow:
         last = record
     row.seconds = round(row.seconds + _spent(start, last), 3)
     if start is not None and last is not None:
-        row.state = STATES[end["reason"]] if end else _unfinished(start, last)
+        row.state = STATES.get(end.get("reason"), "crashed") if end else _unfinished(start, last)
     return row
 
 
@@ -142,7 +142,7 @@ def _spent(start: Record | None, last: Record | None) -> float:
 
 def _unfinished(start: Record, last: Record) -> str:
     """Whether a run without an end still goes on: by its process, or by its silence where that cannot be seen."""
-    lives = is_alive(start["process"])
+    lives = is_alive(start.get("process", {}))
     if lives is None:
         lives = seconds_between(last["time"], utc_now()) < SILENT_SECONDS
     return "running" if lives else "crashed"

@@ -23,6 +23,11 @@ FILE_NAME = "metrics.jsonl"
 FIRST_LINES = 16
 """Lines among which a journal's first whole record is looked for, if a power cut tore the first."""
 
+OUTSIDE_ROW = frozenset({"event", "time", "step"})
+"""Keys of a ``metrics`` record that are not metrics."""
+
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+
 log = logging.getLogger(__name__)
 
 NONDETERMINISTIC_METRICS = frozenset(
@@ -105,10 +110,28 @@ def decode(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
         seconds_between(record["time"], record["time"])
-        whole = isinstance(record["event"], str) and isinstance(record["step"], int)
+        whole = isinstance(record["event"], str) and isinstance(record["step"], int) and _has_its_types(record)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # Of a stranger's journal, anything.
         return None
     return record if whole else None
+
+
+def _has_its_types(record: Record) -> bool:
+    """Whether the fields that readers compute with are what `encode` writes, where there are any."""
+    if record["event"] == "metrics":
+        numbers = (value for name, value in record.items() if name not in OUTSIDE_ROW)
+        # JSON has integers that are too large for a float.
+        return all(value in NOT_FINITE or isinstance(value, float) or abs(int(value)) < 2**1000 for value in numbers)
+    if record["event"] == "end":
+        return isinstance(record.get("reason", ""), str)
+    if record["event"] != "start":
+        return True
+    process, git = record.get("process", {}), record.get("provenance", {}).get("git", {})
+    return (
+        isinstance(record.get("max_steps", 0), int)
+        and (not process or (0 < process["pid"] < 2**31 and isinstance(process["started"], (int, type(None)))))
+        and isinstance(git.get("commit"), (str, type(None)))
+    )
 
 
 def read(path: Path) -> Iterator[Record]:

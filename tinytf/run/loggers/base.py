@@ -8,11 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
 
-from tinytf.run.journal import Record
+from tinytf.run.journal import OUTSIDE_ROW, Record
 from tinytf.utils.text import flatten
-
-OUTSIDE_ROW = frozenset({"event", "time", "step"})
-"""Keys of a journal's ``metrics`` record that are not metrics."""
 
 
 @runtime_checkable
