@@ -119,7 +119,7 @@ def summary(folder: Path) -> RunRow:
         last = record
     row.seconds = round(row.seconds + _spent(start, last), 3)
     if start is not None and last is not None:
-        row.state = STATES.get(end.get("reason"), "crashed") if end else _unfinished(start, last)
+        row.state = STATES.get(end.get("reason", ""), "crashed") if end else _unfinished(start, last)
     return row
 
 
