@@ -104,12 +104,12 @@ def test_generate_writes_the_same_from_either(
     assert "past max_seq_len 48" in texts[1].err
 
 
-@pytest.mark.parametrize("documents", [1, 2])
+@pytest.mark.parametrize("stated", [{}, {"start_token": 5}], ids=["end of text", "stated"])
 def test_an_empty_prompt_starts_where_the_checkpoint_starts(
-    documents: int, loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stated: dict[str, int], loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the end-of-text token after several documents, else from a line feed; the file says which."""
-    entry = {"config": {"name": "trial"}, "data": {"corpus": "a test", "documents": documents}}
+    """From the token that training stated, else from end-of-text; the file says which."""
+    entry = {"config": {"name": "trial"}, "data": {"corpus": "a test", **stated}}
     trained = replace(loaded, entry=entry)
     checkpoint = save_checkpoint(tmp_path / "best.ckpt", trained)
     WITH_CACHE.write(trained, tmp_path / "model_kv.onnx", None)
@@ -119,7 +119,7 @@ def test_an_empty_prompt_starts_where_the_checkpoint_starts(
         assert generate.run([*source, "--device", "cpu", "--max_new_tokens", "30"]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
-    assert OnnxEngine(tmp_path / "model_kv.onnx").start_token == (0 if documents == 2 else None)
+    assert OnnxEngine(tmp_path / "model_kv.onnx").start_token == stated.get("start_token", 0)
 
 
 @pytest.mark.parametrize(

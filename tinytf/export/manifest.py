@@ -211,8 +211,10 @@ def _misfits(value: Any, model: Any, name: str = "") -> Iterator[str]:
     """Names of what is missing or not as a model says, the first one first."""
     if isinstance(model, dict) and isinstance(value, dict):
         for key, inner in model.items():
-            if key.removesuffix("?") in value or not key.endswith("?"):
-                yield from _misfits(value.get(key.removesuffix("?")), inner, f"{name}.{key}".strip(".?"))
+            if key.removesuffix("?") in value:
+                yield from _misfits(value[key.removesuffix("?")], inner, f"{name}.{key}".strip(".?"))
+            elif not key.endswith("?"):
+                yield f"{name}.{key}".strip(".")
     elif isinstance(model, list) and isinstance(value, list):
         for position, each in enumerate(value):
             yield from _misfits(each, model[0], f"{name}[{position}]")
