@@ -31,6 +31,9 @@ FILE_SIZE = 256 * 2**20
 SECONDS = 20.0
 """Of a case, before it is stopped by SIGTERM; the longest right one, an export, takes 3 on a slow core."""
 
+PATIENCE = 6.0
+"""Of a case that asks for more work than there is time for: it is right to go on, and to end when it is told to."""
+
 GRACE = 10.0
 LONGEST = 300.0
 """Seconds of the processor: in case the parent was killed."""
@@ -197,7 +200,7 @@ class Sandbox:
             path.unlink(missing_ok=True)
             path.write_bytes(content)
         before = self._look() if case.files else self.state
-        result = self._result(case, child)
+        result = self._result(case, child, PATIENCE if asks_for_much(case) else SECONDS)
         if child.dead or child.cases >= BATCH:
             self.renew()
         after = self._look()
@@ -207,7 +210,7 @@ class Sandbox:
             self._restore()
         return result
 
-    def _result(self, case: Case, child: Child, seconds: float = SECONDS) -> Result:
+    def _result(self, case: Case, child: Child, seconds: float) -> Result:
         for name in ("stdout", "stderr"):
             (self.root.parent / f"{self.root.name}.{name}").write_bytes(b"")
         result = child.run(case, seconds)
