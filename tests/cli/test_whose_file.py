@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tests.cli.wrong_input import TINY, refused, says
 from tests.cli.wrong_input import in_an_empty_folder as in_an_empty_folder
 from tinytf.cli.config.parser import Description
-from tinytf.cli.config.resume import OURS_TO_DECIDE, WORDS, is_own, strangers_defaults
+from tinytf.cli.config.resume import OURS_TO_DECIDE, WORDS, strangers_defaults
 from tinytf.cli.main import main
 from tinytf.errors import UserError
+from tinytf.run.directory import is_own
 from tinytf.utils.text import flatten
 
 COMMANDS = ["fit", "validate", "test", "predict"]

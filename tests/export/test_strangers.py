@@ -17,10 +17,11 @@ from tests.export.small_model import Exported, save_checkpoint
 from tinytf.cli import generate
 from tinytf.cli.export import run as run_export
 from tinytf.cli.verify import run as run_verify
+from tinytf.data.config import CorpusConfig
 from tinytf.errors import UserError
 from tinytf.export.folder import publish, staging_folder
 from tinytf.export.formats.torch_programs import PT2, TORCHSCRIPT
-from tinytf.export.parity import check
+from tinytf.export.parity import cases, check
 from tinytf.run.checkpoint import LoadedModel
 from tinytf.utils.files import sha256_of
 
@@ -336,3 +337,38 @@ def test_a_strangers_words_do_nothing_to_the_terminal(copied: Path, capsys: pyte
     assert outcome(lambda: run_verify([str(copied)])) == 0
     printed = capsys.readouterr()
     assert all(mark.isprintable() or mark == "\n" for mark in printed.out + printed.err)
+
+
+@pytest.mark.parametrize("key", ["corpus", "val_corpus", "test_corpus"])
+@pytest.mark.parametrize("named", ["http://127.0.0.1:1/text.txt", "hf://owner/name", "secret.txt"])
+def test_a_strangers_checkpoint_does_not_choose_what_text_is_opened(
+    key: str, named: str, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only --text does; a cache_dir that it states is not made either."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.txt").write_text("a line that no message may quote\n" * 99)
+    data = {"corpus": "python-docs", key: named, "cache_dir": str(tmp_path / "chosen")}
+    stranger = LoadedModel(loaded.model, loaded.tokenizer, {"config": {"data": data}}, 7)
+    opened: list[CorpusConfig] = []
+
+    def prepare(config: CorpusConfig, *_: Any) -> None:
+        opened.append(config)
+        raise UserError("opened")
+
+    monkeypatch.setattr(cases, "prepare", prepare)
+    with pytest.raises(UserError, match="is not opened because it says so: give held-out text with --text FILE"):
+        cases.held_out_text(stranger, None, own=False)
+    assert not opened
+    with pytest.raises(UserError, match="opened"):
+        cases.held_out_text(stranger, None, own=True)
+    assert getattr(opened[0], key) == named
+
+
+def test_a_strangers_cache_folder_is_not_used(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"corpus": "python-docs", "cache_dir": str(tmp_path / "chosen")}
+    stranger = LoadedModel(loaded.model, loaded.tokenizer, {"config": {"data": data}}, 7)
+    with pytest.raises(UserError):
+        cases.held_out_text(stranger, None, own=False)
+    assert not (tmp_path / "chosen").exists()

@@ -77,12 +77,15 @@ def run(argv: list[str]) -> int:
     with_overrides(args.threshold)  # Before torch is imported and the checkpoint read.
     formats = choose([name.strip() for name in args.formats.split(",") if name.strip()])
     from tinytf.export.bundle import export_checkpoint
+    from tinytf.run.directory import ROOT, is_own
 
+    ckpt_path = checkpoint_path(args)
     content = export_checkpoint(
-        checkpoint_path(args),
+        ckpt_path,
         formats,
         output_dir=output_dir,
         text=text,
+        own=is_own(ckpt_path, ROOT),
         thresholds=args.threshold,
         threads=args.threads,
         say=say,

@@ -55,7 +55,7 @@ def export_at_end(ckpt_path: Path, config: ExportConfig, loggers: Iterable[Logge
     from tinytf.export.bundle import export_checkpoint
     from tinytf.export.parity.report import report
 
-    content = export_checkpoint(ckpt_path, choose(config.formats), say=log.info)
+    content = export_checkpoint(ckpt_path, choose(config.formats), own=True, say=log.info)
     print(report(content))
     if content["failed"]:
         names = ", ".join(entry["name"] for entry in content["failed"])

@@ -31,6 +31,7 @@ def export_checkpoint(
     *,
     output_dir: Path | None = None,
     text: Path | None = None,
+    own: bool = False,
     thresholds: Sequence[str] = (),
     threads: int = 1,
     say: Say,
@@ -40,6 +41,7 @@ def export_checkpoint(
     Args:
         output_dir: None means ``export`` in the checkpoint's folder, where the export of an earlier one is replaced.
         text: held-out text; None means the run's validation split.
+        own: whether the checkpoint is of the user's own runs, so that the text that its config names may be opened.
         thresholds: settings such as ``int8.kl=1e-3``.
         threads: CPU threads.
         say: called with each line of progress.
@@ -57,7 +59,7 @@ def export_checkpoint(
     # A link in a downloaded run could name any folder of the user's: only --output_dir, which is his own word, may.
     if output_dir is None and folder.is_symlink():
         raise UserError(f"{folder}: it is a link; give the folder that it names as --output_dir")
-    check = ParityCheck.of(loaded, held_out_text(loaded, text), limits, threads)
+    check = ParityCheck.of(loaded, held_out_text(loaded, text, own=own), limits, threads)
     require_exportable(formats, loaded)
     require_export_dir(folder)
     with staging_folder(folder) as staging:

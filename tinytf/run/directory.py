@@ -26,6 +26,15 @@ Windows, some object stores and Hydra's command lines refuse or misread."""
 log = logging.getLogger(__name__)
 
 
+def is_own(ckpt: Path, root: Path) -> bool:
+    """Whether a checkpoint is of a run below the user's ``checkpoint.dir``.
+
+    By its place alone: a folder of runs that was downloaded into ``checkpoint.dir`` is taken for the user's.
+    """
+    run_dir = ckpt.resolve().parent
+    return version_of(run_dir) >= 0 and run_dir.parent.parent == root.resolve()
+
+
 def run_dirs(root: Path, name: str | None = None) -> list[Path]:
     """Run directories below ``root`` (all, or those of one name), in the order in which the runs were started.
 

@@ -23,7 +23,7 @@ from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.export.at_end import ExportConfig
 from tinytf.run.config import CheckpointConfig, TrackingConfig
-from tinytf.run.directory import LAST, ROOT, last_intact, resolve_checkpoint, run_dirs
+from tinytf.run.directory import LAST, ROOT, is_own, last_intact, resolve_checkpoint, run_dirs
 from tinytf.run.run import OptionalCallbacks, Resume
 from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.trainer import Trainer
@@ -144,7 +144,7 @@ class CommandLine(LightningCLI):
 
     def _defaults(self, ckpt: Path, given: Arguments) -> dict[str, Any]:
         """What is taken over from a checkpoint."""
-        own = resuming.is_own(ckpt, user_path(given.root or ROOT, what="checkpoint.dir"))
+        own = is_own(ckpt, user_path(given.root or ROOT, what="checkpoint.dir"))
         self.resume = replace(Resume.read(ckpt), own=own)
         config = self.resume.entry["config"]
         if own:

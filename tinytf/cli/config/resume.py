@@ -13,7 +13,6 @@ from typing import Any
 
 from tinytf.data.sources.builtin import BUILTIN
 from tinytf.errors import UserError
-from tinytf.run.directory import version_of
 from tinytf.utils.files import shorten
 from tinytf.utils.text import public
 
@@ -71,12 +70,6 @@ NEEDED = {
 """What a command cannot do without: another default in its place would be another training, or another measurement."""
 
 log = logging.getLogger(__name__)
-
-
-def is_own(ckpt: Path, root: Path) -> bool:
-    """Whether a checkpoint is of a run below the user's ``checkpoint.dir``."""
-    run_dir = ckpt.resolve().parent
-    return version_of(run_dir) >= 0 and run_dir.parent.parent == root.resolve()
 
 
 def own_defaults(command: str, config: Mapping[str, Any], ckpt: Path) -> dict[str, Any]:

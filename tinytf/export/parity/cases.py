@@ -15,11 +15,13 @@ from torch import Tensor
 
 from tinytf.data.build import prepare
 from tinytf.data.config import CorpusConfig
+from tinytf.data.sources.builtin import BUILTIN
 from tinytf.data.tokenizer import encode
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
 from tinytf.run.checkpoint import LoadedModel
-from tinytf.utils.files import read_bytes, read_text
+from tinytf.run.directory import ROOT
+from tinytf.utils.files import read_bytes, read_text, shorten
 
 # Some seconds of work. A difference in loss below 1e-3 is not measurable on so few, and no threshold asks for it.
 MAX_TOKENS = 4096
@@ -167,14 +169,18 @@ def held_out(evaluation: Evaluation) -> Iterator[tuple[Case, Tensor]]:
 ADVICE = "give held-out text with --text FILE"
 
 
-def held_out_text(loaded: LoadedModel, file: Path | None) -> Evaluation:
+def held_out_text(loaded: LoadedModel, file: Path | None, *, own: bool) -> Evaluation:
     """The windows to compare on.
+
+    Args:
+        file: of text; None for the validation split of the training.
+        own: whether the checkpoint is of the user's own runs. The paths and addresses in another one are not opened.
 
     Raises:
         UserError: if the file cannot be read or encoded, or the validation split is not the one of training.
     """
     if file is None:
-        return from_validation_split(loaded)
+        return from_validation_split(loaded, own)
     text = read_text(file, what="--text", limit=MAX_TEXT)
     try:
         ids = np.array(encode(loaded.tokenizer, text), dtype=np.int64)
@@ -183,12 +189,21 @@ def held_out_text(loaded: LoadedModel, file: Path | None) -> Evaluation:
     return Evaluation.from_ids(ids, f"file {file.name}", loaded.model.config.max_seq_len)
 
 
-def from_validation_split(loaded: LoadedModel) -> Evaluation:
+def from_validation_split(loaded: LoadedModel, own: bool) -> Evaluation:
     """Rebuilt, or found in the cache, with the checkpoint's tokenizer."""
     stated = loaded.entry.get("config", {}).get("data", {})
     settings = {field.name: stated[field.name] for field in fields(CorpusConfig) if field.name in stated}
     if "corpus" not in settings:
         raise UserError(f"the checkpoint does not say what text it was trained on: {ADVICE}")
+    if not own:
+        settings.pop("cache_dir", None)
+        named = [settings.get(key) for key in ("corpus", "val_corpus", "test_corpus")]
+        foreign = [str(corpus) for corpus in named if corpus is not None and corpus not in BUILTIN]
+        if foreign:
+            raise UserError(
+                f"the checkpoint is not of a run in {ROOT}, so {shorten(foreign[0])} is not opened because it says so: "
+                f"{ADVICE}"
+            )
     try:
         prepared = prepare(CorpusConfig(**settings), loaded.tokenizer, loaded.entry.get("data"))
     except UserError as error:
@@ -199,5 +214,5 @@ def from_validation_split(loaded: LoadedModel) -> Evaluation:
             f"corpus {settings['corpus']} has changed since training, so that its validation part may have been "
             f"trained on: {ADVICE}"
         )
-    source = f"validation split of {settings['val_corpus'] or settings['corpus']}"
+    source = f"validation split of {settings.get('val_corpus') or settings['corpus']}"
     return Evaluation.from_ids(prepared.store.split("val"), source, loaded.model.config.max_seq_len)
