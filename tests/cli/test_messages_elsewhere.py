@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import shutil
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from tests.cli.tiny_checkpoint import TEXT, write_checkpoint
 from tests.cli.wrong_input import TINY, refused, says
 from tests.cli.wrong_input import in_an_empty_folder as in_an_empty_folder
 from tinytf.errors import UserError
+from tinytf.run import recovery
 from tinytf.run import run as running
 from tinytf.run.recovery import release_run_locks
 
@@ -106,7 +109,14 @@ def test_a_run_that_went_on_elsewhere_since_it_was_read_is_not_branched_in_silen
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_folder_of_runs_that_was_there_before_stays(there: bool, tmp_path: Path) -> None:
+def test_a_folder_of_runs_that_was_there_before_stays(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(folder: Path) -> None:
+        assert not recovery.DESCRIPTORS  # Windows removes no file that is open.
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(running, "shutil", SimpleNamespace(rmtree=remove))
     root = tmp_path / "runs"
     if there:
         root.mkdir()

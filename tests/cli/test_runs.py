@@ -14,7 +14,7 @@ import pytest
 from tinytf.cli import runs
 from tinytf.errors import UserError
 from tinytf.run.journal import encode
-from tinytf.utils.machine import this_process
+from tinytf.utils.machine import is_alive, this_process
 
 
 def write(folder: Path, *records: dict[str, Any]) -> None:
@@ -100,6 +100,10 @@ def test_a_process_that_was_killed_is_seen_to_be_dead(tmp_path: Path, capsys: py
     process = json.loads(child.stdout.readline())
     write(tmp_path / "a" / "version_0", start(process=process))
     assert listed(tmp_path, capsys)[0]["state"] == "running"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "name", "nt")  # os.kill would send it Ctrl-C.
+        patch.setattr(os, "kill", None)
+        assert is_alive(process) is None
     child.kill()
     child.wait()
     assert listed(tmp_path, capsys)[0]["state"] == "crashed"

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
 from tinytf.cli.main import explain_shortage
-from tinytf.data import TextDataModule
+from tinytf.data import TextDataModule, datamodule
 from tinytf.data.config import CorpusConfig
 from tinytf.data.tokenizer import character_tokenizer
 from tinytf.errors import UserError
@@ -252,3 +252,12 @@ def test_what_it_offers_is_what_others_were_promised() -> None:
         "split_tokens",
         "tokenizer_sha256",
     } <= data.fingerprint.keys()
+
+
+def test_a_worker_ignores_the_signals_that_its_system_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    ignored: list[int] = []
+    monkeypatch.setattr(signal, "signal", lambda number, _: ignored.append(number))
+    for module, name in ((signal, "SIGHUP"), (signal, "SIGUSR1"), (signal, "sigwaitinfo"), (os, "setpgrp")):
+        monkeypatch.delattr(module, name, raising=False)  # Windows has none of them.
+    datamodule._leave_signals_to_the_trainer(0)
+    assert ignored == [signal.SIGINT]

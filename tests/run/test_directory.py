@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinytf.errors import UserError
+from tinytf.run import recovery
 from tinytf.run.callbacks.checkpoints import BestCheckpoints
 from tinytf.run.checkpoint import write_checkpoint
 from tinytf.run.directory import (
@@ -119,7 +120,7 @@ def test_the_list_of_the_best_follows_the_folder_and_loses_what_is_not_there(tmp
     assert (branched.best_k_models, branched.best_model_path, branched.best_model_score) == ({}, "", None)
 
 
-def test_a_lock_ends_with_its_release_and_not_with_a_fork(tmp_path: Path) -> None:
+def test_a_lock_ends_with_its_release_and_not_with_a_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_another_process() -> bool:
         child = os.fork()
         if child == 0:
@@ -131,8 +132,11 @@ def test_a_lock_ends_with_its_release_and_not_with_a_fork(tmp_path: Path) -> Non
             os._exit(0)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
+    calls = []
+    monkeypatch.setattr(recovery, "_lock", lambda descriptor, lock=recovery._lock: calls.append(lock(descriptor)))
     acquire_run_lock(tmp_path)
     acquire_run_lock(tmp_path)
+    assert len(calls) == 1  # Windows refuses the second, to this process too.
     assert not in_another_process()
     assert not in_another_process()
     release_run_locks()

@@ -148,6 +148,9 @@ def test_the_start_carries_what_it_is_given_and_where_it_resumed(folder: Path) -
     assert (second["step"], second["resumed_from_step"]) == (5, 5)
     assert process.is_alive(second["process"]) is True
     assert process.is_alive(second["process"] | {"started": 1}) is False
+    assert process.is_alive({key: second["process"][key] for key in ("pid", "machine")}) is True
+    for pid in (10**30, "1", None, [1]):  # Of a journal that somebody else wrote.
+        assert process.is_alive(second["process"] | {"pid": pid}) is None
 
 
 def test_an_error_is_written_with_its_traceback(folder: Path) -> None:
@@ -168,6 +171,7 @@ def test_a_stop_by_a_signal_is_no_error(folder: Path) -> None:
     assert (end["reason"], end["detail"]) == ("stopped", "SIGTERM")
     assert not records(folder, "error")
     assert exit_reason(KeyboardInterrupt()) == ("stopped", "SIGINT")
+    assert [exit_reason(SystemExit(code))[0] for code in (143, 255, 128, 1, "why", None)] == ["stopped"] + ["error"] * 5
 
 
 def test_the_end_names_the_best_checkpoint_and_the_totals(folder: Path) -> None:

@@ -51,6 +51,13 @@ def test_a_tracking_server_that_cannot_be_asked_is_named(
     assert "passsecret" not in public(str(caught.value))
 
 
+def test_wandb_records_neither_the_git_remote_nor_what_is_printed(folder: Path) -> None:
+    pytest.importorskip("wandb")
+    (logger,) = build_loggers(folder, "id", tensorboard=False, wandb=WandbConfig(project="p"))
+    settings = logger._wandb_init["settings"]  # type: ignore[attr-defined]
+    assert (settings.x_disable_meta, settings.disable_git, settings.console) == (True, True, "off")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints" / "toy" / "version_0"

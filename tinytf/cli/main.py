@@ -11,7 +11,6 @@ import difflib
 import io
 import logging
 import os
-import signal
 import sys
 import threading
 import warnings
@@ -88,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             return 130
         except OutputError as error:
             if isinstance(error.__cause__, BrokenPipeError):  # The reader has seen enough, as head has.
-                return 128 + signal.SIGPIPE
+                return 141  # 128 + SIGPIPE, a name that Windows lacks.
             write_error(str(error))
             return 1
 

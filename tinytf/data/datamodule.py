@@ -197,10 +197,12 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     A worker that died of one would take the step down that the training process is about to finish and save. The
     training process's own SIGTERM, which ends a stuck worker, still works.
     """
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS, where nothing says who sent a signal.
-        os.setpgrp()
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has the first alone.
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS and Windows, where nothing says who sent a signal.
+        if hasattr(os, "setpgrp"):
+            os.setpgrp()
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()

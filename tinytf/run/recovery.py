@@ -42,11 +42,13 @@ def acquire_run_lock(run_dir: Path) -> None:
     """
     path = run_dir.resolve() / LOCK
     # A second open and close of the file, by this process itself, would release a record lock: so one descriptor each.
-    if path not in DESCRIPTORS:
-        try:
-            DESCRIPTORS[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UserError(f"run {run_dir}: its directory cannot be written to ({error.strerror})") from error
+    # And one lock each: Windows refuses a second one, even to the process that has the first.
+    if path in DESCRIPTORS:
+        return
+    try:
+        DESCRIPTORS[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"run {run_dir}: its directory cannot be written to ({error.strerror})") from error
     try:
         _lock(DESCRIPTORS[path])
     except OSError as error:

@@ -130,6 +130,7 @@ class Run:
             yield cls(directory, config, data, resume)
         except Exception:
             if is_new and not has_trained(directory):
+                release_run_locks()  # Windows removes no open file.
                 discard(directory, around)
             raise
         finally:

@@ -86,16 +86,20 @@ def this_process() -> dict[str, Any]:
 
 def is_alive(process: dict[str, Any]) -> bool | None:
     """Whether a process recorded by `this_process` still runs; None if it cannot be seen from here."""
-    if process.get("machine") != _machine():
+    pid = process.get("pid")
+    # Windows sends signal 0, which is its CTRL_C_EVENT.
+    if os.name == "nt" or process.get("machine") != _machine() or not isinstance(pid, int):
         return None
-    pid = process["pid"]
     try:
         os.kill(pid, 0)
+    except OverflowError:  # A number that is no pid, from a journal of somebody else.
+        return None
     except ProcessLookupError:
         return False
     except PermissionError:
         pass  # It exists, and is another user's.
-    return process["started"] is None or _start_time(pid) == process["started"]
+    started = process.get("started")
+    return started is None or _start_time(pid) == started
 
 
 def _start_time(pid: int) -> int | None:

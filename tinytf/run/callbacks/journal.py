@@ -299,8 +299,9 @@ def exit_reason(exception: BaseException) -> tuple[str, str | None]:
     """Reason and detail of an ``end`` event: ``stopped`` by a signal, or ``error``."""
     if isinstance(exception, KeyboardInterrupt):
         return "stopped", "SIGINT"
-    if isinstance(exception, SystemExit) and isinstance(exception.code, int) and exception.code > 128:
-        return "stopped", signal.Signals(exception.code - 128).name
+    code = exception.code if isinstance(exception, SystemExit) else None
+    if isinstance(code, int) and code - 128 in {*signal.Signals}:  # exit(255) is no signal's.
+        return "stopped", signal.Signals(code - 128).name
     return "error", f"{type(exception).__name__}: {exception}"
 
 

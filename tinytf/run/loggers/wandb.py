@@ -34,8 +34,9 @@ class Wandb(WandbLogger):
             name=f"{run_dir.parent.name}/{run_dir.name}", save_dir=str(run_dir), id=run_id,
             project=config.project, entity=config.entity, tags=config.tags, group=run_dir.parent.name,
             # W&B would record the command line as it stands, with the passwords of addresses in it; the provenance has
-            # it without, and the machine too.
-            settings=wandb.Settings(x_disable_meta=True),
+            # it without, and the machine too. The git remote may have a token as its user's name, and what is printed
+            # may have anything: a traceback shows the values that it met.
+            settings=wandb.Settings(x_disable_meta=True, disable_git=True, console="off"),
         )  # fmt: skip
         # Lightning passes it always, and W&B warns that it means nothing any more.
         self._wandb_init.pop("anonymous", None)
