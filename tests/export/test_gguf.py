@@ -41,6 +41,16 @@ def test_every_tensor_comes_back(kind: Gguf, qk_norm: bool, tmp_path: Path) -> N
     assert file_problems(loaded, tmp_path / "model.gguf", kind.kind) == []
 
 
+def test_weights_just_off_zero_come_back_as_q8_0_holds_them(tmp_path: Path) -> None:
+    """As o_proj and down_proj are after a few steps: float16 scales below 6e-5 are rounded by a fixed amount."""
+    loaded = loaded_of(tokenizer_of("char"))
+    for size, layer in ((1e-5, 0), (1e-6, 1)):
+        weight = loaded.model.state_dict()[f"layers.{layer}.self_attn.o_proj.weight"]
+        weight.copy_(size * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    Q8_0.write(loaded, tmp_path / "model.gguf", None)
+    assert file_problems(loaded, tmp_path / "model.gguf", "Q8_0") == []
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 @pytest.mark.parametrize(
     "name",
