@@ -248,9 +248,12 @@ def tensor_problems(loaded: LoadedModel, reader: Any, kind: str) -> list[str]:
 
 
 def _is_near(back: Array, weight: Array, kind: str) -> bool:
-    """Equal to what the type stores. For Q8_0: ``|q * s - w| <= step / 2 + 127 * (step * 2**-11 + 2**-25)`` per block of
-    32, with ``step = max|w| / 127``: half a step, and 127 times the rounding of a scale s to float16, which below 6e-5 is
-    2**-25. The output projections start at zero: after a few steps their scales are that small."""
+    """Equal to what the type stores.
+
+    For Q8_0, ``|q * s - w| <= step / 2 + 127 * (step * 2**-11 + 2**-25)`` per block of 32, with
+    ``step = max|w| / 127``: half a step, and 127 times the rounding of a scale s to float16, 2**-25 below 6e-5.
+    The output projections start at zero: after a few steps their scales are that small.
+    """
     if kind == "F32" or weight.ndim == 1:
         return bool(np.array_equal(back, weight))
     if kind == "F16":
