@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ def test_characters_of_several_tokens_come_out_whole(say):
     ("argv", "message"),
     [
         (["--temperature", "-1"], "--temperature is -1.0"),
-        (["--temperature", "hot"], "--temperature: invalid float value: 'hot'"),
+        (["--temperature", "hot"], "--temperature: 'hot' is not a number"),
         (["--top_k", "0"], "--top_k is 0"),
         (["--top_p", "0"], "--top_p is 0.0"),
         (["--top_p", "1.5"], "--top_p is 1.5"),
@@ -222,3 +223,10 @@ def test_a_closed_pipe_ends_it_quietly(folder):
     assert process.wait(timeout=60) == 128 + signal.SIGPIPE
     process.stderr.close()
     assert [line for line in err.splitlines() if not line.startswith(b"tinytf: note:")] == []
+
+
+@pytest.mark.parametrize(("is_terminal", "expected"), [(True, "p\\x1b[2J\tq\\x07\n\n"), (False, "p\x1b[2J\tq\x07\n\n")])
+def test_tokens_do_nothing_to_a_terminal_and_a_pipe_gets_them_exact(is_terminal, expected, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    generate.Printer("p\x1b[2J", [SimpleNamespace(text="\tq\x07\n", finish="length", seed=0)]).show()
+    assert capsys.readouterr().out == expected

@@ -110,3 +110,12 @@ def test_lightning_is_not_imported(tmp_path):
         "assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, "inspect", "--ckpt_path", path], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "state", [{"best_k_models": {3: 1}}, {"best_k_models": [1]}, {"best_model_score": b"x"}, {"best_model_score": {}}]
+)
+def test_a_callback_of_that_name_that_is_not_ours_has_no_losses(state, tmp_path, capsys):
+    path = write_checkpoint(tmp_path / "a.ckpt", callbacks={"Other": {"monitor": "val/loss", **state}})
+    found = json.loads(printed(capsys, path, "--json"))["checkpoint"]
+    assert (found["val/loss"], found["best val/loss"]) == (None, None)

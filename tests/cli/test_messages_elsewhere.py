@@ -133,7 +133,9 @@ def test_a_folder_of_runs_that_was_there_before_stays(
     assert not (root / "mine").exists()
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "."])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "..", ".", r"..\..\x", "a:b", 'a"', "a|b", "x.", " x", "CON", "nul.txt", "Com1", "lpt³ .a"]
+)
 def test_a_name_that_is_no_folder(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     says(refused(["fit", "--config", TINY, f"--name={name}"], capsys), ["name", "folder"])
 
@@ -256,6 +258,26 @@ def test_settings_that_a_checkpoint_has_fixed_are_named_together(
     assert len(caught.value.problems) == 2
     says(caught.value.problems[0], ["model.d_model is 128 here but 64 in", "its weights"])
     says(caught.value.problems[1], ["data.vocab_size is 300 here but 100 in"])
+
+
+def test_settings_that_a_checkpoint_does_not_have_are_named_once(tmp_path: Path) -> None:
+    from tinytf.cli.config.resume import refuse_changes
+    from tinytf.errors import UserError
+
+    now = {"model": {"d_model": 128, "n_heads": 2, "d_ff": 512}, "data": {"tokenizer": "char", "vocab_size": 300}}
+    saved = {"model": {"d_model": 64, "d_ff": None}, "data": {"tokenizer": "char"}}
+    with pytest.raises(UserError) as caught:
+        refuse_changes("validate", now, saved, tmp_path / "a.ckpt")
+    assert caught.value.problems == (
+        f"checkpoint {tmp_path / 'a.ckpt'}: its config has no model.n_heads, data.vocab_size",
+    )
+
+
+@pytest.mark.parametrize("name", ["console", "com10", "aux-1", "x.y", "3e-4", ".hidden", "lr=[1e-3]"])
+def test_a_name_that_is_a_folder(name: str) -> None:
+    from tinytf.cli.config.validate import check_run_dir
+
+    check_run_dir(name, "runs")
 
 
 # -- the other commands --------------------------------------------------------------------------------------------

@@ -161,3 +161,40 @@ def test_it_starts_without_torch() -> None:
     code = f"import sys; import tinytf.cli.runs; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     assert done.stdout.strip() == "[]"
+
+
+FOREIGN = {
+    "a time without its zone": [start(), {**val(5, 2.5), "time": "2026-01-01T00:00:09"}],
+    "a process without its start": [start(process={k: v for k, v in this_process().items() if k != "started"})],
+    "a step of no number": [start(), {**val(5, 2.5), "step": None}],
+    "max_steps of null": [{**start(), "max_steps": None}],
+    "a loss of a text": [start(), {**val(5, 2.5), "val/loss": "x"}],
+    "a loss of a list": [start(), {**val(5, 2.5), "val/loss": [1]}],
+    "a pid of 100 bits": [start(process=this_process() | {"pid": 10**30})],
+    "a pid of text": [start(process=this_process() | {"pid": "1"})],
+    "a reason of its own": [start(), end(5, "bored")],
+    "no process": [{key: value for key, value in start().items() if key != "process"}],
+}
+
+
+@pytest.mark.parametrize("records", FOREIGN.values(), ids=FOREIGN)
+def test_one_foreign_journal_hides_no_run(
+    records: list[dict[str, Any]], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(root / "c" / "version_0", *records)
+    assert [row["name"] for row in listed(root, capsys, "--sort", "name")] == ["a"] * 2 + ["b"] * 4 + ["c"]
+    assert runs.run(["--root", str(root)]) == 0
+
+
+def test_a_journal_that_cannot_be_read_is_a_row(
+    root: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = root / "c" / "version_0"
+    write(bad, *FOREIGN["a time without its zone"])
+    assert {row["name"]: row["state"] for row in listed(root, capsys)}["c"] == "unreadable"
+    assert f"run {bad}: its journal cannot be read (TypeError" in caplog.text
+
+
+def test_only_decimal_versions_are_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "a" / "version_²").mkdir()
+    assert len(listed(root, capsys)) == 6

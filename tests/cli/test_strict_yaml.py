@@ -162,3 +162,10 @@ def printed(flags: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
     assert stop.value.code == 0
     Path("printed.yaml").write_text(capsys.readouterr().out)
     return read_config("printed.yaml").content
+
+
+def test_json_is_read_as_strictly_as_yaml() -> None:
+    with pytest.raises(yaml.YAMLError, match=r"a\.b is set twice, here and in line 1: keep one"):
+        load('{"a": {"b": 1, "b": 2}}')
+    assert load('{"a": [NaN, Infinity]}') == {"a": ["NaN", "Infinity"]}
+    assert load('{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}

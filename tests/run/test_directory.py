@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -141,3 +142,19 @@ def test_a_lock_ends_with_its_release_and_not_with_a_fork(tmp_path: Path, monkey
     assert not in_another_process()
     release_run_locks()
     assert in_another_process()
+
+
+def test_a_run_of_another_user_is_skipped_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, private = run_started(tmp_path, "a", 9), run_started(tmp_path, "b", 10)
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.parent == private:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert run_dirs(tmp_path) == [mine]
+    assert f"skipping run {private}: Permission denied" in caplog.text

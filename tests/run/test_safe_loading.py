@@ -15,7 +15,7 @@ from tests.stress.campaign import arguments, prepare
 from tests.stress.killing import attempt
 from tinytf.cli.main import main
 from tinytf.errors import UserError
-from tinytf.run.checkpoint import read_checkpoint
+from tinytf.run.checkpoint import load_model, read_checkpoint
 
 COMMANDS = {
     "fit": [],
@@ -229,3 +229,84 @@ def test_weights_that_are_no_tensors_are_refused(value: Any, trained: Path, work
     torch.save(content, "torn.ckpt")
     with pytest.raises(UserError, match=r"torn\.ckpt: it is incomplete: it lacks its weights or its step"):
         read_checkpoint("torn.ckpt")
+
+
+def itself() -> list[Any]:
+    circle: list[Any] = []
+    circle.append(circle)
+    return circle
+
+
+def shared(levels: int = 12) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value] * 9
+    return value
+
+
+ODD = {
+    "a list that holds itself": ({"config": {"a": itself()}}, "its entry tinytf is more than 50 levels deep"),
+    "billions by sharing": ({"provenance": {"a": shared()}}, "its entry tinytf is more than 1,000,000 values"),
+    "a tuple as key": ({"model": {(1, 2): 3}}, "its entry tinytf has (1, 2) as a key, which is no text"),
+    "bytes": ({"data": {"a": b"x"}}, "its entry tinytf has a value of type bytes"),
+    "a set": ({"config": {"a": {1}}}, "its entry tinytf has a value of type set"),
+}
+
+
+@pytest.mark.parametrize(("entry", "words"), ODD.values(), ids=ODD)
+def test_an_entry_that_no_run_writes_is_refused(
+    entry: dict[str, Any], words: str, trained: Path, workplace: Path
+) -> None:
+    content = good(trained)
+    content["tinytf"] |= entry
+    torch.save(content, "odd.ckpt")
+    with pytest.raises(UserError) as caught:
+        read_checkpoint("odd.ckpt")
+    assert str(caught.value) == f"checkpoint odd.ckpt: {words}"
+
+
+CALLBACKS = {
+    "a list": ([1], "its entry callbacks is no dict"),
+    "a number as key": ({3: {}}, "its entry callbacks has 3 as a key, which is no text"),
+    "a list that holds itself": ({"a": itself()}, "its entry callbacks is more than 50 levels deep"),
+}
+
+
+@pytest.mark.parametrize(("callbacks", "words"), CALLBACKS.values(), ids=CALLBACKS)
+def test_callbacks_of_another_form_are_refused(callbacks: Any, words: str, trained: Path, workplace: Path) -> None:
+    torch.save({**good(trained), "callbacks": callbacks}, "odd.ckpt")
+    with pytest.raises(UserError) as caught:
+        read_checkpoint("odd.ckpt")
+    assert str(caught.value) == f"checkpoint odd.ckpt: {words}"
+
+
+def test_the_state_of_a_callback_of_another_library_may_have_any_keys(trained: Path, workplace: Path) -> None:
+    # As Lightning's BackboneFinetuning.
+    torch.save({**good(trained), "callbacks": {"Other": {"groups": {0: [1], (1, 2): {3}}}}}, "other.ckpt")
+    assert read_checkpoint("other.ckpt")["callbacks"]["Other"]["groups"][0] == [1]
+
+
+def test_a_start_token_is_a_number(trained: Path, workplace: Path) -> None:
+    content = good(trained)
+    content["tinytf"]["data"]["start_token"] = True
+    torch.save(content, "odd.ckpt")
+    assert load_model("odd.ckpt").start_token is None
+
+
+def test_only_what_is_wrong_with_the_file_is_blamed_on_it(
+    trained: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = good(trained)
+    key = next(key for key, value in content["state_dict"].items() if value.dim() == 2)
+    sparse = {**content["state_dict"], key: content["state_dict"][key].to_sparse()}
+    torch.save({**content, "state_dict": sparse}, "sparse.ckpt")
+    with pytest.raises(UserError, match=r"sparse\.ckpt"):
+        load_model("sparse.ckpt")
+    torch.save(content, "good.ckpt")
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("tinytf.run.checkpoint.tokenizer_from_text", fail)
+    with pytest.raises(MemoryError):
+        load_model("good.ckpt")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinytf.errors import UserError
-from tinytf.utils.text import printable, read_json
+from tinytf.utils.text import printable, read_json, terminal_text
 
 
 @settings(deadline=None)
@@ -40,3 +40,9 @@ def test_what_is_not_json_is_one_line(text: str) -> None:
 )
 def test_json_is_read(value: object) -> None:
     assert read_json(json.dumps(value), "file") == value
+
+
+def test_text_on_a_terminal_keeps_its_lines_and_its_letters() -> None:
+    # The joiners of an emoji of several people, and the wide space of Japanese.
+    assert terminal_text("a\tb\n\u3000\U0001f468\u200d\U0001f469 é") == "a\tb\n\u3000\U0001f468\u200d\U0001f469 é"
+    assert terminal_text("\x1b]0;title\x07\r\n\u202e\x9b2J") == "\\x1b]0;title\\x07\\r\n\\u202e\\x9b2J"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -93,3 +94,14 @@ def test_bytes_that_are_not_utf_8_are_counted() -> None:
     Path("latin").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match="--config latin: byte 3 is not UTF-8"):
         read_text("latin", what="--config", limit=100)
+
+
+@pytest.mark.parametrize("given", ["private/file", "private/*.txt"])
+def test_what_may_not_be_looked_at_is_refused_by_name(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: bool) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(UserError) as caught:
+        user_path(given, what="--config")
+    assert str(caught.value) == f"--config {given}: Permission denied"

@@ -20,6 +20,7 @@ from tinytf.cli.config.flags import (
 )
 from tinytf.errors import UserError
 from tinytf.utils.files import read_text, user_path
+from tinytf.utils.text import terminal_text
 
 # torch takes a second to import: a mistyped flag is told before that.
 if TYPE_CHECKING:
@@ -183,7 +184,10 @@ def note(message: str) -> None:
 
 
 class Printer:
-    """Writes completions to stdout in their order: each as it is decoded, or at once if it ended before its turn."""
+    """Writes completions to stdout in their order: each as it is decoded, or at once if it ended before its turn.
+
+    A tokenizer may be a stranger's: on a terminal, control characters of its tokens are escaped.
+    """
 
     def __init__(self, prompt: str, completions: Sequence[Completion]) -> None:
         self._prompt = prompt
@@ -196,7 +200,7 @@ class Printer:
         """Write what was decoded since the last call."""
         while self._turn < len(self._completions):
             completion = self._completions[self._turn]
-            sys.stdout.write(completion.text[self._shown :])
+            self._write(completion.text[self._shown :])
             self._shown = len(completion.text)
             if completion.finish is None:
                 break
@@ -210,4 +214,7 @@ class Printer:
         count = len(self._completions)
         if count > 1:
             sys.stdout.write(f"--- sample {self._turn + 1} of {count}, seed {self._completions[self._turn].seed} ---\n")
-        sys.stdout.write(self._prompt)
+        self._write(self._prompt)
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(terminal_text(text) if sys.stdout.isatty() else text)

@@ -32,16 +32,17 @@ def parser() -> CommandParser:
 def run(argv: list[str]) -> int:
     """Print what a checkpoint is, or in what two differ."""
     args = parser().parse_args(argv)
-    found = describe(checkpoint_path(args))
+    found = checkpoint_facts(checkpoint_path(args))
     if args.diff is None:
         print(strict_json(found, indent=2) if args.json else sections_text(found))
         return 0
-    changes = differences(found, describe(checkpoint_path(argparse.Namespace(ckpt_path=args.diff, name=args.name))))
+    other = checkpoint_facts(checkpoint_path(argparse.Namespace(ckpt_path=args.diff, name=args.name)))
+    changes = differences(found, other)
     print(strict_json(changes, indent=2) if args.json else difference_text(changes))
     return 0
 
 
-def describe(path: Path) -> Sections:
+def checkpoint_facts(path: Path) -> Sections:
     """All that a checkpoint says of itself, as plain JSON types in sections.
 
     Raises:
@@ -78,11 +79,21 @@ def losses(content: Mapping[str, Any]) -> dict[str, Any]:
     states = [state for state in (content.get("callbacks") or {}).values() if isinstance(state, Mapping)]
     watching = next((state for state in states if state.get("monitor") == "val/loss"), {})
     at_step: dict[Any, Any] = {}
-    for name, score in (watching.get("best_k_models") or {}).items():
-        match = CHECKPOINT.fullmatch(Path(name).name)
+    best = watching.get("best_k_models")
+    for name, score in best.items() if isinstance(best, Mapping) else ():
+        match = CHECKPOINT.fullmatch(Path(name).name) if isinstance(name, str) else None
         if match:
             at_step[int(match[1])] = score
-    return {"val/loss": at_step.get(content.get("global_step")), "best val/loss": watching.get("best_model_score")}
+    found = {"val/loss": at_step.get(content["global_step"]), "best val/loss": watching.get("best_model_score")}
+    return {name: as_number(score) for name, score in found.items()}
+
+
+def as_number(score: Any) -> float | None:
+    """A number or a tensor of one element; None for anything else that a file may have there."""
+    try:
+        return float(score)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
 
 
 def shape(model: Mapping[str, Any]) -> dict[str, Any]:

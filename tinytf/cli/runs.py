@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,9 @@ from typing import Any
 
 from tinytf.cli.config.flags import CommandParser
 from tinytf.errors import UserError
+from tinytf.run.directory import version_of
 from tinytf.run.journal import FILE_NAME, Record, read
+from tinytf.utils.files import user_path
 from tinytf.utils.machine import is_alive
 from tinytf.utils.text import seconds_between, strict_json, table, utc_now
 
@@ -24,12 +27,16 @@ STATES = {"finished": "finished", "stopped": "stopped", "error": "crashed"}
 """What the reason of an ``end`` event makes of a run."""
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass
 class RunRow:
     """One run, by its journal.
 
     Args:
-        state: running, finished, stopped (by a signal, saved), crashed, or empty (it has written nothing yet).
+        state: running, finished, stopped (by a signal, saved), crashed, empty (it has written nothing yet), or
+            unreadable (its journal is damaged, or not one of ours).
         step: the last optimizer step in the journal.
         max_steps: optimizer steps of the whole run; None if it is endless.
         best_val_loss: the lowest; None before the first validation.
@@ -61,10 +68,11 @@ SORTS = ("started", "name", "state", "step", "best_val_loss", "seconds")
 def run(argv: Sequence[str]) -> int:
     """List the runs below a folder on stdout."""
     arguments = parser().parse_args(argv)
-    root = Path(arguments.root)
+    root = user_path(arguments.root, what="--root")
     if not root.is_dir():
         raise UserError(f"--root {root}: there is no such folder; tinytf fit makes it, or give another")
-    rows = ordered([summary(folder) for folder in run_folders(root)], arguments.sort)
+    folders = [folder for folder in root.glob("*/version_*") if version_of(folder) >= 0]
+    rows = ordered(map(readable_summary, folders), arguments.sort)
     if arguments.json:
         print(strict_json([asdict(row) for row in rows], indent=2))
     else:
@@ -83,11 +91,6 @@ def parser() -> argparse.ArgumentParser:
     return commands
 
 
-def run_folders(root: Path) -> list[Path]:
-    """Every run's folder below a root, in no order."""
-    return [folder for folder in root.glob("*/version_*") if folder.name.removeprefix("version_").isdigit()]
-
-
 def ordered(rows: Iterable[RunRow], key: str) -> list[RunRow]:
     """Ascending by one field, runs that lack it last, equal ones by name and version."""
 
@@ -98,9 +101,18 @@ def ordered(rows: Iterable[RunRow], key: str) -> list[RunRow]:
     return sorted(rows, key=place)
 
 
+def readable_summary(folder: Path) -> RunRow:
+    """One run, unreadable if its journal is: one bad journal hides no other run."""
+    try:
+        return summary(folder)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        log.warning("run %s: its journal cannot be read (%s: %s)", folder, type(error).__name__, error)
+        return RunRow(folder.parent.name, version_of(folder), "unreadable", path=str(folder))
+
+
 def summary(folder: Path) -> RunRow:
     """One run, from its journal."""
-    row = RunRow(folder.parent.name, int(folder.name.removeprefix("version_")), path=str(folder))
+    row = RunRow(folder.parent.name, version_of(folder), path=str(folder))
     journal = folder / FILE_NAME
     start: Record | None = None
     last: Record | None = None

@@ -22,7 +22,7 @@ from tinytf.export.formats.huggingface import FILES, WEIGHTS
 from tinytf.export.parity.check import FAILED, NOT_VERIFIED, PASSED, CheckResult, ParityCheck
 from tinytf.export.parity.compare import ParityMetrics
 from tinytf.export.parity.thresholds import THRESHOLDS
-from tinytf.utils.files import atomic_write, read_text, sha256_of
+from tinytf.utils.files import atomic_write, read_text, sha256_of, user_path
 from tinytf.utils.machine import cpu_name, package_versions
 from tinytf.utils.text import read_json, strict_json, utc_now
 
@@ -159,7 +159,7 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: if there is none, or none that this version reads; names what is not ours.
     """
-    path = folder / NAME
+    path = user_path(folder / NAME, what="manifest")
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the folder that tinytf export wrote")
     if not path.exists():

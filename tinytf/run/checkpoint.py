@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from tinytf.data.tokenizer import end_of_text_id, ready
+from tinytf.data.tokenizer import end_of_text_id, tokenizer_from_text
 from tinytf.errors import RunError, UserError
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.utils.files import atomic_write, is_disk_full, sha256_of, shorten
@@ -26,6 +26,11 @@ FORMAT = 1
 
 ENTRY = {"model": dict, "tokenizer": str, "config": dict, "data": dict, "provenance": dict}
 """What the ``tinytf`` entry of format 1 has."""
+
+PLAIN = (type(None), bool, int, float, str, torch.Tensor)
+DEEPEST = 50
+MOST_VALUES = 1_000_000
+"""Values below an entry, one that stands in several places counted in each. A run of ours has some hundreds."""
 
 MODEL_PREFIX = "model."
 """What the transformer's weights begin with in a checkpoint's ``state_dict``: the layout of ``transformers``."""
@@ -105,7 +110,41 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path}: it is incomplete: it lacks {', '.join(missing) or 'its weights or its step'}"
         )
+    callbacks = content.get("callbacks") or {}
+    problem = odd_value("tinytf", entry, strict=True) or odd_value("callbacks", callbacks)
+    if problem or not isinstance(callbacks, dict):
+        raise UserError(f"checkpoint {path}: {problem or 'its entry callbacks is no dict'}")
     return content
+
+
+def odd_value(name: str, entry: Any, *, strict: bool = False) -> str | None:
+    """What of an entry tinytf does not write and its readers would fail at; None if there is nothing.
+
+    torch's unpickler of plain types makes lists that hold themselves, and keys and values of a dozen types.
+
+    Args:
+        name: of the entry, for messages.
+        entry: its value.
+        strict: it is ours alone: keys are texts, and values are plain ones. The state of callbacks is of any library's.
+    """
+    waiting: list[tuple[Any, int]] = [(entry, 1)]
+    seen = 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if depth > DEEPEST or seen > MOST_VALUES:
+            limit = f"{DEEPEST} levels deep" if depth > DEEPEST else f"{MOST_VALUES:,} values"
+            return f"its entry {name} is more than {limit}"
+        if isinstance(value, dict):
+            odd = next((key for key in value if not isinstance(key, str)), None)
+            if odd is not None and (strict or depth == 1):
+                return f"its entry {name} has {shorten(repr(odd), 80)} as a key, which is no text"
+            waiting += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(inner, depth + 1) for inner in value]
+        elif strict and not isinstance(value, PLAIN):
+            return f"its entry {name} has a value of type {type(value).__name__}"
+    return None
 
 
 # -- writing ---------------------------------------------------------------------------------------------------
@@ -164,7 +203,7 @@ class LoadedModel:
     def start_token(self) -> int | None:
         """What an empty prompt starts from, a token seen in training; None is a line feed."""
         stated = self.entry.get("data", {}).get("start_token")
-        known = isinstance(stated, int) and 0 <= stated < self.model.config.vocab_size
+        known = type(stated) is int and 0 <= stated < self.model.config.vocab_size
         return stated if known else end_of_text_id(self.tokenizer)
 
     @cached_property
@@ -215,15 +254,15 @@ def load_model(path: str | Path) -> LoadedModel:
     content = read_checkpoint(path)
     refuse_misfit(content, path)
     entry = content["tinytf"]
+    tokenizer = tokenizer_from_text(entry["tokenizer"], f"in checkpoint {path}")
+    model = Transformer(config_of(content))
+    weights = {
+        key.removeprefix(MODEL_PREFIX): value
+        for key, value in content["state_dict"].items()
+        if key.startswith(MODEL_PREFIX)
+    }
     try:
-        tokenizer = ready(Tokenizer.from_str(entry["tokenizer"]))
-        model = Transformer(config_of(content))
-        weights = {
-            key.removeprefix(MODEL_PREFIX): value
-            for key, value in content["state_dict"].items()
-            if key.startswith(MODEL_PREFIX)
-        }
         model.load_state_dict(weights)
-    except Exception as error:
-        raise UserError(f"checkpoint {path}: its parts do not fit together ({' '.join(str(error).split())})") from error
+    except RuntimeError as error:  # Of their shapes, but sparse or quantized.
+        raise UserError(f"checkpoint {path}: its weights cannot be loaded ({' '.join(str(error).split())})") from error
     return LoadedModel(model.float().eval(), tokenizer, entry, int(content["global_step"]), path)

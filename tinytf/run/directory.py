@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 from tinytf.errors import UserError
-from tinytf.run.checkpoint import damage
 from tinytf.run.journal import started_at
 from tinytf.utils.files import atomic_write, open_user_file, user_path
 
@@ -48,7 +47,12 @@ def run_dirs(root: Path, name: str | None = None) -> list[Path]:
         started = ""
         for run_dir in sorted(versions, key=version_of):
             started = started_at(run_dir) or started
-            if (run_dir / "config.yaml").is_file():
+            try:
+                is_run = (run_dir / "config.yaml").is_file()
+            except PermissionError as error:
+                log.warning("skipping run %s: %s", run_dir, error.strerror)
+                continue
+            if is_run:
                 found.append((started, version_of(run_dir), run_dir))
     return [run_dir for _, _, run_dir in sorted(found)]
 
@@ -112,6 +116,13 @@ def is_periodic(path: Path) -> bool:
 # -- best and last ---------------------------------------------------------------------------------------------
 
 
+def damage(path: Path) -> str | None:
+    """As `tinytf.run.checkpoint.damage`; torch is imported when a file is read, which `tinytf runs` never does."""
+    from tinytf.run import checkpoint
+
+    return checkpoint.damage(path)
+
+
 def last_intact(run_dir: Path) -> Path | None:
     """The newest checkpoint of a run whose checksums are right; each damaged one that is skipped is named."""
     return _first_intact(saved_checkpoints(run_dir))
@@ -148,7 +159,7 @@ def resolve_checkpoint(ckpt_path: str, name: str | None = None, root: str | Path
     """
     if ckpt_path not in (BEST, LAST):
         return _checkpoint_at(ckpt_path)
-    found = run_dirs(Path(root), name)
+    found = run_dirs(user_path(root, what="checkpoint.dir"), name)
     pick = best_intact if ckpt_path == BEST else last_intact
     for run_dir in reversed(found):
         if path := pick(run_dir):
@@ -167,11 +178,14 @@ def _checkpoint_at(ckpt_path: str) -> Path:
         raise UserError(f"--ckpt_path {ckpt_path}: it links to {path.readlink()}, which is gone; give another file")
     if not path.exists():
         raise UserError(f"--ckpt_path {ckpt_path}: there is no such file")
+    open_user_file(path, what="--ckpt_path").close()
     target = pointer_target(path)
-    if target and not target.exists():
+    if target is None:
+        return path
+    if not target.exists():
         raise UserError(f"--ckpt_path {ckpt_path}: it points to {target.name}, which is gone; give another file")
-    open_user_file(target or path, what="--ckpt_path").close()
-    return target or path
+    open_user_file(target, what="--ckpt_path").close()
+    return target
 
 
 # -- links -----------------------------------------------------------------------------------------------------

@@ -36,14 +36,14 @@ def user_path(given: str | Path, *, what: str) -> Path:
 
     Raises:
         UserError: if no file system has such a path: an empty one, one with a NUL, one that is too long, the home of
-            a user that does not exist.
+            a user that does not exist; or if this user may not look at what is there.
     """
     if not str(given):
         raise UserError(f"{what} is empty: give a path, or leave it out")
     try:
         path = Path(given).expanduser()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            path.lstat()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # Before is_dir and exists, which raise PermissionError up to Python 3.13.
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nosuch.
         raise UserError(f"{what} {shorten(given)}: {reason(error)}") from None
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -18,6 +19,12 @@ HIDDEN = "***"
 
 SECRET = re.compile(r"(api|access|private)[_-]?key|secret|passw(or)?d|passphrase|credential|token$", re.IGNORECASE)
 """Names of settings whose values are secrets. ``max_new_tokens`` and ``tokenizer`` are not among them."""
+
+ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Categories of Unicode that act on a terminal, or that it has no bytes for."""
+
+TEXT_MARKS = "\n\t\u200c\u200d"
+"""What texts need of them: lines, tabs, and the joiners of Persian and of emoji."""
 
 SCHEME = r"[a-z][a-z0-9+.-]*://"
 ADDRESS = re.compile(rf"\s*([a-z][a-z0-9+.-]*::)*{SCHEME}", re.IGNORECASE)
@@ -70,6 +77,13 @@ def printable(text: str) -> str:
     reads as something else.
     """
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+
+
+def terminal_text(text: str) -> str:
+    """A text in which only line feeds and tabs act on a terminal: the others are escaped, as by `printable`."""
+    return "".join(
+        printable(mark) if unicodedata.category(mark) in ACTS and mark not in TEXT_MARKS else mark for mark in text
+    )
 
 
 def public(value: Any) -> Any:

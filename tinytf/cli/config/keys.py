@@ -141,7 +141,7 @@ class Keys:
         return list(dict.fromkeys(key for key in [*dotted, *bare] if key in self.settings))
 
 
-def describe(actions: list[Any]) -> None:
+def set_help_texts(actions: list[Any]) -> None:
     """Put `HELP` in its place."""
     for action in actions:
         if action.dest in HELP:

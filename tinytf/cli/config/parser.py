@@ -16,7 +16,7 @@ from tinytf.cli.config import resume as resuming
 from tinytf.cli.config.auto import resolve_auto
 from tinytf.cli.config.errors import OneLineErrors, causes
 from tinytf.cli.config.files import Arguments, as_config, read_arguments
-from tinytf.cli.config.keys import ConfigError, Keys, check_flags, check_keys, describe
+from tinytf.cli.config.keys import ConfigError, Keys, check_flags, check_keys, set_help_texts
 from tinytf.cli.config.strict_yaml import STRICT
 from tinytf.cli.config.validate import check_machine, refusals_of, validate
 from tinytf.data.datamodule import TextDataModule
@@ -106,7 +106,7 @@ class CommandLine(LightningCLI):
         # so that no rank waits in a group's timeout (30 minutes) for a tokenizer.
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.bytes_per_token", "model.bytes_per_token", apply_on="instantiate")
-        describe(parser._actions)
+        set_help_texts(parser._actions)
 
     # -- parsing ---------------------------------------------------------------------------------------------------
 

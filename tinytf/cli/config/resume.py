@@ -151,14 +151,18 @@ def refuse_changes(
     command: str, now: Mapping[str, Any], saved: Mapping[str, Any], ckpt: Path, given: Collection[str] = ()
 ) -> None:
     """Refuse, by name, each setting given now that a checkpoint has already fixed otherwise."""
-    changed = []
+    changed, missing = [], []
     for key in SHAPE + TOKENIZER + (TRAINING if command == "fit" else ()):
         old, new = look_up(saved, key), look_up(now, key)
         if key == "data.tokenizer" and old not in ("char", "bpe") and key not in given:
             continue  # Read from the checkpoint, which has its content, whatever its path was.
-        if old != new:
+        if old != new and not has(saved, key):
+            missing.append(key)
+        elif old != new:
             why = next(WHY[prefix] for prefix in prefixes(key) if prefix in WHY)
             changed.append(f"{key} is {new} here but {old} in {ckpt}: {why}")
+    if missing:
+        raise UserError(f"checkpoint {ckpt}: its config has no {', '.join(missing)}")
     if changed:
         raise UserError(*changed)
 
@@ -169,6 +173,13 @@ def look_up(config: Mapping[str, Any], dotted: str) -> Any:
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def has(config: Mapping[str, Any], dotted: str) -> bool:
+    """Whether a config has a dotted key, be its value null."""
+    section, _, name = dotted.rpartition(".")
+    inside = look_up(config, section) if section else config
+    return isinstance(inside, Mapping) and name in inside
 
 
 def prefixes(key: str) -> list[str]:

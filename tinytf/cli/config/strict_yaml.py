@@ -100,9 +100,21 @@ Loader.add_constructor(TAG + "bool", _bool)
 def load(text: str) -> Any:
     """The value of a YAML text; yaml.YAMLError if it has none within the bounds."""
     if text.startswith("{"):
+        # Exact, where YAML leaves JSON's escape of an emoji as two half characters.
         with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(text)  # Exact, where YAML leaves JSON's escape of an emoji as two half characters.
+            return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     return Loader(text).get_single_data()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is set twice")  # YAML's reader, whose turn it then is, says which and where.
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")  # And in YAML 1.2 it is a text.
 
 
 def load_with_nodes(text: str) -> tuple[Any, yaml.Node | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
@@ -27,6 +28,10 @@ from tinytf.utils.text import flatten
 
 LARGEST = 2**53
 """Above it floats skip integers, as in a schedule's share of steps; above 2**63 torch raises OverflowError."""
+
+UNPORTABLE = re.compile(r'[\\/:*?"<>|]|[ .]$')
+DEVICES = re.compile(r"CON|PRN|AUX|NUL|(COM|LPT)[0-9¹²³]", re.IGNORECASE)
+"""What a file's name may not have, and may not be before its first dot, on Windows: runs are copied to there too."""
 
 STEPS = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 
@@ -164,10 +169,13 @@ def check_ranges(config: Any) -> None:
 
 def check_run_dir(name: str, given: str) -> None:
     """Refuse a place where no run directory can be made."""
-    if name in ("", ".", "..") or "/" in name or name != name.strip() or not name.isprintable():
+    device = DEVICES.fullmatch(name.partition(".")[0].rstrip())
+    if device:
+        raise UserError(f"name {name!r}: on Windows no folder is called so, as {device[0]} is a device: give another")
+    if not name or UNPORTABLE.search(name) or name != name.strip() or not name.isprintable():
         raise UserError(
-            f"name {name!r}: the run directory is called so, and it is not a folder's name: give one of printable "
-            "characters, without / and without spaces around it"
+            f"name {name!r}: the run directory is called so, and it is not a folder's name on every system: give one "
+            'of printable characters, without \\ / : * ? " < > |, without spaces around it or a dot at its end'
         )
     root = user_path(given, what="checkpoint.dir")
     existing = next(path for path in (root, *root.absolute().parents) if path.exists())
