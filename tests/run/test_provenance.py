@@ -150,6 +150,27 @@ def test_flags_that_look_like_secrets_are_masked() -> None:
     assert provenance.masked(["--max_new_tokens=5", "--hf-token"]) == ["--max_new_tokens=5", "--hf-token"]
 
 
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["--l", "{class_path: X, init_args: {api_key: S}}"], '{"class_path": "X", "init_args": {"api_key": "***"}}'),
+        (["--l", "class_path: X\ninit_args:\n  password: 7"], '{"class_path": "X", "init_args": {"password": "***"}}'),
+        (["--l", "[{headers: {Authorization: Bearer S}}]"], '[{"headers": {"Authorization": "***"}}]'),
+        (["--x.api_key", "-S"], "***"),
+        (["--x.api_key", "-S=7"], "***"),
+        (["--x.api_key", "--S 7"], "***"),
+        (["--x.password", "12345"], "***"),
+        (["--x.passwords+", "S"], "***"),
+        (["--x.start_token", "5"], "5"),
+        (["--x.api_key", "--name"], "--name"),
+        (["--name", "a: {b: c}  # d"], "a: {b: c}  # d"),
+        (["--name", "{a"], "{a"),
+    ],
+)
+def test_values_in_yaml_and_values_that_look_like_flags_are_masked(argv: list[str], shown: str) -> None:
+    assert provenance.masked(argv) == [argv[0], shown]
+
+
 def test_addresses_lose_user_and_query() -> None:
     argv = ["--data.corpus=https://me:word@host:80/x.txt?sig=abc#part", '{"uri": "s3://key@bucket/y?z"}', "a?b://"]
     assert provenance.masked(argv) == [

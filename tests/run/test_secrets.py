@@ -9,6 +9,7 @@ import json
 import random
 import string
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,42 @@ def test_settings_that_are_secrets_by_their_name_are_hidden() -> None:
     given = {"init_args": {"api_key": "abc", "auth_token": "abc", "password": "", "max_new_tokens": 5, "token": None}}
     hidden = {"api_key": HIDDEN, "auth_token": HIDDEN, "password": "", "max_new_tokens": 5, "token": None}
     assert public(given) == {"init_args": hidden}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "account_key", "connection_string", "ConnectionString", "db_pwd", "auth", "basic_auth", "Authorization",
+        "signature", "tokens", "x.password",
+    ],
+)  # fmt: skip
+def test_whatever_stands_under_a_secrets_name_is_hidden(name: str) -> None:
+    for value in ("abc", ["abc"], {"x": "abc"}, ("abc", 1)):
+        assert public({"a": [{name: value}]}) == {"a": [{name: HIDDEN}]}
+    for value in ("", [], {}, None, True):
+        assert public({name: value}) == {name: value}
+    assert public({name: 12345}) == {name: 12345 if name == "tokens" else HIDDEN}
+
+
+def test_counts_of_tokens_are_no_secrets() -> None:
+    counts = {
+        "start_token": 0, "split_tokens": {"train": 5, "val": 2}, "tokens": [1, 2.5], "tokens_per_second": "1",
+        "tokenizer": "char", "author": "me",
+    }  # fmt: skip
+    assert public(counts) == counts
+
+
+def test_a_password_with_an_at_before_a_slash_is_hidden_whole() -> None:
+    assert public("https://user:p@ss/word@host/x?y") == f"https://{HIDDEN}@host/x?{HIDDEN}"
+    assert public("https://user:pass@host/x?a@b") == f"https://{HIDDEN}@host/x?{HIDDEN}"
+
+
+@pytest.mark.parametrize("start", ["", "s3://x"])
+@pytest.mark.parametrize("part", ["a", "@", "::a", "a://", ")", " a://", ":@", "1"])
+def test_a_long_text_takes_no_minutes(start: str, part: str) -> None:
+    begin = time.monotonic()
+    public(start + part * (200_000 // len(part)) + " ://")
+    assert time.monotonic() - begin < 20  # 0.5 s; squared, it was half an hour.
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -149,6 +186,28 @@ def test_a_resume_finds_the_text_by_its_checksum_or_takes_the_address_again(addr
     assert f"what {HIDDEN} stands for is not stored; give the whole address again" in line
     code, _ = attempt(["fit", "--ckpt_path=last", "--trainer.max_steps=6", f"--data.corpus={address}"], tmp_path)
     assert code == 0, (tmp_path / "attempts.log").read_text()
+
+
+def test_a_resume_asks_again_for_what_was_hidden(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    logger = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": "csv", "name": "x", "prefix": "s3://usersecret:passsecret@bucket/y"},
+    }
+    # Three stars alone hide nothing.
+    case = {
+        **BASE,
+        "trainer.max_steps": 2,
+        "trainer.logger": json.dumps([logger]),
+        "tracking.samples.prompts": '["***"]',
+    }
+    assert attempt(arguments(case), tmp_path)[0] == 0, (tmp_path / "attempts.log").read_text()
+    resume = ["fit", "--ckpt_path=last", "--trainer.max_steps=4"]
+    assert attempt(resume, tmp_path)[0] == 2
+    line = (tmp_path / "attempts.log").read_text().splitlines()[-1]
+    assert f"trainer.logger[0].init_args.prefix: what {HIDDEN} stands for is not stored; give the whole" in line
+    assert attempt([*resume, f"--trainer.logger={json.dumps([logger])}"], tmp_path)[0] == 0
+    assert leaks(tmp_path / "checkpoints") == []
 
 
 def test_messages_and_tracebacks_in_the_journal_have_none(tmp_path: Path) -> None:

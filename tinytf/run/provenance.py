@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import tinytf
 from tinytf.utils.files import atomic_write
 from tinytf.utils.machine import cpu_name, package_versions, usable_cores
-from tinytf.utils.text import public, utc_now
+from tinytf.utils.text import ADDRESS, SECRET, public, utc_now
 
 GIT_SECONDS = 10.0
 """How long git may take: on a network file system a status was seen to take minutes."""
@@ -72,7 +74,11 @@ def masked(argv: Sequence[str]) -> list[str]:
     shown: list[str] = []
     flag = ""  # The one whose value may follow.
     for argument in argv:
-        if argument.startswith("-"):
+        # What begins with a dash is a flag, or the value of a secret: only a flag begins with two, and has no space.
+        is_flag = argument.startswith("-") and not (
+            SECRET.search(flag) and (not argument.startswith("--") or " " in argument)
+        )
+        if is_flag:
             flag, equals, value = argument.partition("=")
             shown.append(f"{flag}={_masked_value(flag, value)}" if equals else argument)
             flag = "" if equals else flag
@@ -84,11 +90,16 @@ def masked(argv: Sequence[str]) -> list[str]:
 
 def _masked_value(flag: str, value: str) -> str:
     try:
-        given = json.loads(value) if value.startswith(("{", "[")) else value
-    except ValueError:  # YAML's own notation, or a path that begins so.
+        given = value if ADDRESS.match(value) else yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):  # A path that looks like YAML.
         given = value
-    hidden = public({flag: given})[flag]
-    return value if hidden == given else hidden if isinstance(hidden, str) else json.dumps(hidden)
+    if isinstance(given, str):
+        given = value  # As it was typed: with its quotes, and with what YAML takes for a comment.
+    name = flag.rstrip("+")  # Which appends to a list.
+    hidden = public({name: given})[name]
+    if hidden == given:
+        return str(public(value))
+    return hidden if isinstance(hidden, str) else json.dumps(hidden, default=str)
 
 
 # -- git -------------------------------------------------------------------------------------------------------

@@ -17,8 +17,13 @@ from tinytf.errors import UserError
 HIDDEN = "***"
 """What is stored in place of a secret, so that a reader sees that something was left out."""
 
-SECRET = re.compile(r"(api|access|private)[_-]?key|secret|passw(or)?d|passphrase|credential|token$", re.IGNORECASE)
-"""Names of settings whose values are secrets. ``max_new_tokens`` and ``tokenizer`` are not among them."""
+TOKENS = re.compile(r"tokens?$", re.IGNORECASE)
+SECRET = re.compile(
+    r"(api|access|private|account)[_-]?key|secret|passw(or)?d|passphrase|credential|connection[_-]?string|signature"
+    rf"|pwd|(^|[._-])auth(orization)?$|{TOKENS.pattern}",
+    re.IGNORECASE,
+)
+"""Names of settings whose values are secrets; numbers under a name that ends in "tokens" are none (`is_secret`)."""
 
 ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Categories of Unicode that act on a terminal, or that it has no bytes for."""
@@ -26,12 +31,14 @@ ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 TEXT_MARKS = "\n\t\u200c\u200d"
 """What texts need of them: lines, tabs, and the joiners of Persian and of emoji."""
 
-SCHEME = r"[a-z][a-z0-9+.-]*://"
-ADDRESS = re.compile(rf"\s*([a-z][a-z0-9+.-]*::)*{SCHEME}", re.IGNORECASE)
+# Bounded: a search tries each letter of a text as the scheme's first.
+NAME = r"[a-z][a-z0-9+.-]{0,30}"
+SCHEME = rf"{NAME}://"
+ADDRESS = re.compile(rf"\s*({NAME}::)*{SCHEME}", re.IGNORECASE)
 """How a text begins that is one address, chained ones of fsspec (``simplecache::https://…``) among them."""
 
 ADDRESS_IN_TEXT = re.compile(rf"{SCHEME}(?:[^\s/?#]*@)?(?:[^\s'\"<>]*[^\s'\"<>.,:;)\]}}])?", re.IGNORECASE)
-CHAIN = re.compile(rf"::(?=(?:[a-z][a-z0-9+.-]*::)*{SCHEME})", re.IGNORECASE)
+CHAIN = re.compile(rf"::(?=(?:{NAME}::){{0,8}}{SCHEME})", re.IGNORECASE)
 HOST = re.compile(r"([^@:/?#]*|\[[0-9a-f:.]*\])(:\d*)?(?=[/?#]|$)", re.IGNORECASE)
 SHA256 = re.compile(r"#sha256=([0-9a-f]{64})?$", re.IGNORECASE)
 
@@ -90,14 +97,11 @@ def public(value: Any) -> Any:
     """A value as it may be stored and shown: without what may be a credential.
 
     Addresses lose user, password, query and fragment (`HIDDEN` stands there; a ``#sha256=`` stays, and so does the
-    query of ``hf://``, which names the data set's parts). Texts under a name like ``api_key`` are hidden whole.
+    query of ``hf://``, which names the data set's parts). Values under a name like ``api_key`` are hidden whole.
     Mappings and lists are gone through; the value itself is not changed.
     """
     if isinstance(value, Mapping):
-        return {
-            key: HIDDEN if isinstance(inner, str) and inner and SECRET.search(str(key)) else public(inner)
-            for key, inner in value.items()
-        }
+        return {key: HIDDEN if is_secret(str(key), inner) else public(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [public(inner) for inner in value]
     if not isinstance(value, str) or "://" not in value:
@@ -107,14 +111,47 @@ def public(value: Any) -> Any:
     return ADDRESS_IN_TEXT.sub(lambda match: _public_address(match[0]), value)
 
 
+def is_secret(name: str, value: Any) -> bool:
+    """Whether a setting's value is to be hidden: by its name, unless it is empty, a switch, or a count of tokens."""
+    if not SECRET.search(name) or value is None or isinstance(value, bool) or value in ("", [], (), {}):
+        return False
+    return not (TOKENS.search(name) and _is_numeric(value))
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return all(map(_is_numeric, value)) if isinstance(value, (list, tuple)) else isinstance(value, (int, float))
+
+
+def hidden_keys(value: Any, key: str = "") -> Iterator[str]:
+    """The dotted keys of a config at which `public` has left something out."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from hidden_keys(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from hidden_keys(inner, f"{key}[{index}]")
+    elif isinstance(value, str) and HIDDEN in value:
+        # Not wherever the mark is: a prompt may be three stars.
+        in_address = "://" in value and (f"{HIDDEN}@" in value or f"?{HIDDEN}" in value)
+        if in_address or (value == HIDDEN and SECRET.search(key)):
+            yield key
+
+
 def _public_address(address: str) -> str:
     scheme, found, rest = address.partition("://")
     if not found:
         return address
-    user = ""
-    while "@" in rest and not HOST.match(rest):
+    user, start = "", 0
+    while (at := rest.find("@", start)) >= 0 and not HOST.match(rest, start):
         # Up to each @ in turn: a password may have any character in it, "/" and "?" among them.
-        user, rest = f"{HIDDEN}@", rest.partition("@")[2]
+        start = at + 1
+    if start:
+        # What follows an @ may look like a host, and be the rest of the password still.
+        end = re.search(r"[?#]|$", rest[start:])
+        start = max(start, rest.rfind("@", start, start + (end.start() if end else 0)) + 1)
+        user, rest = f"{HIDDEN}@", rest[start:]
     if scheme.lower() == "hf":
         return f"{scheme}://{user}{rest}"
     path = re.split(r"[?#]", rest, maxsplit=1)[0]

@@ -28,6 +28,7 @@ from tinytf.run.run import OptionalCallbacks, Resume
 from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.trainer import Trainer
 from tinytf.utils.files import user_path
+from tinytf.utils.text import HIDDEN, hidden_keys
 
 SEED = 1337
 NOT_SETTINGS = ("config", "ckpt_path")
@@ -132,6 +133,7 @@ class CommandLine(LightningCLI):
         if config.checkpoint.dir.startswith("~"):  # Which shells leave as it is after a "=".
             config.checkpoint.dir = str(user_path(config.checkpoint.dir, what="checkpoint.dir"))
         try:
+            refuse_hidden(config)
             validate(self.command, config)
             self.check_machine(config)
             self.resolve_auto(config)
@@ -197,6 +199,15 @@ class CommandLine(LightningCLI):
         if self.resume:
             data.use_tokenizer(self.resume.entry["tokenizer"], self.resume.entry["data"])
         return data
+
+
+def refuse_hidden(config: Namespace) -> None:
+    """Raise at what a checkpoint's config, or a run's config.yaml, has without its secret: as it is it opens nothing.
+
+    Not at a corpus: its text is found by its checksum, if it is in the cache.
+    """
+    if hidden := [key for key in hidden_keys(config.as_dict()) if key not in resuming.TEXT_OF_TRAINING]:
+        raise UserError(f"{', '.join(hidden)}: what {HIDDEN} stands for is not stored; give the whole value again")
 
 
 def build(kind: type[Any], *args: Any, **kwargs: Any) -> Any:

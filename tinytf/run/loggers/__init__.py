@@ -12,7 +12,6 @@ from tinytf.run.config import MlflowConfig, WandbConfig
 from tinytf.run.loggers.mlflow import Mlflow
 from tinytf.run.loggers.tensorboard import TensorBoard
 from tinytf.run.loggers.wandb import Wandb
-from tinytf.utils.text import HIDDEN
 
 WANDB_TAG = 64
 """Characters of a tag; W&B's server answers a longer one with an error that ends the run."""
@@ -55,8 +54,7 @@ def require_trackers(wandb: WandbConfig | None, mlflow: MlflowConfig | None) -> 
     """Refuse at the start what a tracker would refuse in the middle of its own.
 
     Raises:
-        UserError: naming each tracker whose package is not installed, each tag that W&B does not take, and an address
-            whose credentials were left out when it was stored.
+        UserError: naming each tracker whose package is not installed, and each tag that W&B does not take.
     """
     asked = [name for name, config in (("wandb", wandb), ("mlflow", mlflow)) if config is not None]
     wrong = [
@@ -70,9 +68,5 @@ def require_trackers(wandb: WandbConfig | None, mlflow: MlflowConfig | None) -> 
         for tag in (wandb.tags if wandb else ())
         if not 1 <= len(tag) <= WANDB_TAG
     ]
-    if mlflow and HIDDEN in (mlflow.uri or ""):
-        wrong.append(
-            f"tracking.mlflow.uri {mlflow.uri}: what {HIDDEN} stands for is not stored; give the whole address again"
-        )
     if wrong:
         raise UserError(*wrong)
