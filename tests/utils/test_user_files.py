@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -105,3 +108,47 @@ def test_what_may_not_be_looked_at_is_refused_by_name(given: str, monkeypatch: p
     with pytest.raises(UserError) as caught:
         user_path(given, what="--config")
     assert str(caught.value) == f"--config {given}: Permission denied"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no modes on Windows")
+def test_a_folder_that_may_only_be_listed_is_refused_by_name() -> None:
+    # Not below tmp_path, which is its owner's alone.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "listed"
+        (folder / "a" / "version_0").mkdir(parents=True)
+        (folder / "a.txt").write_text("text")
+        Path(name).chmod(0o755)
+        folder.chmod(0o444)
+        done = subprocess.run([sys.executable, "-c", LOOKS, folder], capture_output=True, text=True, check=False)
+        folder.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 6
+    assert all(line.endswith(": Permission denied") and str(folder) in line for line in said), said
+
+
+LOOKS = """
+import os, sys
+from pathlib import Path
+from tinytf.data.sources import find_files
+from tinytf.data.tokenizer import tokenizer_from_file
+from tinytf.errors import UserError
+from tinytf.export import manifest
+from tinytf.run.directory import resolve_checkpoint
+
+if os.geteuid() == 0:
+    os.seteuid(65534)  # Modes are no hindrance to root. After the imports, which may be in a folder of its own.
+folder = Path(sys.argv[1])
+for look, given in (
+    (lambda path: find_files(path, folder), folder),
+    (lambda path: find_files(path, folder), folder / "*.txt"),
+    (tokenizer_from_file, folder / "tokenizer.json"),
+    (resolve_checkpoint, folder / "a.ckpt"),
+    (lambda root: resolve_checkpoint("best", root=root), folder),
+    (lambda path: manifest.read(Path(path)), folder),
+):
+    try:
+        look(str(given))
+    except UserError as error:
+        print(error)
+"""

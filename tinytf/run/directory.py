@@ -43,7 +43,7 @@ def run_dirs(root: Path, name: str | None = None) -> list[Path]:
     """
     found = []
     for parent in sorted(root.glob(glob.escape(name) if name else "*")):
-        versions = [path for path in parent.glob("version_*") if version_of(path) >= 0]
+        versions = [path for path in user_path(parent, what="run directory").glob("version_*") if version_of(path) >= 0]
         started = ""
         for run_dir in sorted(versions, key=version_of):
             started = started_at(run_dir) or started

@@ -181,7 +181,7 @@ def check_run_dir(name: str, given: str) -> None:
     existing = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"checkpoint.dir {root}: {existing} is a file, and runs need a folder; give another folder")
-    if not os.access(existing, os.W_OK):
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"checkpoint.dir {root}: {existing} cannot be written to; give another folder")
 
 

@@ -145,7 +145,7 @@ def local_paths(corpus: str) -> list[Path]:
     """The files of a path, a folder or a pattern, sorted; UserError if there are none."""
     path = user_path(corpus, what="corpus")
     if path.is_dir():
-        named = [file for file in path.rglob("*") if is_corpus_file(file.name) and file.is_file()]
+        named = [file for file in path.rglob("*") if is_corpus_file(file.name) and is_file(file)]
         found = sorted(file for file in named if not is_hidden(file.relative_to(path).as_posix()))
         warn_of_hidden(corpus, len(named) - len(found))
         if not found:
@@ -157,13 +157,18 @@ def local_paths(corpus: str) -> list[Path]:
     if not path.exists() and glob.has_magic(corpus):
         # Path.glob would refuse a pattern that begins at the root.
         matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
-        found = sorted(file for file in matches if file.is_file())
+        found = sorted(file for file in matches if is_file(file))
         if not found:
             raise UserError(f"corpus {corpus}: the pattern matches no file")
         return found
     if not path.exists():
         raise UserError(f"corpus {corpus}: no such file or folder; the corpora by name are {', '.join(BUILTIN)}")
     return [path]
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; UserError if that may not be known, as in a folder that may only be listed."""
+    return user_path(path, what="corpus").is_file()
 
 
 def is_hidden(path: str) -> bool:
