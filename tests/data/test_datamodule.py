@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from tokenizers import Tokenizer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from tinytf.cli.main import explain_shortage
 from tinytf.data import TextDataModule, datamodule
 from tinytf.data.config import CorpusConfig
+from tinytf.data.datamodule import _leave_signals_to_the_trainer
 from tinytf.data.tokenizer import character_tokenizer
 from tinytf.errors import UserError
 
@@ -173,13 +177,35 @@ def test_a_loader_process_that_is_killed_is_one_line() -> None:
     data = ready(num_workers=1)
     batches = iter(data.train_dataloader())
     next(batches)
-    os.kill(batches._workers[0].pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError) as caught:  # Torch's handler of SIGCHLD may raise at once.
+        os.kill(batches._workers[0].pid, signal.SIGKILL)
         list(batches)
     reason = explain_shortage(caught.value)
     assert reason is not None
     assert "\n" not in reason
     assert "killed by signal" in reason
+
+
+def test_a_loader_process_of_a_fork_server_obeys_the_training_process_alone() -> None:
+    """Which is not its parent there, and ends stuck workers by SIGTERM."""
+    if "forkserver" not in multiprocessing.get_all_start_methods() or not hasattr(signal, "sigwaitinfo"):
+        pytest.skip("there is no fork server here, or nothing says who sent a signal")
+    loader = DataLoader(
+        [0, 1, 2],  # type: ignore[arg-type]
+        num_workers=1,
+        multiprocessing_context="forkserver",
+        worker_init_fn=_leave_signals_to_the_trainer,
+        persistent_workers=True,
+    )
+    batches = iter(loader)
+    next(batches)
+    worker = batches._workers[0]  # type: ignore[attr-defined]
+    subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, 15)"], check=True)
+    worker.join(1)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0
 
 
 def test_lightning_sees_one_endless_stream(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tinytf.data.documents import text_documents
 from tinytf.data.splits import TextSpan
 from tinytf.data.tokenizer import character_tokenizer, encode, end_of_text_id
 from tinytf.data.tokens import text_corpus as text_corpus_module
-from tinytf.data.tokens.store import open_store
+from tinytf.data.tokens.store import TokenStore, open_store
 from tinytf.data.tokens.text_corpus import build_store
 from tinytf.data.windows import ShuffledWindows
 from tinytf.errors import UserError
@@ -170,6 +170,51 @@ def test_damage_within_the_size_is_found_and_mended(
         assert not caplog.text
 
 
+def test_every_process_of_a_machine_checks(
+    config: CorpusConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torchrun starts them at once: the second may come before the first, and would train on what that replaces."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    file = prepare(config).store.folder / "train.bin"
+    raw = file.read_bytes()
+    file.write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
+    prepare(config)
+    assert file.read_bytes() == raw
+    assert "train.bin are damaged, and made again (another checksum)" in caplog.text
+
+
+def test_ids_that_cannot_be_read_are_made_again(
+    config: CorpusConfig, built: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = prepare(config).store
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tinytf.data.tokens.store.sha256_of", fail)
+        assert open_store(store.folder, store.folder.name) is None
+    assert "are damaged, and made again (Input/output error)" in caplog.text
+    assert prepare(config).store == store
+    assert len(built) == 2
+
+
+@pytest.mark.parametrize("entry", [{}, {"sha256": "0" * 64}, {"sha256": "0" * 64, "split": [1]}, {"sha256": 1}])
+def test_an_entry_that_does_not_say_what_was_prepared(config: CorpusConfig, entry: dict[str, object]) -> None:
+    given = character_tokenizer(TEXT, end_of_text=False)
+    with pytest.raises(UserError, match=r"what \*\*\* stands for is not stored"):
+        prepare(replace(config, corpus="https://localhost/***"), given, entry)
+
+
+def test_a_setting_of_another_type_is_named() -> None:
+    with pytest.raises(
+        UserError, match=r"^data\.corpus is \['x'\], but must be str; data\.val_corpus is 3, but must be"
+    ):
+        CorpusConfig(corpus=["x"], val_corpus=3)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^data\.vocab_size is True, but must be int$"):
+        CorpusConfig(vocab_size=True, val_fraction=0)
+
+
 def test_a_model_starts_from_a_token_of_its_training(tmp_path: Path) -> None:
     """A model of one text never sees the token between documents; one of a text in one line sees no line feed."""
     for name, text, wanted in (("a", "ab " * 200, "a"), ("b", "ab \n" * 200, "\n"), ("c", "ab " * 200 + "\n", "a")):
@@ -273,6 +318,17 @@ def test_a_text_that_changes_meanwhile_leaves_no_store(tmp_path: Path) -> None:
     assert open_store(tmp_path / "store", "key") is None
 
 
+def test_a_text_that_is_removed_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("some text")
+    (document,) = text_documents(str(path), tmp_path)
+    path.unlink()
+    with pytest.raises(
+        UserError, match=r"a\.txt: it changed while it was read \(No such file or directory\): run again"
+    ):
+        document.require_unchanged()
+
+
 def test_a_text_that_becomes_shorter(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
     (document,) = text_documents(str(tmp_path / "a.txt"), tmp_path)
@@ -302,8 +358,8 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux' /proc")
 def test_a_store_of_100_gigabytes_opens_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By every process but the first of a machine, which reads it once for its checksum."""
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    """Apart from the reading for its checksum, in blocks."""
+    monkeypatch.setattr(TokenStore, "is_undamaged", lambda _: True)
     size = 5 * 10**10
     with (tmp_path / "train.bin").open("wb") as file:
         file.truncate(2 * size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import subprocess
@@ -21,10 +22,12 @@ from tinytf.data.tokenizer import (
     is_byte_pair_family,
     is_gpt2_like,
     is_lossless,
+    library_errors,
     tokenizer_from_file,
     tokenizer_from_text,
     tokenizer_sha256,
 )
+from tinytf.data.tokens.encode import encoder
 from tinytf.errors import UserError
 
 NASTY = [
@@ -160,6 +163,39 @@ def test_ids_with_holes_are_refused(bpe: Tokenizer) -> None:
     content["model"]["vocab"]["a"] = 70_000
     with pytest.raises(UserError, match="have ids up to 70,000"):
         tokenizer_from_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("part", "state"),
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(b"garbage!!").decode()}),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": ""}),
+        ("decoder", {"type": "Strip", "content": "a", "start": 99, "stop": 99}),
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}),
+        ("model", {"continuing_subword_prefix": "#" * 50}),
+    ],
+)
+def test_a_part_at_which_the_library_panics_is_one_line(part: str, state: dict[str, object], bpe: Tokenizer) -> None:
+    content = json.loads(bpe.to_str())
+    content[part] = {**content["model"], **state} if part == "model" else state
+    with pytest.raises(UserError, match=r"^tokenizer mine: it (is no tokenizer\.json|cannot be used)") as caught:
+        tokenizer_from_text(json.dumps(content), "mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_model_refuses_is_one_line() -> None:
+    words = Tokenizer(models.WordLevel({"cat": 0}, unk_token="<unk>"))
+    read = tokenizer_from_text(words.to_str())
+    assert encode(read, "cat") == [0]
+    with pytest.raises(UserError, match="the tokenizer cannot encode the text"):
+        encode(read, "dog")
+    with pytest.raises(UserError, match=r"a\.txt: the tokenizer cannot encode it"):
+        list(encoder(read)(["dog"], "a.txt"))
+
+
+def test_an_interrupt_is_no_tokenizer_error() -> None:
+    with pytest.raises(KeyboardInterrupt), library_errors("what"):
+        raise KeyboardInterrupt
 
 
 def test_a_token_that_eats_white_space_is_not_lossless(bpe: Tokenizer) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import instantiate_class
-from tokenizers import Tokenizer
 
 from tinytf.cli.config.flags import CommandParser, above_zero, positive, share
 from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.main import quiet_libraries
 from tinytf.data.datamodule import TextDataModule
+from tinytf.data.tokenizer import tokenizer_from_text
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
 from tinytf.training.hardware import training_device
@@ -126,7 +126,7 @@ def find_machine(args: argparse.Namespace) -> Machine:
 def find_vocab_size(cli: CommandLine) -> int:
     """Entries of the vocabulary; if only the text can tell (char), it is read."""
     if cli.resume:
-        return int(Tokenizer.from_str(cli.resume.entry["tokenizer"]).get_vocab_size())
+        return int(tokenizer_from_text(cli.resume.entry["tokenizer"], "of the checkpoint").get_vocab_size())
     data = cli.config.data
     return int(data.vocab_size) if data.tokenizer == "bpe" else TextDataModule(**data).vocab_size
 

@@ -44,9 +44,9 @@ def prepare(
     Raises:
         UserError: for input that cannot be used; the message names file and place.
     """
-    if found := _find_prepared(config, given, known):
-        return found
     with _one_at_a_time(config):
+        if found := _find_prepared(config, given, known):
+            return found
         if is_split_by_document(config):
             return DocumentBuild(config, given).run()
         return prepare_text(config, given)
@@ -61,10 +61,10 @@ def _find_prepared(
         return None
     fractions = {"val_fraction": None if config.val_corpus else config.val_fraction,
                  "test_fraction": config.test_fraction}  # fmt: skip
-    if not fractions.items() <= known["split"].items():
-        return None  # Another part of the text is asked for.
-    identity = {"sha256": known["sha256"], "split": known["split"], "tokenizer_sha256": tokenizer_sha256(tokenizer)}
-    key = digest(identity)
+    sha256, split = known.get("sha256"), known.get("split")
+    if not (isinstance(sha256, str) and isinstance(split, dict) and fractions.items() <= split.items()):
+        return None  # Another part of the text is asked for, or the checkpoint does not say which it had.
+    key = digest({"sha256": sha256, "split": split, "tokenizer_sha256": tokenizer_sha256(tokenizer)})
     store = open_store(config.cache / "tokens" / key, key)
     return PreparedCorpus(tokenizer, store, known) if store else None
 

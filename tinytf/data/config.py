@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, get_type_hints
 
 from tinytf.errors import UserError, require_at_least
-from tinytf.utils.files import atomic_write, user_path
+from tinytf.utils.files import atomic_write, shorten, user_path
 from tinytf.utils.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class CorpusConfig:
     prepare_processes: int = 0
 
     def __post_init__(self) -> None:
+        self._require_types()
         for name in ("corpus", "val_corpus", "test_corpus", "tokenizer", "cache_dir", "text_field"):
             if getattr(self, name) == "":
                 raise UserError(f"data.{name} is empty: give a value, or leave it out")
@@ -83,6 +84,19 @@ class CorpusConfig:
             "data", bpe_sample_bytes=(self.bpe_sample_bytes, 1), prepare_processes=(self.prepare_processes, 0)
         )
         require_processes("data.prepare_processes", self.prepare_processes)
+
+    def _require_types(self) -> None:
+        # A checkpoint's config comes here without a parser before it.
+        kinds = {name: kind | int if kind is float else kind for name, kind in get_type_hints(type(self)).items()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        wrong = [
+            f"data.{name} is {shorten(repr(value))}, but must be {getattr(kinds[name], '__name__', kinds[name])}"
+            for name, value in values.items()
+            # True is an int to Python, and no number of entries.
+            if not isinstance(value, kinds[name]) or isinstance(value, bool)
+        ]
+        if wrong:
+            raise UserError(*wrong)
 
     @property
     def cache(self) -> Path:

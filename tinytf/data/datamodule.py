@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -205,10 +206,12 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
             os.setpgrp()
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    # Not os.getppid: that is the fork server, if one starts the processes, as on Linux from Python 3.14 on.
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_obey, args=(parent and parent.pid,), daemon=True).start()
 
 
-def _obey(parent: int) -> None:
+def _obey(parent: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -6,6 +6,7 @@ its name and place, never a silent gap.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import unicodedata
@@ -23,6 +24,10 @@ _ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 BYTES = 256
 LARGEST_FILE = 1 << 28
 """Bytes of a tokenizer.json; the largest in use, of 262,144 entries, has 33 MB."""
+PROBE = "A cat's 1st day.\n\té あ 🙂  "
+"""Text of several scripts and kinds of white space, which a tokenizer may fail to know, but must not break at."""
+PROBED = 512
+"""Ids, and characters, that are tried one by one: the special tokens and all bytes are among the first of them."""
 
 
 def character_tokenizer(characters: Iterable[str], *, end_of_text: bool) -> Tokenizer:
@@ -93,17 +98,39 @@ def tokenizer_from_text(text: str, name: str = "tokenizer") -> Tokenizer:
     Raises:
         UserError: if it is none; ``name`` says in the message where it came from.
     """
-    try:
+    with library_errors(f"tokenizer {name}: it is no tokenizer.json of the tokenizers library"):
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the binding raises bare Exception
-        why = " ".join(str(error).split())
-        raise UserError(f"tokenizer {name}: it is no tokenizer.json of the tokenizers library ({why})") from error
-    entries, largest = tokenizer.get_vocab_size(), max(tokenizer.get_vocab().values(), default=-1)
+    ids = sorted(tokenizer.get_vocab().values())
+    entries, largest = tokenizer.get_vocab_size(), ids[-1] if ids else -1
     if largest >= entries:
         raise UserError(
             f"tokenizer {name}: its {entries:,} entries have ids up to {largest:,}; number them without holes"
         )
-    return ready(tokenizer)
+    with library_errors(f"tokenizer {name}: it cannot be used"):
+        _probe(ready(tokenizer), ids)
+    return tokenizer
+
+
+@contextlib.contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """One line, which begins with ``what``, for an error of the tokenizers library, a panic of its Rust among them."""
+    try:
+        yield
+    except BaseException as error:
+        # The binding raises bare Exception; a panic is a BaseException whose class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what} ({' '.join(str(error).split())})") from error
+
+
+def _probe(tokenizer: Tokenizer, ids: list[int]) -> None:
+    """Encode and decode a little: parts with senseless settings are read without a word, and panic when used."""
+    everything = tokenizer.decode(ids, skip_special_tokens=False)
+    for each in ids[:PROBED]:
+        tokenizer.decode([each], skip_special_tokens=False)
+    for text in (PROBE, everything[:PROBED]):
+        with contextlib.suppress(Exception):  # It need not know these characters; a panic is no Exception.
+            tokenizer.encode(text, add_special_tokens=False)
 
 
 def ready(tokenizer: Tokenizer) -> Tokenizer:
@@ -131,7 +158,8 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
             if character not in known:
                 raise UserError(unknown(character, f"at position {position}"))
         return [known[character] for character in text]
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    with library_errors("the tokenizer cannot encode the text"):
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     if not is_lossless(tokenizer):
         refuse_loss(tokenizer, ids, text, "the text")
     return ids
@@ -150,7 +178,8 @@ def describe(character: str) -> str:
 
 def refuse_loss(tokenizer: Tokenizer, ids: list[int], text: str, where: object) -> None:
     """Raise UserError if the ids do not give back the text."""
-    back = tokenizer.decode(ids, skip_special_tokens=False)
+    with library_errors(f"the tokenizer cannot decode what it makes of {where}"):
+        back = tokenizer.decode(ids, skip_special_tokens=False)
     if back == text:
         return
     position = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from tinytf.data.sources.builtin import BUILTIN
 from tinytf.errors import UserError
-from tinytf.utils.files import open_user_file, user_path
+from tinytf.utils.files import open_user_file, reason, user_path
 from tinytf.utils.text import public
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,10 @@ class SourceFile:
         """
         if self.is_remote:
             return
-        stat = Path(self.path).stat()
+        try:
+            stat = Path(self.path).stat()
+        except OSError as error:
+            raise UserError(f"{self.path}: it changed while it was read ({reason(error)}): run again") from None
         if f"{stat.st_size} {stat.st_mtime_ns}" != self.stamp:
             raise UserError(f"{self.path}: it changed while it was read: run again")
 

@@ -20,6 +20,7 @@ from tinytf.data.tokenizer import (
     is_byte_pair_family,
     is_gpt2_like,
     is_lossless,
+    library_errors,
     refuse_loss,
     unknown,
 )
@@ -102,7 +103,8 @@ def chunked_encoder(tokenizer: Tokenizer) -> Encoder:
                 cached.clear()
                 new = list(set(chain.from_iterable(words)))
                 size = sum(map(len, new))
-            encoded = tokenizer.encode_batch_fast(new, add_special_tokens=False)
+            with library_errors(f"{where}: the tokenizer cannot encode it"):
+                encoded = tokenizer.encode_batch_fast(new, add_special_tokens=False)
             cached.update((word, encoding.ids) for word, encoding in zip(new, encoded, strict=True))
             for text, split in zip(batch, words, strict=True):
                 ids = list(chain.from_iterable(map(cached.__getitem__, split)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tinytf.data.config import cache_write
 from tinytf.data.sources.files import BLOCK
 from tinytf.data.tokenizer import end_of_text_id
 from tinytf.errors import UserError
-from tinytf.utils.files import sha256_of
+from tinytf.utils.files import reason, sha256_of
 
 FORMAT = 2
 DESCRIPTION = "store.json"
@@ -62,11 +61,14 @@ class TokenStore:
         )
 
     def is_undamaged(self) -> bool:
-        """Whether the files have their checksums."""
-        # 0.14 s per 100 MB on one core of an EPYC, which has instructions for it.
+        """Whether the files can be read to their end, and have their checksums."""
         for name, expected in self.sha256.items():
-            if sha256_of(self._file(name)) != expected:
-                log.warning("the token ids in %s are damaged, and made again", self._file(name))
+            try:
+                why = "" if sha256_of(self._file(name)) == expected else "another checksum"
+            except OSError as error:  # A bad block of the disk.
+                why = reason(error)
+            if why:
+                log.warning("the token ids in %s are damaged, and made again (%s)", self._file(name), why)
                 return False
         return True
 
@@ -74,8 +76,8 @@ class TokenStore:
 def open_store(folder: Path, key: str) -> TokenStore | None:
     """The store under this key, or None if there is none that is complete and undamaged.
 
-    A file may change within its size, on a bad disk or by hand, and would be trained on without a word. One process
-    per machine checks, before any of them maps the files.
+    A file may change within its size, on a bad disk or by hand, and would be trained on without a word. Every process
+    checks for itself, under the lock of `prepare`: it maps what it has checked, and none is made again meanwhile.
     """
     try:
         said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -88,8 +90,9 @@ def open_store(folder: Path, key: str) -> TokenStore | None:
         return None
     if not store.is_whole():
         return None
-    is_first_here = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
-    if is_first_here and not store.is_undamaged():
+    # 0.14 s per 100 MB on one core of an EPYC, which has instructions for it. The processes of a machine, which
+    # torchrun starts at once, come one after the other: 8 of them with 10 GB of ids take 2 minutes in all.
+    if not store.is_undamaged():
         with contextlib.suppress(OSError):  # Of a cache that is read-only: the first write says so.
             (folder / DESCRIPTION).unlink()
         return None
