@@ -177,9 +177,13 @@ def test_a_loader_process_that_is_killed_is_one_line() -> None:
     data = ready(num_workers=1)
     batches = iter(data.train_dataloader())
     next(batches)
-    with pytest.raises(RuntimeError) as caught:  # Torch's handler of SIGCHLD may raise at once.
+
+    def kill_and_read() -> None:  # Torch's handler of SIGCHLD may raise at once.
         os.kill(batches._workers[0].pid, signal.SIGKILL)
         list(batches)
+
+    with pytest.raises(RuntimeError) as caught:
+        kill_and_read()
     reason = explain_shortage(caught.value)
     assert reason is not None
     assert "\n" not in reason
