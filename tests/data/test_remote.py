@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.data.shards import config_of, documents, serve, texts_of, write_jsonl
 from tinytf.data.build import prepare
+from tinytf.data.sources import addresses
 from tinytf.data.sources.addresses import expand_range
 from tinytf.errors import UserError
 
@@ -18,8 +20,9 @@ TEXTS = documents(120)
 
 
 @pytest.fixture
-def bucket() -> Iterator[str]:
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An address of fsspec's file system in memory, which stands for any."""
+    monkeypatch.setattr(addresses, "SCHEMES", (*addresses.SCHEMES, "memory"))
     system = fsspec.filesystem("memory")
     yield "memory://bucket"
     system.store.clear()
@@ -110,6 +113,54 @@ def test_a_bug_of_ours_is_no_failed_address(bucket: str, tmp_path: Path, monkeyp
 def test_what_is_no_address_is_one_line(address: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"it is no address"):
         prepare(config_of(address, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "reference://::file:///{0}/refs.json",
+        "dir://::file:///{0}",
+        "zip://*.txt::file:///{0}/a.zip",
+        "github://owner:name@main/a.txt",
+        "local://{0}/a.txt",
+        "ssh://host/a.txt",
+        "data://,some text",
+        "memory://a.txt",
+        "https://localhost/a.zip::file:///{0}/a.txt",
+        "file://{0}/a.txt::zip://x#sha256=" + "0" * 64,
+    ],
+)
+def test_other_file_systems_are_not_reached(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("".join(TEXTS))
+    for opener in ("open", "core.url_to_fs"):
+        monkeypatch.setattr(f"fsspec.{opener}", lambda *_, **__: pytest.fail("reached"))
+    with pytest.raises(UserError, match=r"it is no address that can be used: .* not read; there are .*s3://, gs://"):
+        prepare(config_of(address.format(tmp_path), tmp_path / "cache"))
+
+
+def test_a_file_that_a_server_names_as_a_chain(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        addresses, "_entries", lambda _: [(f"{bucket}/a::file://{tmp_path}/a.jsonl", {"size": 1, "ETag": "x"})]
+    )
+    with pytest.raises(UserError, match="chained by :: are not read"):
+        prepare(config_of(f"{bucket}/in", tmp_path / "cache"))
+
+
+def test_a_local_name_with_two_colons_is_no_chain(tmp_path: Path) -> None:
+    raw = "".join(TEXTS).encode()
+    (tmp_path / "a::b.txt").write_bytes(raw)
+    digest = hashlib.sha256(raw).hexdigest()
+    plain = prepare(config_of(tmp_path / "a::b.txt", tmp_path / "cache"))
+    address = f"file://{tmp_path}/a%3A%3Ab.txt#sha256={digest}"
+    assert prepare(config_of(address, tmp_path / "cache")).store.folder == plain.store.folder
+
+
+@pytest.mark.parametrize(
+    "address", ["file://[x", "file:///a%00b.txt", "https://localhost/a%00b", "file:///" + "a" * 300]
+)
+def test_an_address_of_no_file_is_one_line(address: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Invalid IPv6 URL|null|too long"):
+        prepare(config_of(f"{address}#sha256={'0' * 64}", tmp_path / "cache"))
 
 
 def test_nothing_there(bucket: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tinytf.data.sources import find_files
 from tinytf.data.sources.addresses import keep_local
 from tinytf.data.sources.builtin import BUILTIN, builtin_text
-from tinytf.data.sources.files import BLOCK, SourceFile, byte_progress, named_errors, open_source, skip
+from tinytf.data.sources.files import BLOCK, SourceFile, byte_progress, named_errors, open_raw, open_source, skip
 from tinytf.data.sources.hub import HubFile, datasets_library, failed
 from tinytf.errors import UserError
 from tinytf.utils.text import read_json
@@ -269,14 +269,12 @@ class LineOf:
 def _parquet_rows(file: SourceFile, text_field: str) -> Iterator[Document]:
     # By pyarrow itself: datasets decodes a row group whole, in which 1.2 MB of a file can become 12 GB of text.
     datasets_library(file.path)
-    import fsspec
     from pyarrow import parquet
 
     if not file.size and not file.is_remote:
         raise UserError(f"{file.path}: it is no .parquet file (it is empty)")
-    path = file.path if file.is_remote else str(Path(file.path).absolute())
     with named_errors(file.path):
-        raw = fsspec.open(path, "rb").open()
+        raw = open_raw(file.path)
     number = 0
     with raw:
         try:

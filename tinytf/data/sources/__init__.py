@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinytf.data.sources.addresses import fetch, is_one_web_text, list_remote
+from tinytf.data.sources.addresses import fetch, is_one_web_text, list_remote, require_address
 from tinytf.data.sources.files import SourceFile, is_remote, kind_of, local_file, local_paths
 
 
@@ -17,8 +17,9 @@ def find_files(corpus: str, cache: Path) -> tuple[SourceFile, ...]:
     Raises:
         UserError: if there are none, or one cannot be read.
     """
+    if not (corpus.startswith("file://") or is_remote(corpus)):
+        return tuple(map(local_file, local_paths(corpus)))
+    require_address(corpus)
     if corpus.startswith("file://") or is_one_web_text(corpus):
         return (local_file(fetch(corpus, cache)),)
-    if is_remote(corpus):
-        return tuple(SourceFile(path, kind_of(path), size, stamp) for path, size, stamp in list_remote(corpus))
-    return tuple(map(local_file, local_paths(corpus)))
+    return tuple(SourceFile(path, kind_of(path), size, stamp) for path, size, stamp in list_remote(corpus))

@@ -26,8 +26,12 @@ from tinytf.data.sources.files import (
     warn_of_hidden,
 )
 from tinytf.errors import UserError
-from tinytf.utils.files import sha256_of
+from tinytf.utils.files import open_user_file, sha256_of, user_path
 from tinytf.utils.text import HIDDEN, public
+
+SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss")
+"""Of the addresses that are listed and read. fsspec knows thirty more; of these some read any file of this machine
+(local, dir, zip, reference), log in elsewhere (ssh, github), or hold the corpus in the address itself (data)."""
 
 VERSIONS = ("ETag", "etag", "Content-MD5", "md5Hash", "crc32c", "checksum", "Last-Modified", "LastModified",
             "last_modified", "updated", "mtime", "created")  # fmt: skip
@@ -41,6 +45,22 @@ LARGEST_UNKNOWN = 64 << 30
 """Bytes after which a download is given up whose server does not say how large it is: it may never end."""
 
 
+def require_address(address: str) -> None:
+    """Refuse what is no address, or one of a file system that is not among `SCHEMES`, before anything is opened.
+
+    Raises:
+        UserError: naming the schemes that are read.
+    """
+    try:
+        scheme = urlparse(address).scheme
+    except ValueError as error:
+        raise UserError(f"corpus {address}: it is no address ({error})") from error
+    if "::" in address or not address.startswith(tuple(f"{known}://" for known in ("file", *SCHEMES))):
+        found = "file systems that are chained by :: are not read" if "::" in address else f"{scheme}:// is not read"
+        known = ", ".join(f"{each}://" for each in ("file", *SCHEMES, "hf"))
+        raise UserError(f"corpus {address}: it is no address that can be used: {found}; there are {known}")
+
+
 def is_one_web_text(corpus: str) -> bool:
     """Whether a corpus is one web file that is known by its checksum, not by the version that a server states.
 
@@ -48,10 +68,6 @@ def is_one_web_text(corpus: str) -> bool:
     """
     if not corpus.startswith(("http://", "https://")):
         return False
-    try:
-        urlparse(corpus)
-    except ValueError as error:
-        raise UserError(f"corpus {corpus}: it is no address ({error})") from error
     return "#" in corpus or (kind_of(corpus) == "text" and not _is_many(corpus))
 
 
@@ -68,6 +84,8 @@ def list_remote(corpus: str) -> list[tuple[str, int, str]]:
         found = [entry for address in expand_range(corpus) for entry in _entries(address)]
     if not found:
         raise UserError(f"corpus {corpus}: there is nothing there that is text, .jsonl or .parquet")
+    for address, _ in found:
+        require_address(address)  # A server may name its files as it likes, and fsspec would chain file systems at ::.
     return [(address, int(info.get("size") or 0), _version(address, info)) for address, info in found]
 
 
@@ -91,7 +109,7 @@ def keep_local(file: SourceFile, cache: Path) -> SourceFile:
         return file
     version = hashlib.sha256(json.dumps(file.identity()).encode()).hexdigest()
     # Without the query, which may hold a key.
-    path = cache / "downloads" / version / PurePosixPath(re.split(r"[?#]", file.path, maxsplit=1)[0]).name
+    path = _cached(cache / "downloads" / version, re.split(r"[?#]", file.path, maxsplit=1)[0])
     if not path.is_file():
         _copy(file, path, sha256=None)
     return local_file(path)
@@ -112,13 +130,19 @@ def fetch(corpus: str, cache: Path) -> Path:
             f"{url}#sha256=<the first word that sha256sum prints for the file>"
         )
     sha256 = expected[1].lower()
-    name = PurePosixPath(unquote(urlparse(url).path)).name or "text"
-    path = cache / "downloads" / sha256 / name
+    path = _cached(cache / "downloads" / sha256, unquote(urlparse(url).path))
     if not (path.is_file() and sha256_of(path) == sha256):
         address = unquote(urlparse(url).path) if url.startswith("file:") else url
         # Kept as it is: a name without an ending is not decompressed while it is copied.
         _copy(SourceFile(address, "text", 0, ""), path, sha256)
     return path
+
+
+def _cached(folder: Path, address: str) -> Path:
+    """Where a file of this address is kept; UserError if no file system has such a name."""
+    name = PurePosixPath(address).name
+    # What ".." names is a folder.
+    return user_path(folder / (name if name not in ("", "..") else "text"), what="corpus")
 
 
 def _require_whole(address: str) -> None:
@@ -135,7 +159,12 @@ def _copy(file: SourceFile, path: Path, sha256: str | None) -> None:
 
     _require_whole(file.path)
     sums, size, pace, most = hashlib.sha256(), 0, Pace(file.path), file.size or LARGEST_UNKNOWN
-    opened = fsspec.open(file.path, "rb", **open_options(file.path))
+    # Not by fsspec on this machine: it takes the name of a file for a chain of file systems, if it has a :: in it.
+    opened: Any = (
+        fsspec.open(file.path, "rb", **open_options(file.path))
+        if file.is_remote
+        else open_user_file(file.path, what="corpus")
+    )
     with named_errors(file.path), opened as source, cache_write(path) as copy:
         with byte_progress(f"fetching {path.name}", file.size) as progress:
             while block := pace.read(source, BLOCK):
@@ -166,7 +195,7 @@ def _entries(address: str) -> list[tuple[str, dict[str, Any]]]:
 
     try:
         system, path = fsspec.core.url_to_fs(address)
-    except ValueError as error:  # No such protocol, or no address at all.
+    except ValueError as error:  # As s3fs has it for a bucket without a name.
         raise UserError(f"corpus {address}: it is no address that fsspec reads ({error})") from error
     is_web = address.startswith("http")
     if "*" in address or (not is_web and glob.has_magic(address)):

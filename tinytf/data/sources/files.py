@@ -205,9 +205,7 @@ def open_source(file: SourceFile) -> Iterator[BinaryIO]:
         compression = CODECS.get(_name(file.path).suffix)
         if compression == "zstd" and "zstd" not in fsspec.available_compressions():
             raise UserError(f"{file.path}: .zst needs the extra corpora: pip install 'tinytf[corpora]'")
-        # Absolute: fsspec would take the first part of a path like a::b.txt for a file system of its own.
-        path = file.path if file.is_remote else str(Path(file.path).absolute())
-        raw = fsspec.open(path, "rb", **open_options(path)).open()
+        raw = open_raw(file.path, **open_options(file.path))
         # Decompressed here and not by fsspec, so that the pace of the server is seen below the codec.
         stream = _NamedReader(raw, file.path)
         data = fsspec.compression.compr[compression](stream, mode="rb") if compression else stream
@@ -215,9 +213,17 @@ def open_source(file: SourceFile) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, source)
 
 
+def open_raw(path: str, **options: Any) -> Any:
+    """A file of an address, or of this machine, as it lies there."""
+    import fsspec
+
+    # Not by fsspec on this machine: it takes a path like a::b.txt for a chain of file systems.
+    return fsspec.open(path, "rb", **options).open() if is_remote(path) else Path(path).open("rb")
+
+
 def open_options(address: str) -> dict[str, Any]:
     """How fsspec is to open an address."""
-    if not address.startswith("http"):
+    if not address.startswith(("http://", "https://")):
         return {}
     import aiohttp
 
