@@ -178,8 +178,9 @@ def test_a_loader_process_that_is_killed_is_one_line() -> None:
     batches = iter(data.train_dataloader())
     next(batches)
 
-    def kill_and_read() -> None:  # Torch's handler of SIGCHLD may raise at once.
+    def kill_and_read() -> None:
         os.kill(batches._workers[0].pid, signal.SIGKILL)
+        batches._workers[0].join()  # Here torch's handler of SIGCHLD may raise, else the next read.
         list(batches)
 
     with pytest.raises(RuntimeError) as caught:
@@ -187,7 +188,7 @@ def test_a_loader_process_that_is_killed_is_one_line() -> None:
     reason = explain_shortage(caught.value)
     assert reason is not None
     assert "\n" not in reason
-    assert "killed by signal" in reason
+    assert "killed by signal" in reason or "exited unexpectedly" in reason
 
 
 def test_a_loader_process_of_a_fork_server_obeys_the_training_process_alone() -> None:
