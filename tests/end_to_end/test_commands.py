@@ -150,7 +150,7 @@ def test_a_longer_run_goes_on_in_its_folder(workplace: Path, tinytf: Tinytf, tmp
     assert "already at step 35 of 35" in again
 
 
-def test_a_run_with_a_class_of_lightning_goes_on_where_the_user_names_it_again(
+def test_a_run_with_a_class_of_lightning_resumes_in_its_place_and_is_refused_elsewhere(
     workplace: Path, tinytf: Tinytf, tmp_path: Path
 ) -> None:
     (tmp_path / "configs").symlink_to(workplace / "configs")
@@ -167,9 +167,12 @@ def test_a_run_with_a_class_of_lightning_goes_on_where_the_user_names_it_again(
     losses = [row["val/loss"] for row in rows(run) if "val/loss" in row]
     assert f"{min(losses):.4f}" in best.name  # type: ignore[type-var]
     tinytf(tmp_path, "validate", "--ckpt_path", "last")
-    refused = tinytf(tmp_path, "fit", "--ckpt_path", "last", code=2).stderr
-    assert "EarlyStopping" in refused
-    assert "give it again" in refused
+    assert "already at step 6 of 6" in tinytf(tmp_path, "fit", "--ckpt_path", "last").stderr
+    # Anywhere else it is not the user's own run, and its class is not imported on its word.
+    shutil.copytree(run, tmp_path / "downloaded")
+    refused = tinytf(tmp_path, "fit", "--ckpt_path", "downloaded/last.ckpt", code=2).stderr
+    assert "is not of a run in checkpoint.dir" in refused
+    assert "trainer.callbacks" in refused
 
 
 def test_a_reader_that_has_seen_enough_is_no_failure_of_ours(tmp_path: Path) -> None:
