@@ -100,10 +100,14 @@ def test_a_run_that_was_moved_and_renamed_resumes_with_its_list_of_the_best(
     code, _ = at_instant(reference.instants * 3 // 4)(arguments(CASES["plain"]), tmp_path)
     assert code == -9
     old = tmp_path / "checkpoints" / "killed" / "version_0"
-    new = tmp_path / "elsewhere" / "renamed" / "the good one"
+    new = tmp_path / "elsewhere" / "renamed" / "version_7"
     new.parent.mkdir(parents=True, exist_ok=True)
     old.rename(new)
-    code, _ = attempt(["fit", f"--ckpt_path={new / 'last.ckpt'}"], tmp_path)
+    ckpt = f"--ckpt_path={new / 'last.ckpt'}"
+    code, _ = attempt(["fit", ckpt], tmp_path)
+    assert code == 2
+    assert "is not of a run in checkpoint.dir" in (tmp_path / "attempts.log").read_text()
+    code, _ = attempt(["fit", ckpt, "--checkpoint.dir=elsewhere"], tmp_path)
     said = (tmp_path / "attempts.log").read_text()
     assert code == 0, said
     assert "resuming from step" in said
