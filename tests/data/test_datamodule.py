@@ -191,6 +191,20 @@ def test_a_loader_process_that_is_killed_is_one_line() -> None:
     assert "killed by signal" in reason or "exited unexpectedly" in reason
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_one_that_dies_while_it_hands_a_batch_over_is_one_line(error: Exception) -> None:
+    batches = iter(ready(num_workers=1).train_dataloader())
+
+    def get(timeout: float) -> None:
+        raise error
+
+    batches._data_queue.get = get
+    with pytest.raises(type(error)) as caught:
+        next(batches)
+    assert "a process that reads batches was lost" in str(explain_shortage(caught.value))
+    assert explain_shortage(type(error)("of another connection")) is None
+
+
 def test_a_loader_process_of_a_fork_server_obeys_the_training_process_alone() -> None:
     """Which is not its parent there, and ends stuck workers by SIGTERM."""
     if "forkserver" not in multiprocessing.get_all_start_methods() or not hasattr(signal, "sigwaitinfo"):

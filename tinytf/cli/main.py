@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
@@ -252,10 +253,15 @@ def explain_shortage(error: BaseException) -> str | None:
             "out of memory: lower data.batch_size (trainer.accumulate_grad_batches makes up for it), data.seq_len, "
             "or model.d_model"
         )
-    # Nor has it a class for this.
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader "):
+    # Nor has it a class for a lost loader process; one that dies while it hands a batch over cuts the pipe.
+    lost = isinstance(error, RuntimeError) and str(error).startswith("DataLoader ")
+    cut = isinstance(error, (ConnectionError, EOFError)) and any(
+        frame.name == "_try_get_data" for frame in traceback.extract_tb(error.__traceback__)
+    )
+    if lost or cut:
+        how = str(error).partition(".")[0] or "its pipe ended"
         return (
-            f"a process that reads batches was lost ({str(error).partition('.')[0]}): perhaps memory or /dev/shm is "
-            "full; --data.num_workers 0 reads them in the training process. Resume with --ckpt_path last"
+            f"a process that reads batches was lost ({how}): perhaps memory or /dev/shm is full; --data.num_workers 0 "
+            "reads them in the training process. Resume with --ckpt_path last"
         )
     return None
