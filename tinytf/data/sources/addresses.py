@@ -29,7 +29,7 @@ from tinytf.errors import UserError
 from tinytf.utils.files import open_user_file, sha256_of, user_path
 from tinytf.utils.text import HIDDEN, public
 
-SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss")
+SCHEMES = ("http", "https", "s3", "gs", "gcs")
 """Of the addresses that are listed and read. fsspec knows thirty more; of these some read any file of this machine
 (local, dir, zip, reference), log in elsewhere (ssh, github), or hold the corpus in the address itself (data)."""
 
