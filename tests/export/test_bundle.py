@@ -150,7 +150,11 @@ def test_a_crash_in_one_format_shows_its_traceback_and_spares_the_others(
 
 
 def test_the_validation_split_is_the_default_text(
-    loaded: LoadedModel, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+    loaded: LoadedModel,
+    tmp_path: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from tinytf.data.build import prepare
     from tinytf.data.config import CorpusConfig
@@ -160,7 +164,8 @@ def test_the_validation_split_is_the_default_text(
         "val_corpus": None, "test_corpus": None, "cache_dir": str(tmp_path / "cache"),
     }  # fmt: skip
     prepared = prepare(CorpusConfig(**data), loaded.tokenizer)
-    path = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded, data={**data, "batch_size": 4})
+    monkeypatch.chdir(tmp_path)  # The user's own run, whose text may be opened.
+    path = save_checkpoint(Path("checkpoints/run/version_0/best.ckpt"), loaded, data={**data, "batch_size": 4})
     saved = torch.load(path, weights_only=True)
     saved["tinytf"]["data"] = prepared.fingerprint
     torch.save(saved, path)

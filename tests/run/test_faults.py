@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from tests.run.test_loggers import tensorboard_series
@@ -20,7 +21,7 @@ from tinytf.cli.main import main
 from tinytf.run import recovery
 from tinytf.run.callbacks.exact_resume import ExactResume
 from tinytf.run.config import CheckpointConfig, TrackingConfig
-from tinytf.run.run import Run
+from tinytf.run.run import OptionalCallbacks, Run
 
 SHORT: dict[str, Any] = {"trainer.max_steps": 4, "trainer.val_check_interval": 2}
 
@@ -181,11 +182,11 @@ def test_another_process_than_the_first_neither_reads_nor_writes_where_it_stands
         os.mkfifo(name)  # Whoever opens one waits for ever.
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     config = {"name": "a", "checkpoint": {"dir": "runs"}, "trainer": {"max_steps": 1, "enable_progress_bar": False}}
-    optional: Any = type("Optional", (), dict.fromkeys(("profile", "norms", "loss", "samples")))()
+    tracking = Namespace({**vars(TrackingConfig(git_diff=True)), **dict.fromkeys(OptionalCallbacks._fields)})
     with Run.open(config, {}) as opened:
-        callbacks = opened.callbacks(TrackingConfig(git_diff=True), CheckpointConfig(), optional)
+        callbacks = opened.callbacks(tracking, CheckpointConfig())
         opened.checkpoint_io(callbacks)
-        assert opened.loggers(TrackingConfig()) == []
+        assert opened.loggers(tracking) == []
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "config.yaml", "best.ckpt"}
 
 
