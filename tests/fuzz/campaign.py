@@ -83,18 +83,24 @@ def part(scratch: Path, kind: str, number: int, count: int) -> Counts:
     return counts
 
 
-def draw_cases(sandbox: Sandbox, kind: str, number: int, count: int, record: Callable[[Case, int], None]) -> None:
-    """Give the first ``count`` cases of a class and seed to a function."""
-    index = iter(range(10 * count))
-
-    @seed(number)
-    @settings(
+def generate_only(count: int, *, derandomize: bool = False) -> settings:
+    """Draw ``count`` examples, without shrinking or a database: a case is known by its class, seed and number."""
+    return settings(
         max_examples=count,
+        derandomize=derandomize,
         database=None,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
+
+
+def draw_cases(sandbox: Sandbox, kind: str, number: int, count: int, record: Callable[[Case, int], None]) -> None:
+    """Give the first ``count`` cases of a class and seed to a function."""
+    index = iter(range(10 * count))
+
+    @seed(number)
+    @generate_only(count)
     @given(strategies(sandbox)[kind])
     def each(case: Case) -> None:
         record(case, next(index))

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
+from tests.fuzz.campaign import generate_only
 from tests.fuzz.sandbox import Case, Sandbox
 from tests.fuzz.strategies import strategies
 
@@ -38,14 +39,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
 
 @pytest.mark.parametrize("kind", COUNTS)
 def test_every_case_ends_in_a_result_or_in_a_line(kind: str, sandbox: Sandbox) -> None:
-    @settings(
-        max_examples=COUNTS[kind],
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @generate_only(COUNTS[kind], derandomize=True)
     @given(strategies(sandbox)[kind])
     def each(case: Case) -> None:
         result = sandbox.result(case)

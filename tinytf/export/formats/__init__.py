@@ -7,6 +7,7 @@ attention are built from the Hugging Face folder: ``python -m onnxruntime_genai.
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
     from tinytf.run.checkpoint import LoadedModel
 
 
-class Writer:
+class Writer(ABC):
     """Writes, opens and checks the artifacts of one format; the first two methods are each format's own."""
 
+    @abstractmethod
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         """Write the artifact to ``path``; ``base`` is the verified float32 artifact it is made from, if any."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_runner(self, path: Path, threads: int) -> Runner:
         """The artifact in its own runtime, on this many CPU threads."""
-        raise NotImplementedError
 
     def unsupported_reason(self, loaded: LoadedModel) -> str | None:
         """The property of the model that the format cannot express, or None."""
