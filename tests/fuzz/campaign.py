@@ -59,48 +59,50 @@ class Counts:
         return "\n".join(lines + [f"stopped: {case}" for case in self.late[:20]])
 
 
-def part(scratch: Path, kind: str, number: int, count: int) -> Counts:
-    """The first cases of a class and seed."""
+def sandbox_of(scratch: Path) -> Sandbox:
+    """This process's own, with the template that lies there."""
     if not sandboxes:
         sandboxes.append(Sandbox(scratch / str(os.getpid()), scratch / "template"))
-    counts = Counts()
+    return sandboxes[0]
+
+
+def part(scratch: Path, kind: str, number: int, count: int) -> Counts:
+    """The first cases of a class and seed."""
+    sandbox, counts = sandbox_of(scratch), Counts()
 
     def record(case: Case, index: int) -> None:
-        result = sandboxes[0].result(case)
+        result = sandbox.result(case)
         counts.outcomes[kind, result.outcome] += 1
         counts.slowest, counts.memory = max(counts.slowest, result.seconds), max(counts.memory, result.memory)
         if result.late:
             counts.late.append(f"{case!r:.300}")
         if problem := result.problem(case):
             # A second time, in a process of its own: what an earlier case left behind is not this one's fault.
-            sandboxes[0].renew()
-            again = sandboxes[0].result(case).problem(case)
+            sandbox.renew()
+            again = sandbox.result(case).problem(case)
             label = problem if again else f"only after other cases: {problem}"
             shown = f"--repeat '{kind}:{number}:{index}'  {case!r:.1500}"
             counts.problems.setdefault(re.sub(r"0x[0-9a-f]+|\d{5,}", "N", label), []).append(shown)
 
-    draw_cases(sandboxes[0], kind, number, count, record)
+    draw_cases(sandbox, kind, number, count, record)
     return counts
 
 
-def generate_only(count: int, *, derandomize: bool = False) -> settings:
-    """Draw ``count`` examples, without shrinking or a database: a case is known by its class, seed and number."""
-    return settings(
+def draw_cases(sandbox: Sandbox, kind: str, number: int, count: int, record: Callable[[Case, int], None]) -> None:
+    """Give the first ``count`` cases of a class and seed to a function.
+
+    None is shrunk or kept: a case is known by its class, seed and number.
+    """
+    index = iter(range(10 * count))
+
+    @seed(number)
+    @settings(
         max_examples=count,
-        derandomize=derandomize,
         database=None,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-
-
-def draw_cases(sandbox: Sandbox, kind: str, number: int, count: int, record: Callable[[Case, int], None]) -> None:
-    """Give the first ``count`` cases of a class and seed to a function."""
-    index = iter(range(10 * count))
-
-    @seed(number)
-    @generate_only(count)
     @given(strategies(sandbox)[kind])
     def each(case: Case) -> None:
         record(case, next(index))

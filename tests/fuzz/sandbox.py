@@ -28,8 +28,8 @@ MEMORY = 6 * 2**30
 """Bytes of address space: torch, Lightning and onnxruntime together have mapped 2 GiB before the first case."""
 
 FILE_SIZE = 256 * 2**20
-SECONDS = 20.0
-"""Of a case, before it is stopped by SIGTERM; the longest right one, an export, takes 3 on a slow core."""
+SECONDS = 60.0
+"""Of a case, before it is stopped by SIGTERM; the longest right one, an export, takes 3 on a slow core that is free."""
 
 PATIENCE = 6.0
 """Of a case that asks for more work than there is time for: it is right to go on, and to end when it is told to."""
