@@ -13,7 +13,7 @@ import torch
 from tests.cli.tiny_checkpoint import write_checkpoint
 from tests.cli.wrong_input import TINY, refused, says
 from tests.cli.wrong_input import in_an_empty_folder as in_an_empty_folder
-from tinytf.cli.main import main
+from tinytf.cli.main import LONGEST, main
 
 LONG = "x" * 5_000
 
@@ -151,6 +151,15 @@ def test_flags_of_generate(flags: list[str], words: list[str], capsys: pytest.Ca
     os.mkfifo("pipe")
     write_checkpoint("toy.ckpt")
     says(refused(["generate", "--ckpt_path", "toy.ckpt", *flags], capsys), words)
+
+
+@pytest.mark.parametrize("flag", ["--threshold", "--formats", "--output_dir", "--ckpt_path"])
+def test_a_value_of_any_length_is_quoted_in_part(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint("toy.ckpt")
+    line = refused(["export", "--ckpt_path", "toy.ckpt", flag, "x" * 50_000], capsys)
+    assert "xxx" in line
+    assert "\u2026" in line
+    assert len(line) <= LONGEST + len("tinytf: error: ")
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "generate", "inspect", "export"])

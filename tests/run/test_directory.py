@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,41 @@ def test_a_run_of_another_user_is_skipped_by_name(
     monkeypatch.setattr(Path, "is_file", refuse)
     assert run_dirs(tmp_path) == [mine]
     assert f"skipping run {private}: Permission denied" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no modes that refuse")
+def test_a_folder_that_may_not_be_read_is_not_an_empty_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "checkpoints"
+    mine, private = run_started(root, "a", 9), run_started(root, "b", 10).parent
+    with as_nobody(tmp_path):
+        private.chmod(0)
+        assert run_dirs(root) == [mine]
+        assert f"skipping runs: {private}: its runs cannot be listed (Permission denied)" in caplog.text
+        root.chmod(0)
+        with pytest.raises(UserError, match="its runs cannot be listed"):
+            run_dirs(root)
+        with pytest.raises(UserError, match="Permission denied"):
+            resolve_checkpoint("last", "a", root)
+        root.chmod(0o700)
+        private.chmod(0o700)
+
+
+@contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """As a user whom modes bind, with this folder: root reads everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 65534, -1)
+    opened = [parent for parent in folder.parents if not parent.stat().st_mode & 0o001]
+    modes = [parent.stat().st_mode for parent in opened]
+    for parent in opened:
+        parent.chmod(0o711)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        for parent, mode in zip(opened, modes, strict=True):
+            parent.chmod(mode)

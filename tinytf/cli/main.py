@@ -21,7 +21,7 @@ from typing import Any
 
 from tinytf import __version__
 from tinytf.errors import RunError, UserError
-from tinytf.utils.files import is_disk_full, reason
+from tinytf.utils.files import is_disk_full, reason, shorten
 from tinytf.utils.machine import usable_cores
 from tinytf.utils.text import printable, public
 
@@ -41,6 +41,9 @@ COMMANDS = {
     "completion": ("config.completion:run", "print the completions of bash or zsh"),
 }
 """Of each command: the module in this folder and its function, and what it does in a line."""
+
+LONGEST = 2_000
+"""Characters of an error: what it quotes may be of any length, and its end says what to do."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -94,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_error(problem: str) -> None:
-    sys.stderr.write(f"tinytf: error: {printable(public(problem))}\n")
+    sys.stderr.write(f"tinytf: error: {shorten(printable(public(problem)), LONGEST)}\n")
 
 
 def dispatch(argv: list[str]) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tinytf.cli.config.flags import CommandParser
 from tinytf.errors import UserError
-from tinytf.run.directory import version_of
+from tinytf.run.directory import version_dirs, version_of
 from tinytf.run.journal import FILE_NAME, Record, read
 from tinytf.utils.files import user_path
 from tinytf.utils.machine import is_alive
@@ -71,8 +71,7 @@ def run(argv: Sequence[str]) -> int:
     root = user_path(arguments.root, what="--root")
     if not root.is_dir():
         raise UserError(f"--root {root}: there is no such folder; tinytf fit makes it, or give another")
-    folders = [folder for folder in root.glob("*/version_*") if version_of(folder) >= 0]
-    rows = ordered(map(readable_summary, folders), arguments.sort)
+    rows = ordered(map(readable_summary, version_dirs(root)), arguments.sort)
     if arguments.json:
         print(strict_json([asdict(row) for row in rows], indent=2))
     else:

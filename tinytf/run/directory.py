@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import logging
 import math
 import os
@@ -42,19 +41,43 @@ def run_dirs(root: Path, name: str | None = None) -> list[Path]:
     before it.
     """
     found = []
-    for parent in sorted(root.glob(glob.escape(name) if name else "*")):
-        versions = [path for path in user_path(parent, what="run directory").glob("version_*") if version_of(path) >= 0]
-        started = ""
-        for run_dir in sorted(versions, key=version_of):
-            started = started_at(run_dir) or started
-            try:
-                is_run = (run_dir / "config.yaml").is_file()
-            except PermissionError as error:
-                log.warning("skipping run %s: %s", run_dir, error.strerror)
-                continue
-            if is_run:
-                found.append((started, version_of(run_dir), run_dir))
+    started: dict[Path, str] = {}
+    for run_dir in version_dirs(root, name):
+        started[run_dir.parent] = started_at(run_dir) or started.get(run_dir.parent, "")
+        try:
+            is_run = (run_dir / "config.yaml").is_file()
+        except PermissionError as error:
+            log.warning("skipping run %s: %s", run_dir, error.strerror)
+            continue
+        if is_run:
+            found.append((started[run_dir.parent], version_of(run_dir), run_dir))
     return [run_dir for _, _, run_dir in sorted(found)]
+
+
+def version_dirs(root: Path, name: str | None = None) -> list[Path]:
+    """The folders ``<name>/version_N`` below ``root``, by name and N; names whose folder may not be read are said.
+
+    Raises:
+        UserError: if ``root`` may not be read.
+    """
+    # Listed by hand: glob takes a folder that may not be read for an empty one.
+    names = [user_path(root / name, what="run directory")] if name else _entries(root)
+    found = []
+    for parent in names:
+        try:
+            found += sorted((path for path in _entries(parent) if version_of(path) >= 0), key=version_of)
+        except UserError as error:
+            log.warning("skipping runs: %s", error)
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: its runs cannot be listed ({error.strerror})") from None
 
 
 def version_of(run_dir: Path) -> int:
