@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import select
 import signal
 import sys
@@ -18,6 +17,8 @@ from tests.end_to_end.processes import Fit, events, newest_run, step_of
 from tests.stress.campaign import End, arguments, end_of, prepare
 from tests.stress.killing import Instants, attempt
 from tinytf.run.callbacks.signals import IMPATIENT_AFTER
+
+pty = pytest.importorskip("pty", reason="Windows has no terminals of this kind, and other signals")
 
 ENDLESS = {"trainer.max_steps": 10_000, "trainer.val_check_interval": 100, "data.num_workers": 1}
 SHORT = {"trainer.max_steps": 8, "trainer.accumulate_grad_batches": 2}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from tinytf.errors import UserError
 from tinytf.run.checkpoint import LoadedModel
 
 onnx = pytest.importorskip("onnx")
+resource = pytest.importorskip("resource", reason="Windows has none")
 
 
 def with_metadata(source: Path, target: Path, text: str) -> Path:
