@@ -81,7 +81,7 @@ def part(scratch: Path, kind: str, number: int, count: int) -> Counts:
             sandbox.renew()
             again = sandbox.result(case).problem(case)
             label = problem if again else f"only after other cases: {problem}"
-            shown = f"--repeat '{kind}:{number}:{index}'  {case!r:.1500}"
+            shown = f"--repeat '{kind}:{number}:{count}:{index}'  {case!r:.1500}"
             counts.problems.setdefault(re.sub(r"0x[0-9a-f]+|\d{5,}", "N", label), []).append(shown)
 
     draw_cases(sandbox, kind, number, count, record)
@@ -112,7 +112,7 @@ def draw_cases(sandbox: Sandbox, kind: str, number: int, count: int, record: Cal
 
 def repeat(scratch: Path, what: str) -> int:
     """Run one case again, and print all of it."""
-    kind, number, index = what.split(":")
+    kind, number, count, index = what.split(":")
     sandbox = Sandbox(scratch / str(os.getpid()), scratch / "template")
     found: list[Result] = []
 
@@ -121,7 +121,7 @@ def repeat(scratch: Path, what: str) -> int:
             found.append(sandbox.result(case))
             print(f"{case}\n{found[0]}\n{found[0].stdout[-2000:]}\n{found[0].stderr[-6000:]}\n{found[0].problem(case)}")
 
-    draw_cases(sandbox, kind, int(number), int(index) + 1, record)
+    draw_cases(sandbox, kind, int(number), int(count), record)  # What is drawn depends on how many there will be.
     sandbox.close()
     return int(not found)
 
@@ -132,7 +132,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first part of each class")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--kinds", help="only these classes, comma-separated")
-    parser.add_argument("--repeat", metavar="KIND:SEED:INDEX", help="one case, as a failure names it")
+    parser.add_argument("--repeat", metavar="KIND:SEED:COUNT:INDEX", help="one case, as a failure names it")
     parser.add_argument("--scratch", metavar="DIR", help="where to work; what takes a minute to make is kept there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tinytf-fuzz-") as temporary:
