@@ -66,7 +66,7 @@ FLAGS = [
     (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
     (["--ckpt_path", "http://localhost/a.ckpt"], ["only local files", "download it first"]),
     (["stray"], ["stray: not a flag", "--key value"]),
-    (["--model", "3"], ["model: expected keys and values", "--model.KEY"]),
+    (["--model", "3"], ["--model: it is a section", "--model.KEY"]),
 ]
 
 

@@ -153,6 +153,21 @@ def test_flags_of_generate(flags: list[str], words: list[str], capsys: pytest.Ca
     says(refused(["generate", "--ckpt_path", "toy.ckpt", *flags], capsys), words)
 
 
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        *(("fit", f"--{value}") for value in ("data=s3://a/b", "export=zip://a::b.txt", "model=toy.yaml", "data={}")),
+        ("validate", "--data=zip://a::b.txt"),
+        ("plan", "--model=toy.yaml"),
+        ("prepare", "--data=s3://a/b"),
+    ],
+)
+def test_a_section_is_no_file(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("toy.yaml").write_text("d_model: 32\n")
+    section = flag.partition("=")[0]
+    says(refused([command, flag], capsys), [f"{section}: it is a section: give {section}.KEY"])
+
+
 @pytest.mark.parametrize("flag", ["--threshold", "--formats", "--output_dir", "--ckpt_path"])
 def test_a_value_of_any_length_is_quoted_in_part(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_checkpoint("toy.ckpt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -327,3 +328,43 @@ def test_only_what_is_wrong_with_the_file_is_blamed_on_it(
     monkeypatch.setattr("tinytf.run.checkpoint.tokenizer_from_text", fail)
     with pytest.raises(MemoryError):
         load_model("good.ckpt")
+
+
+PROGRESS = ("loops", "fit_loop", "epoch_loop.batch_progress")
+
+
+@pytest.mark.parametrize(
+    ("command", "where", "value", "words"),
+    [
+        ("fit", ("pytorch-lightning_version",), "~nosuch/x", "pytorch-lightning_version is '~nosuch/x'"),
+        ("validate", ("pytorch-lightning_version",), "1.0.0", "pytorch-lightning_version is '1.0.0'"),
+        ("predict", ("pytorch-lightning_version",), 7, "pytorch-lightning_version is 7"),
+        ("test", ("pytorch-lightning_version",), "-1782.5", "pytorch-lightning_version is '-1782.5'"),
+        ("fit", ("loops",), None, "loops is None, which is no dict"),
+        ("fit", PROGRESS[:2], {}, "it lacks loops.fit_loop.state_dict"),
+        ("fit", (*PROGRESS, "total"), [1], "loops.fit_loop.epoch_loop.batch_progress.total is [1], which is no dict"),
+        ("fit", (*PROGRESS, "total", "ready"), "8", "total.ready is '8', which is no int"),
+        ("fit", (*PROGRESS, "is_last_batch"), 3, "is_last_batch is 3, which is no bool"),
+    ],
+)
+def test_a_state_that_lightning_does_not_load_is_one_line(
+    command: str,
+    where: tuple[str, ...],
+    value: Any,
+    words: str,
+    workplace: Path,
+    trained: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(trained / "checkpoints", "checkpoints")
+    content = inner = good(trained)
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    torch.save(content, "checkpoints/killed/version_0/odd.ckpt")
+    more = ["--trainer.max_steps=3"] if command == "fit" else []
+    assert main([command, "--ckpt_path", "checkpoints/killed/version_0/odd.ckpt", *more]) == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert words in error.splitlines()[-1]
+    assert "odd.ckpt: " in error.splitlines()[-1]

@@ -118,7 +118,10 @@ def check_flags(flags: Iterable[str], keys: Keys) -> None:
         if name in REFUSED and name != "config":
             raise unknown_key(name, ())
         inside_class = any(name.startswith(f"{key}.") for key in keys.settings)
-        if name not in keys.settings and name not in keys.sections and not inside_class:
+        if name in keys.sections:
+            # jsonargparse would read its value as a file, from any address that fsspec knows.
+            raise ConfigError(name, f"--{name}: it is a section: give --{name}.KEY, or a file with --config")
+        if name not in keys.settings and not inside_class:
             raise unknown_key(name, keys.settings)
 
 

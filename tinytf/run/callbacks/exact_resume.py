@@ -7,6 +7,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tinytf.errors import UserError
+from tinytf.utils.files import shorten
+
 log = logging.getLogger(__name__)
 
 
@@ -45,9 +48,12 @@ class ExactResume(Callback):
         )  # fmt: skip
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.stopped = checkpoint.get("should_stop", False)
-        before = checkpoint.get("tinytf", {}).get("world_size", trainer.world_size)
-        if before != trainer.world_size:
+        loops = checkpoint.get("loops")
+        if wrong := other_kind(loops, {"fit_loop": trainer.fit_loop.state_dict()}, "loops"):
+            raise UserError(f"checkpoint {trainer.ckpt_path}: {wrong}, so the run cannot be resumed from it")
+        self.stopped = checkpoint.get("should_stop") is True
+        before = checkpoint.get("tinytf", {}).get("world_size")
+        if isinstance(before, int) and before != trainer.world_size:
             log.warning(
                 "resuming on %d processes a run of %d: it sees the same samples, but sums in another order, "
                 "so it will not be bitwise the same",
@@ -66,6 +72,17 @@ class ExactResume(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data is not None:
             data.load_state_dict({**checkpoint[type(data).__qualname__], "batches": now})
+
+
+def other_kind(found: Any, wanted: Any, name: str) -> str | None:
+    """How a state differs in its keys and types from one that Lightning can load; None if it does not."""
+    if not isinstance(found, type(wanted)) or (isinstance(found, bool) and not isinstance(wanted, bool)):
+        return f"{name} is {shorten(repr(found), 60)}, which is no {type(wanted).__name__}"
+    if isinstance(wanted, dict):
+        for key, value in wanted.items():
+            if wrong := other_kind(found[key], value, f"{name}.{key}") if key in found else f"it lacks {name}.{key}":
+                return wrong
+    return None
 
 
 def normalize_loop_state(loop: dict[str, Any], *, due: bool, validated: bool, done: int, step: int) -> None:

@@ -37,7 +37,7 @@ def runtime_name() -> str:
 
 
 def open_session(graph: Path | bytes, threads: int) -> Any:
-    """An onnxruntime session on the CPU, of a file or of a graph made here, that logs errors only.
+    """An onnxruntime session on the CPU, of a file or of a graph made here; it logs nothing.
 
     Raises:
         ValueError: if a file is not one that tinytf writes: one file, whole, without data elsewhere or control flow.
@@ -47,7 +47,7 @@ def open_session(graph: Path | bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # Errors are raised too, and its log of them is colored, terminal or not.
     if isinstance(graph, Path):
         require_own_kind(graph)
     return onnxruntime.InferenceSession(
