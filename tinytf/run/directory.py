@@ -58,12 +58,12 @@ def version_dirs(root: Path, name: str | None = None) -> list[Path]:
     """The folders ``<name>/version_N`` below ``root``, by name and N; names whose folder may not be read are said.
 
     Raises:
-        UserError: if ``root`` may not be read.
+        UserError: if ``root`` may not be read or entered.
     """
     # Listed by hand: glob takes a folder that may not be read for an empty one.
-    names = [user_path(root / name, what="run directory")] if name else _entries(root)
     found = []
-    for parent in names:
+    for parent in [root / name] if name else _entries(root):
+        user_path(parent, what="run directory")
         try:
             found += sorted((path for path in _entries(parent) if version_of(path) >= 0), key=version_of)
         except UserError as error:
