@@ -23,6 +23,7 @@ from tinytf.run.directory import (
     linked_checkpoint,
     resolve_checkpoint,
     run_dirs,
+    version_dirs,
 )
 from tinytf.run.journal import FILE_NAME, encode
 from tinytf.run.recovery import acquire_run_lock, release_run_locks
@@ -169,7 +170,9 @@ def test_a_folder_that_may_not_be_read_is_not_an_empty_one(tmp_path: Path, caplo
     with as_nobody(tmp_path):
         private.chmod(0)
         assert run_dirs(root) == [mine]
-        assert f"skipping runs: {private}: its runs cannot be listed (Permission denied)" in caplog.text
+        assert f"skipping runs: {private}: its runs cannot be listed: Permission denied" in caplog.text
+        with pytest.raises(UserError, match="its runs cannot be listed"):
+            run_dirs(root, "b")
         root.chmod(0)
         with pytest.raises(UserError, match="its runs cannot be listed"):
             run_dirs(root)
@@ -177,6 +180,15 @@ def test_a_folder_that_may_not_be_read_is_not_an_empty_one(tmp_path: Path, caplo
             resolve_checkpoint("last", "a", root)
         root.chmod(0o700)
         private.chmod(0o700)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making a link needs a right there")
+def test_a_link_to_itself_hides_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mine = run_started(tmp_path, "a", 9)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "notes.txt").touch()
+    assert run_dirs(tmp_path) == version_dirs(tmp_path) == [mine]
+    assert f"skipping runs: {tmp_path / 'loop'}: " in caplog.text
 
 
 @contextmanager

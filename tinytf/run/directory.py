@@ -55,29 +55,35 @@ def run_dirs(root: Path, name: str | None = None) -> list[Path]:
 
 
 def version_dirs(root: Path, name: str | None = None) -> list[Path]:
-    """The folders ``<name>/version_N`` below ``root``, by name and N; names whose folder may not be read are said.
+    """The folders ``<name>/version_N`` below ``root``, by name and N.
 
     Raises:
-        UserError: if ``root`` may not be read or entered.
+        UserError: if ``root``, or the folder of a ``name`` that was asked for, may not be read; others are logged.
     """
-    # Listed by hand: glob takes a folder that may not be read for an empty one.
+    if name:
+        return _versions(user_path(root / name, what="run directory"))
     found = []
-    for parent in [root / name] if name else _entries(root):
-        user_path(parent, what="run directory")
+    for parent in _entries(root):
         try:
-            found += sorted((path for path in _entries(parent) if version_of(path) >= 0), key=version_of)
+            found += _versions(parent)
         except UserError as error:
             log.warning("skipping runs: %s", error)
     return found
 
 
+def _versions(parent: Path) -> list[Path]:
+    return sorted((path for path in _entries(parent) if version_of(path) >= 0), key=version_of)
+
+
 def _entries(folder: Path) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        # Not by glob, for which a folder that may not be read is empty; by its ".", as one may list what one may not
+        # enter, and nothing there could be looked at.
+        return [folder / name for name in sorted(os.listdir(f"{folder}/."))]  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise UserError(f"{folder}: its runs cannot be listed ({error.strerror})") from None
+        raise UserError(f"{folder}: its runs cannot be listed: {error.strerror}") from None
 
 
 def version_of(run_dir: Path) -> int:
