@@ -330,21 +330,35 @@ def test_only_what_is_wrong_with_the_file_is_blamed_on_it(
         load_model("good.ckpt")
 
 
+GONE: Any = object()
 PROGRESS = ("loops", "fit_loop", "epoch_loop.batch_progress")
 
 
 @pytest.mark.parametrize(
     ("command", "where", "value", "words"),
     [
-        ("fit", ("pytorch-lightning_version",), "~nosuch/x", "pytorch-lightning_version is '~nosuch/x'"),
-        ("validate", ("pytorch-lightning_version",), "1.0.0", "pytorch-lightning_version is '1.0.0'"),
-        ("predict", ("pytorch-lightning_version",), 7, "pytorch-lightning_version is 7"),
-        ("test", ("pytorch-lightning_version",), "-1782.5", "pytorch-lightning_version is '-1782.5'"),
-        ("fit", ("loops",), None, "loops is None, which is no dict"),
-        ("fit", PROGRESS[:2], {}, "it lacks loops.fit_loop.state_dict"),
-        ("fit", (*PROGRESS, "total"), [1], "loops.fit_loop.epoch_loop.batch_progress.total is [1], which is no dict"),
+        ("fit", ("pytorch-lightning_version",), "~nosuch/x", "Invalid version: '~nosuch/x'"),
+        ("validate", ("pytorch-lightning_version",), "-1782.5", "Invalid version: '-1782.5'"),
+        ("predict", ("pytorch-lightning_version",), 7, "it cannot be restored"),
+        ("test", ("pytorch-lightning_version",), "1.0.0", "it cannot be restored (KeyError"),
+        ("fit", ("loops",), None, "its loops is None, which is no dict"),
+        ("fit", PROGRESS[:2], {}, "it has no loops.fit_loop.state_dict"),
+        (
+            "fit",
+            (*PROGRESS, "total"),
+            [1],
+            "its loops.fit_loop.epoch_loop.batch_progress.total is [1], which is no dict",
+        ),
         ("fit", (*PROGRESS, "total", "ready"), "8", "total.ready is '8', which is no int"),
         ("fit", (*PROGRESS, "is_last_batch"), 3, "is_last_batch is 3, which is no bool"),
+        ("fit", ("TextDataModule",), GONE, "it has no TextDataModule"),
+        ("fit", ("TextDataModule",), {"batches": 2}, "it cannot be restored (KeyError: 'samples')"),
+        ("fit", ("TextDataModule", "samples"), "8", "it cannot be restored (TypeError"),
+        ("fit", ("optimizer_states",), GONE, "it cannot be restored"),
+        ("fit", ("optimizer_states",), [{"state": {}, "param_groups": []}], "number of parameter groups"),
+        ("fit", ("lr_schedulers",), [{"_step_count": "x"}], "it cannot be restored (KeyError: 'lr_lambdas')"),
+        ("fit", ("skipped_steps",), "x", "it cannot be restored (ValueError"),
+        ("fit", ("callbacks", "JournalCallback"), {"validated": 1}, "it cannot be restored (KeyError: 'rows')"),
     ],
 )
 def test_a_state_that_lightning_does_not_load_is_one_line(
@@ -361,6 +375,8 @@ def test_a_state_that_lightning_does_not_load_is_one_line(
     for key in where[:-1]:
         inner = inner[key]
     inner[where[-1]] = value
+    if value is GONE:
+        del inner[where[-1]]
     torch.save(content, "checkpoints/killed/version_0/odd.ckpt")
     more = ["--trainer.max_steps=3"] if command == "fit" else []
     assert main([command, "--ckpt_path", "checkpoints/killed/version_0/odd.ckpt", *more]) == 2

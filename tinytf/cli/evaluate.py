@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.config.resume import notice_of_other_text
+from tinytf.cli.config.validate import refusals_of_checkpoint
 from tinytf.cli.fit import build_trainer
 from tinytf.cli.main import heavy_command
 from tinytf.data.datamodule import TextDataModule
@@ -38,7 +39,9 @@ def evaluate(command: str, argv: list[str]) -> int:
     with heavy_command():
         cli = CommandLine(command, argv)
         measure = getattr(evaluation_trainer(cli), command)  # Lightning's methods have the commands' names.
-        measure(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path, verbose=cli.config.verbose)
+        path, verbose = cli.config.ckpt_path, cli.config.verbose
+        with refusals_of_checkpoint(path):
+            measure(cli.model, datamodule=cli.data, ckpt_path=path, verbose=verbose, weights_only=True)
     return 0
 
 
@@ -47,10 +50,11 @@ def predict(argv: list[str]) -> int:
     with heavy_command():
         cli = CommandLine("predict", argv)
         trainer = evaluation_trainer(cli, devices=one_device(cli.config.trainer.devices))
-        keep = cli.config.return_predictions
-        batches = trainer.predict(
-            cli.model, datamodule=cli.data, return_predictions=keep, ckpt_path=cli.config.ckpt_path
-        )
+        path, keep = cli.config.ckpt_path, cli.config.return_predictions
+        with refusals_of_checkpoint(path):
+            batches = trainer.predict(
+                cli.model, datamodule=cli.data, return_predictions=keep, ckpt_path=path, weights_only=True
+            )
         print_predictions(batches or [], cli.data)
     return 0
 

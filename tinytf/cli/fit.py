@@ -9,7 +9,7 @@ from typing import Any
 
 from tinytf.cli.config.auto import describe_execution
 from tinytf.cli.config.parser import CommandLine, as_list
-from tinytf.cli.config.validate import refusals_of
+from tinytf.cli.config.validate import refusals_of, refusals_of_checkpoint
 from tinytf.cli.main import heavy_command
 from tinytf.export.at_end import ExportConfig, export_at_end, require_exportable_config
 from tinytf.export.formats import choose
@@ -48,7 +48,8 @@ def fit(cli: CommandLine) -> None:
         )
         if cli.data.global_batch_size is not None:
             trainer.keep_global_batch(cli.data.global_batch_size, cli.data.batch_size)
-        trainer.fit(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path)
+        with refusals_of_checkpoint(cli.config.ckpt_path):
+            trainer.fit(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path)
         if objects.export.at_end and trainer.is_global_zero:
             export_best(trainer, objects.export)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,13 +39,10 @@ from tinytf.run.journal import FILE_NAME, Journal, run_id_of
 from tinytf.run.loggers import build_loggers
 from tinytf.run.provenance import collect, write_uncommitted_patch
 from tinytf.run.recovery import acquire_run_lock, recover_run_dir, release_run_locks
-from tinytf.utils.files import atomic_write, shorten
+from tinytf.utils.files import atomic_write
 from tinytf.utils.text import public, yaml_text
 
 log = logging.getLogger(__name__)
-
-LIGHTNING = r"2\.[0-9]{1,4}\.[0-9]{1,4}((a|b|rc|\.post|\.dev)[0-9]{1,8})?"
-"""Versions whose checkpoints are loaded: from others, Lightning would move keys that are not there."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +70,6 @@ class Resume:
         """Read a checkpoint's entry, not its weights; UserError as `read_checkpoint` and `refuse_misfit`."""
         content = read_checkpoint(path, mmap=True)
         refuse_misfit(content, path)
-        version = content.get("pytorch-lightning_version")
-        if not (isinstance(version, str) and re.fullmatch(LIGHTNING, version)):
-            raise UserError(
-                f"checkpoint {path}: its pytorch-lightning_version is {shorten(repr(version), 60)}, "
-                "which no tinytf has run on"
-            )
         step = int(content["global_step"])
         newest = newest_step(path.resolve().parent) <= step
         return cls(path, step, content["tinytf"], newest, content.get("should_stop") is True)

@@ -289,7 +289,7 @@ class LanguageModel(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        self.skipped_steps = int(checkpoint.get("skipped_steps", 0))
 
 
 class NonFiniteError(RunError):

@@ -6,12 +6,14 @@ import contextlib
 import math
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import instantiate_class
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import RunError, UserError, require_at_least
@@ -75,6 +77,27 @@ def refusals_of(key: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{key}: {shorten(text, 400)}") from error
+
+
+@contextlib.contextmanager
+def refusals_of_checkpoint(path: str | None) -> Iterator[None]:
+    """What Lightning, torch or a callback raises as it restores a checkpoint, as one line that names the file.
+
+    No hook of Lightning surrounds that: an error is of it if its traceback leads through the functions that restore.
+    """
+    try:
+        yield
+    except (UserError, RunError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        calls = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        there = [code.co_name for code in calls if code.co_filename == checkpoint_connector.__file__]
+        restoring = [name for name in there if re.match("_?restore|resume", name)]
+        if path is None or not restoring:
+            raise
+        text = " ".join(str(error).split())
+        problem = f"it cannot be restored ({type(error).__name__}: {shorten(text, 400)})"
+        raise UserError(f"checkpoint {path}: {problem}") from error
 
 
 def check_numbers(config: Any) -> None:

@@ -48,8 +48,11 @@ class ExactResume(Callback):
         )  # fmt: skip
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        loops = checkpoint.get("loops")
-        if wrong := other_kind(loops, {"fit_loop": trainer.fit_loop.state_dict()}, "loops"):
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        # Of a checkpoint without it, Lightning would train on the text from its start.
+        states = {"loops": {"fit_loop": trainer.fit_loop.state_dict()}}
+        states |= {type(data).__qualname__: state} if data is not None and (state := data.state_dict()) else {}
+        if wrong := other_kind(checkpoint, states, ""):
             raise UserError(f"checkpoint {trainer.ckpt_path}: {wrong}, so the run cannot be resumed from it")
         self.stopped = checkpoint.get("should_stop") is True
         before = checkpoint.get("tinytf", {}).get("world_size")
@@ -69,19 +72,18 @@ class ExactResume(Callback):
             return
         for counts in (progress["total"], progress["current"]):
             counts.update({key: count + added for key, count in counts.items()})
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data is not None:
             data.load_state_dict({**checkpoint[type(data).__qualname__], "batches": now})
 
 
 def other_kind(found: Any, wanted: Any, name: str) -> str | None:
-    """How a state differs in its keys and types from one that Lightning can load; None if it does not."""
+    """How a state differs in its keys and types from one that can be loaded; None if it does not."""
     if not isinstance(found, type(wanted)) or (isinstance(found, bool) and not isinstance(wanted, bool)):
-        return f"{name} is {shorten(repr(found), 60)}, which is no {type(wanted).__name__}"
-    if isinstance(wanted, dict):
-        for key, value in wanted.items():
-            if wrong := other_kind(found[key], value, f"{name}.{key}") if key in found else f"it lacks {name}.{key}":
-                return wrong
+        return f"its {name} is {shorten(repr(found), 60)}, which is no {type(wanted).__name__}"
+    for key, value in wanted.items() if isinstance(wanted, dict) else ():
+        inner = f"{name}.{key}".removeprefix(".")
+        if wrong := other_kind(found[key], value, inner) if key in found else f"it has no {inner}":
+            return wrong
     return None
 
 
