@@ -177,6 +177,19 @@ def test_a_value_of_any_length_is_quoted_in_part(flag: str, capsys: pytest.Captu
     assert len(line) <= LONGEST + len("tinytf: error: ")
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that cannot be read is Linux' /proc/self/mem")
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        *((command, ["--ckpt_path"]) for command in ("fit", "validate", "generate", "inspect", "export")),
+        ("inspect", ["--ckpt_path", "toy.ckpt", "--diff"]),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read(command: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint("toy.ckpt")
+    says(refused([command, *flags, "/proc/self/mem"], capsys), ["/proc/self/mem: Input/output error"])
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "generate", "inspect", "export"])
 def test_a_checkpoint_that_states_a_million_layers(
     command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -360,6 +360,7 @@ def serve(root: Path, pipe: Connection) -> None:
     os.setpgid(0, 0)
     os.environ |= {"HOME": str(root / "home"), "TINYTF_CACHE": str(root / "cache"), "TMPDIR": str(root / "tmp")}
     os.environ |= {"XDG_CACHE_HOME": str(root / "home/.cache"), "WANDB_MODE": "offline", "GIT_CEILING_DIRECTORIES": "/"}
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(root / "tmp/inductor")
     import faulthandler
     import resource  # Windows has none, and the module is imported there, to be skipped.
     import tempfile

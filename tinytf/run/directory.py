@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tinytf.errors import UserError
 from tinytf.run.journal import started_at
-from tinytf.utils.files import atomic_write, open_user_file, user_path
+from tinytf.utils.files import atomic_write, open_user_file, read_bytes, user_path
 
 ROOT = Path("checkpoints")
 BEST, LAST = "best", "last"
@@ -245,7 +245,7 @@ def pointer_target(path: Path) -> Path | None:
     if not path.is_file() or path.stat().st_size > 255:
         return None
     # Only the name of a checkpoint in the same folder: a pointer in a copied folder leads nowhere else.
-    name = path.read_bytes().decode("utf-8", "replace")
+    name = read_bytes(path, what="checkpoint", limit=255).decode("utf-8", "replace")
     return path.with_name(name) if CHECKPOINT.fullmatch(name) else None
 
 

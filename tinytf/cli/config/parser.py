@@ -168,9 +168,11 @@ class CommandLine(LightningCLI):
         for key in defaults.keys():  # noqa: SIM118 - a Namespace's keys are dotted, what iterating gives is not
             if defaults[key] is not None and key in config and config[key] is None:
                 try:
-                    self.parser.parse_args([f"--{key}=null"])
+                    alone = self.parser.parse_args([f"--{key}=null"])
                 except ConfigError as error:
                     raise ConfigError(key, f"{error}; leave it out for its default") from None
+                if alone[key] is not None:  # As a flag it is the text "null".
+                    raise ConfigError(key, f"{key}: expected a text, got null; leave it out for its default")
 
     def plain(self, config: Namespace | None = None) -> dict[str, Any]:
         """The resolved config in plain types, as config.yaml and every checkpoint hold it."""
