@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.cli.wrong_input import TINY, refused, says
 from tests.cli.wrong_input import in_an_empty_folder as in_an_empty_folder
+from tinytf.cli.config.keys import OTHER_WORDS, REFUSED, Keys, unknown_key
+from tinytf.cli.config.parser import parser_of
 from tinytf.cli.main import main
 
 # -- flags of fit --------------------------------------------------------------------------------------------------
@@ -65,9 +68,97 @@ FLAGS = [
     (["--config", "configs"], ["--config configs", "it is a folder"]),
     (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
     (["--ckpt_path", "http://localhost/a.ckpt"], ["only local files", "download it first"]),
-    (["stray"], ["stray: not a flag", "--key value"]),
+    (["stray"], ["stray: not a flag", "--key value", "see tinytf fit --help"]),
     (["--model", "3"], ["--model: it is a section", "--model.KEY"]),
 ]
+
+
+WORDS = {
+    "lr": "did you mean model.optimizer.lr?",
+    "optimizer.lr": "did you mean model.optimizer.lr?",
+    "trainer.learning-rate": "did you mean model.optimizer.lr?",
+    "max_steps": "did you mean trainer.max_steps?",
+    "max-step": "did you mean trainer.max_steps?",
+    "steps": "did you mean trainer.max_steps?",
+    "max_iters": "did you mean trainer.max_steps?",
+    "batch_size": "did you mean data.batch_size?",
+    "per_device_train_batch_size": "did you mean data.batch_size?",
+    "block_size": "did you mean data.seq_len?",
+    "model.seq_len": "did you mean data.seq_len?",
+    "d_model": "did you mean model.d_model?",
+    "model.n_embd": "did you mean model.d_model?",
+    "n_layer": "did you mean model.n_layers?",
+    "device": "did you mean trainer.accelerator?",
+    "out_dir": "did you mean checkpoint.dir?",
+    "seed": "did you mean seed_everything?",
+    "resume_from_checkpoint": "did you mean ckpt_path?",
+    "warmup_iters": "did you mean model.schedule.warmup_steps?",
+    "temperature": "did you mean tracking.samples.temperature?",
+    "every_n_steps": "checkpoint.every_n_steps or tracking.norms.every_n_steps",
+    "epochs": "epochs is not a setting of tinytf: steps are the only unit: use trainer.max_steps",
+    "num_train_epochs": "use trainer.max_steps",
+    "max_epochs": "use trainer.max_steps",
+}
+"""Words of other programs, and keys without their section."""
+
+
+@pytest.fixture(scope="module", name="keys")
+def keys_of_fit() -> Keys:
+    return Keys(parser_of("fit").get_defaults().keys())
+
+
+@pytest.mark.parametrize(("word", "answer"), WORDS.items())
+def test_a_word_of_another_program_names_the_key(word: str, answer: str, keys: Keys) -> None:
+    assert answer in str(unknown_key(word, keys.all))
+
+
+def test_each_word_of_another_program_stands_for_a_key_that_there_is(keys: Keys) -> None:
+    assert set(OTHER_WORDS) <= {*keys.all, *REFUSED}
+    words = " ".join(OTHER_WORDS.values()).split()
+    assert sorted(words) == sorted(set(words))
+
+
+def test_a_key_without_its_section_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = refused(["fit", "--config", TINY, "--lr", "3"], capsys)
+    assert line == "unknown key lr; did you mean model.optimizer.lr?"
+    (tmp_path / "bad.yaml").write_text("model:\n  n_embd: 3\n")
+    line = refused(["fit", "--config", "bad.yaml"], capsys)
+    assert line == "bad.yaml:2: unknown key model.n_embd; did you mean model.d_model?"
+
+
+@pytest.mark.parametrize(("command", "near"), [
+    ("train", "fit"), ("chat", "generate --interactive"), ("eval", "validate"), ("sample", "generate"),
+    ("resume", "fit --ckpt_path last"), ("convert", "export"), ("fitt", "fit"), ("help", "--help"),
+])  # fmt: skip
+def test_a_command_of_another_program_names_ours(command: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused([command, "--config", TINY], capsys) == f"unknown command {command!r}; did you mean tinytf {near}?"
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_an_error_names_the_help_of_its_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    says(refused([command, "--zzzzz", "1"], capsys), ["unknown key zzzzz", f"see tinytf {command} --help"])
+    if command != "fit":
+        says(refused([command], capsys), ["needs --ckpt_path", f"see tinytf {command} --help"])
+
+
+def test_1e3_is_a_whole_number_in_flags_and_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_text(
+        "trainer: {max_steps: 1e3, val_check_interval: 1.5e2}\nmodel: {rope_theta: 1e4}"
+    )
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "some.yaml", "--trainer.log_every_n_steps", "1e1", "--name", "1e3", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    numbers = [config["trainer"][f"{key}"] for key in ("max_steps", "val_check_interval", "log_every_n_steps")]
+    assert list(map(repr, [*numbers, config["model"]["rope_theta"], config["name"]])) == [
+        "1000", "150", "10", "10000.0", "'1e3'"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["1.5e0", "1e-3", "1000.0", "1e300"])
+def test_what_is_not_a_whole_number_is_refused(text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(f"trainer: {{max_steps: {text}}}")
+    for argv in (["--trainer.max_steps", text], ["--config", "bad.yaml"]):
+        says(refused(["fit", *argv], capsys), ["trainer.max_steps: expected an integer"])
 
 
 @pytest.mark.parametrize(("flags", "words"), FLAGS)

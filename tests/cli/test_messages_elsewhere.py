@@ -283,7 +283,7 @@ def test_a_name_that_is_a_folder(name: str) -> None:
 # -- the other commands --------------------------------------------------------------------------------------------
 
 COMMANDS = [
-    (["validte"], ["did you mean validate?"]),
+    (["validte"], ["did you mean tinytf validate?"]),
     (["generate"], ["--ckpt_path", "--model"]),
     (["generate", "--ckpt_path", "toy.ckpt", "--model", "a.onnx"], ["one of --ckpt_path and --model"]),
     (["generate", "--ckpt_path", "toy.ckpt", "--prmpt", "x"], ["--prmpt", "did you mean --prompt?"]),

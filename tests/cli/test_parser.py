@@ -35,5 +35,13 @@ def test_wrong_flags_are_one_line_that_names_them(flags, argv, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_whole_number_may_have_an_exponent(flags):
+    assert [flags.parse_args(["--ckpt_path=a", "--count", text]).count for text in ("1e3", "1.5e3", "20")] == [
+        1000,
+        1500,
+        20,
+    ]
+
+
 def test_a_value_may_look_like_a_flag_after_an_equals_sign(flags):
     assert flags.parse_args(["--ckpt_path=--odd", "--count", "3"]).ckpt_path == "--odd"

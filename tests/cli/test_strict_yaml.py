@@ -105,8 +105,10 @@ def test_a_number_is_written_in_decimal_digits(
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3e-4", 3e-4), ("1e3", 1000.0), ("010", 10), ("no", "no"), ("2020-01-01", "2020-01-01"), ("1.", 1.0), (".5", 0.5),
-     ("77950e8", 77950e8), ("~", None), ("null", None), ("True", True), ("-.inf", -math.inf), ("'1'", "1"), ("", None)],
+    [("3e-4", 3e-4), ("1e3", 1000), ("1.5e3", 1500), ("1e-3", 1e-3), ("1000.0", 1000.0), ("1e300", 1e300),
+     ("010", 10), ("no", "no"), ("2020-01-01", "2020-01-01"), ("1.", 1.0), (".5", 0.5),
+     ("77950e8", 77950 * 10**8),
+     ("~", None), ("null", None), ("True", True), ("-.inf", -math.inf), ("'1'", "1"), ("", None)],
 )  # fmt: skip
 def test_the_core_schema(text: str, value: Any) -> None:
     assert load(f"key: {text}") == {"key": value}

@@ -42,6 +42,22 @@ COMMANDS = {
 }
 """Of each command: the module in this folder and its function, and what it does in a line."""
 
+OTHER_NAMES = {
+    "fit": "train training pretrain finetune run start",
+    "fit --ckpt_path last": "resume continue",
+    "generate": "sample complete infer inference",
+    "generate --interactive": "chat talk repl",
+    "validate": "eval evaluate val",
+    "export": "convert save",
+    "prepare": "tokenize preprocess",
+    "plan": "estimate size",
+    "runs": "ls list ps status",
+    "inspect": "info show diff",
+    "--help": "help",
+    "--version": "version",
+}
+"""Other programs' names for a command: named in the error, never run."""
+
 LONGEST = 2_000
 """Characters of an error: what it quotes may be of any length, and its end says what to do."""
 
@@ -110,8 +126,10 @@ def dispatch(argv: list[str]) -> int:
         return 0
     command = argv[0]
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        word = command.lower().replace("-", "_")
+        near = [name for name, words in OTHER_NAMES.items() if word in words.split()]
+        near = near or difflib.get_close_matches(word, COMMANDS, n=1)
+        hint = f"did you mean tinytf {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {command!r}; {hint}")
     module, _, function = COMMANDS[command][0].partition(":")
     return int(getattr(import_module(f"tinytf.cli.{module}"), function)(argv[1:]))

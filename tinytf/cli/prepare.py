@@ -44,7 +44,7 @@ def run(argv: list[str]) -> int:
     arguments = read_arguments(argv)
     section = from_files(arguments.files)
     refuse_foreign_flags(arguments.flags)
-    check_flags(arguments.flags, Keys(["json", *CORPUS]))
+    check_flags(arguments.flags, Keys(["json", *CORPUS], "tinytf prepare"))
     try:
         given = parser().parse_args([*as_config({"data": section}), *arguments.flags])
     except ConfigError as wrong:
@@ -72,7 +72,8 @@ def from_files(files: list[ConfigFile]) -> dict[str, Any]:
             raise UserError(f"{file.location('data')}data: expected keys and values, got a {type(section).__name__}")
         for key in section:
             if f"data.{key}" not in CORPUS + BATCHES:
-                raise UserError(f"{file.location(f'data.{key}')}{unknown_key(f'data.{key}', CORPUS + BATCHES)}")
+                wrong = unknown_key(f"data.{key}", CORPUS + BATCHES, "tinytf prepare")
+                raise UserError(f"{file.location(wrong.key)}{wrong}")
         merged.update(section)
     return {key: value for key, value in merged.items() if f"data.{key}" in CORPUS}
 

@@ -22,10 +22,10 @@ class OneLineErrors(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         if not self.exit_on_error:  # A parser that tries one of several types.
             return super().error(message, ex)
-        raise explain(message, ex) from None
+        raise explain(message, ex, self.prog) from None
 
 
-def explain(message: str, error: BaseException | None) -> ConfigError:
+def explain(message: str, error: BaseException | None, command: str) -> ConfigError:
     """jsonargparse's refusal of a value as one line.
 
     Its exceptions carry no fields, so the key, the type and the value are cut out of its text; what went wrong with a
@@ -36,14 +36,16 @@ def explain(message: str, error: BaseException | None) -> ConfigError:
     if not key:
         text = " ".join(message.split()).removeprefix("argument ")
         stray = _cut(r"unrecognized arguments: (\S+)", message)
-        return ConfigError("", f"{stray}: not a flag; settings are given as --key value" if stray else text)
+        return ConfigError(
+            "", f"{stray}: not a flag; settings are given as --key value, see {command} --help" if stray else text
+        )
     key = f"{key}.{nested}" if nested and nested != key else key
     kind = _cut(r"class_path[= ]'([\w.]+)'", message)
     value = shown(_cut(r"(?:Got value|Given value): (.*?)(?:\. Got value|$)", message))
     option = _cut(r"Option '([^']+)' is not accepted", message)
     required = _cut(r"arguments are required: ([\w, .]+)", message)
     if option:
-        return unknown_key(f"{key}.{option}", [f"{key}.{name}" for name in _arguments_of(kind)])
+        return unknown_key(f"{key}.{option}", [f"{key}.{name}" for name in _arguments_of(kind)], command)
     if required and kind:
         return ConfigError(key, f"{key}: {kind.rpartition('.')[2]} needs {required.rstrip('.')}; give it in init_args")
     missing = next((e for e in causes(error) if isinstance(e, (ImportError, AttributeError))), None)

@@ -43,10 +43,13 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def integer(text: str) -> int:
-    """An integer in decimal digits, as a flag's type; int() takes 1_000 and the digits of all scripts."""
-    if not re.fullmatch(r"[-+]?[0-9]{1,30}", text):
-        raise argparse.ArgumentTypeError(f"{shorten(text, 40)!r} is not an integer")
-    return int(text)
+    """An integer, as a flag's type: decimal digits or, as in a config, 1e3."""
+    # Not by int(), which takes 1_000 and the digits of all scripts.
+    if re.fullmatch(r"[-+]?[0-9]{1,30}", text):
+        return int(text)
+    if re.fullmatch(r"[-+]?[0-9]{1,15}(\.[0-9]{1,15})?[eE]\+?[0-9]{1,2}", text) and float(text).is_integer():
+        return int(float(text))
+    raise argparse.ArgumentTypeError(f"{shorten(text, 40)!r} is not an integer")
 
 
 def number(text: str) -> float:

@@ -63,6 +63,52 @@ REFUSED = {
 """Keys that other programs have, or that are decided elsewhere: what to use."""
 
 
+OTHER_WORDS = {
+    "seed_everything": "seed random_seed",
+    "name": "run_name exp_name experiment_name",
+    "ckpt_path": "resume resume_from resume_from_checkpoint init_from checkpoint ckpt load",
+    "trainer.max_steps": "max_iters iters iterations num_iterations total_steps num_steps train_steps steps",
+    "trainer.max_epochs": "epochs num_epochs n_epochs num_train_epochs",
+    "trainer.val_check_interval": "eval_interval eval_steps eval_every",
+    "trainer.limit_val_batches": "eval_iters max_eval_batches",
+    "trainer.log_every_n_steps": "log_interval logging_steps log_every",
+    "trainer.accumulate_grad_batches": "gradient_accumulation_steps grad_accum accumulate gradient_accumulation_iters",
+    "trainer.gradient_clip_val": "grad_clip max_grad_norm max_norm clip",
+    "trainer.precision": "dtype bf16 fp16 amp torch_dtype mixed_precision",
+    "trainer.accelerator": "device backend gpu",
+    "trainer.devices": "gpus n_gpu num_gpus num_devices nproc_per_node",
+    "trainer.num_nodes": "nodes nnodes",
+    "model.d_model": "n_embd n_embed hidden_size embed_dim dim",
+    "model.n_layers": "n_layer num_layers num_hidden_layers depth",
+    "model.n_heads": "n_head num_heads num_attention_heads",
+    "model.n_kv_heads": "n_query_groups num_key_value_heads",
+    "model.d_ff": "intermediate_size ffn_dim",
+    "model.max_seq_len": "max_position_embeddings n_ctx n_positions context_length",
+    "model.norm_eps": "rms_norm_eps layer_norm_eps",
+    "model.compile": "torch_compile",
+    "model.activation_checkpointing": "gradient_checkpointing",
+    "model.optimizer": "optim",
+    "model.optimizer.lr": "learning_rate max_lr peak_lr",
+    "model.optimizer.betas": "beta1 beta2 adam_beta1 adam_beta2",
+    "model.optimizer.eps": "adam_epsilon epsilon",
+    "model.schedule": "scheduler lr_scheduler lr_scheduler_type lr_schedule",
+    "model.schedule.warmup_steps": "warmup_iters lr_warmup_steps warmup warmup_ratio",
+    "model.schedule.final_fraction": "min_lr",
+    "model.schedule.end_step": "lr_decay_iters",
+    "data.batch_size": "micro_batch_size per_device_train_batch_size train_batch_size",
+    "data.seq_len": "block_size context_size max_length max_seq_length sequence_length",
+    "data.num_workers": "dataloader_num_workers",
+    "data.corpus": "dataset dataset_name train_file data_path data_dir input input_file text",
+    "data.val_corpus": "validation_file val_file",
+    "data.tokenizer": "tokenizer_name tokenizer_name_or_path tokenizer_path",
+    "checkpoint.dir": "out_dir output_dir default_root_dir save_dir",
+    "checkpoint.every_n_steps": "save_interval save_steps save_every",
+    "checkpoint.keep_last": "save_total_limit",
+    "tracking.wandb": "wandb_log report_to",
+}
+"""Words of nanoGPT, litgpt, Hugging Face's Trainer and torchrun for a key of ours, by the last part of theirs."""
+
+
 class ConfigError(UserError):
     """One wrong key or value.
 
@@ -76,18 +122,45 @@ class ConfigError(UserError):
         self.key = key
 
 
-def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
-    """The error for a key that does not exist, with the nearest one that does."""
-    if key in REFUSED:
-        return ConfigError(key, f"{key} is not a setting of tinytf: {REFUSED[key]}")
+def unknown_key(key: str, known: Iterable[str], command: str = "tinytf fit") -> ConfigError:
+    """The error for a key that does not exist, with the nearest ones that do.
+
+    Args:
+        key: as it was given, dotted.
+        known: the keys of the command, with the arguments of its classes.
+        command: whose --help lists them.
+    """
     choices = list(known)
-    near = difflib.get_close_matches(key, choices, n=1, cutoff=0.75)
+    near = nearest(key, choices)
+    refused = next((name for name in (key, *near) if name in REFUSED), None)
+    if refused:
+        return ConfigError(key, f"{key} is not a setting of tinytf: {REFUSED[refused]}")
     if near:
-        return ConfigError(key, f"unknown key {key}; did you mean {near[0]}?")
+        return ConfigError(key, f"unknown key {key}; did you mean {' or '.join(near)}?")
     section = key.rpartition(".")[0]
     siblings = [name for name in choices if section and name.rpartition(".")[0] == section]
-    hint = f"there are {', '.join(siblings)}" if 0 < len(siblings) <= 10 else "see tinytf fit --help"
+    hint = f"there are {', '.join(siblings)}" if 0 < len(siblings) <= 10 else f"see {command} --help"
     return ConfigError(key, f"unknown key {key}; {hint}")
+
+
+def nearest(key: str, choices: list[str]) -> list[str]:
+    """The keys that a mistyped one may mean, three at most: by its end, by another program's word, by its letters."""
+    words = key.lower().replace("-", "_")
+    last = words.rpartition(".")[2]
+    theirs = [name for name, other in OTHER_WORDS.items() if last in other.split()]
+    found = [
+        [name for name in choices if name.endswith(f".{words}") and "." in words],
+        [name for name in theirs if name in choices or name in REFUSED],
+        [name for name in choices if name.rpartition(".")[2] == last],
+    ]
+    if same := next(filter(None, found), None):
+        return difflib.get_close_matches(words, same, n=3, cutoff=0)
+    if same := [name for name in REFUSED if name.endswith(f".{last}")]:
+        return same[:1]
+    if near := difflib.get_close_matches(words, choices, n=1, cutoff=0.75):
+        return near
+    ends = {name.rpartition(".")[2]: name for name in reversed(choices)}
+    return [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.8)]
 
 
 def check_keys(content: Mapping[str, Any], keys: Keys, prefix: str = "") -> None:
@@ -106,7 +179,7 @@ def check_keys(content: Mapping[str, Any], keys: Keys, prefix: str = "") -> None
         elif key.removesuffix("+") not in keys.settings:
             # The nearest key of a misspelled section is that of its first key.
             inner = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value and not prefix else key
-            raise unknown_key(inner, keys.settings)
+            raise unknown_key(inner, keys.all, keys.command)
 
 
 def check_flags(flags: Iterable[str], keys: Keys) -> None:
@@ -122,17 +195,22 @@ def check_flags(flags: Iterable[str], keys: Keys) -> None:
             # jsonargparse would read its value as a file, from any address that fsspec knows.
             raise ConfigError(name, f"--{name}: it is a section: give --{name}.KEY, or a file with --config")
         if name not in keys.settings and not inside_class:
-            raise unknown_key(name, keys.settings)
+            raise unknown_key(name, keys.all, keys.command)
 
 
 class Keys:
-    """The keys of a parser: ``settings`` take a value (which may be a class with arguments), ``sections`` hold keys."""
+    """The keys of a parser: ``settings`` take a value (which may be a class with arguments), ``sections`` hold keys.
 
-    def __init__(self, dotted: Iterable[str]) -> None:
+    ``all`` are the settings and the arguments of the classes that are their defaults.
+    """
+
+    def __init__(self, dotted: Iterable[str], command: str = "tinytf fit") -> None:
+        self.command = command
         dotted = list(dotted)
         classes = {key.removesuffix(".class_path") for key in dotted if key.endswith(".class_path")}
         inside = tuple(f"{key}." for key in classes)
         self.settings = [key for key in dotted if not key.startswith(inside)] + sorted(classes)
+        self.all = [*self.settings, *(key.replace(".init_args.", ".") for key in dotted if ".init_args." in key)]
         parents = {key.rsplit(".", depth)[0] for key in self.settings for depth in range(1, key.count(".") + 1)}
         self.sections = parents - set(self.settings)
 

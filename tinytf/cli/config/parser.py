@@ -76,6 +76,7 @@ class CommandLine(LightningCLI):
             trainer_class=Trainer,
             seed_everything_default=SEED,
             parser_class=Parser,
+            parser_kwargs={"prog": f"tinytf {command}"},
             args=argv,
             run=False,
             auto_configure_optimizers=False,
@@ -119,7 +120,7 @@ class CommandLine(LightningCLI):
             raise UserError(f"{given.location(error.key) if error.key else ''}{error}") from None
 
     def _parse(self, given: Arguments) -> Namespace:
-        keys = Keys(self.parser.get_defaults().keys())
+        keys = Keys(self.parser.get_defaults().keys(), self.parser.prog)
         for file in given.files:
             check_keys(file.content, keys)
         check_flags(given.flags, keys)
@@ -242,7 +243,9 @@ def find_checkpoint(command: str, given: Arguments, required: bool) -> Path | No
         raise UserError("--ckpt_path is empty: give a file, best or last, or leave it out")
     if given.ckpt_path is None:
         if command != "fit" and required:
-            raise UserError(f"tinytf {command} needs --ckpt_path: a file, best or last")
+            raise UserError(
+                f"tinytf {command} needs --ckpt_path: a file, a run's folder, best or last; see tinytf {command} --help"
+            )
         return None
     if command == "fit" and given.ckpt_path == LAST:
         # Strictly the newest run: one that was killed before its first save starts again, not an older one.

@@ -82,7 +82,17 @@ def _number(loader: Loader, node: yaml.ScalarNode) -> int | float:
     kind = node.tag.removeprefix(TAG)
     if not re.fullmatch(CORE_SCHEMA[kind], text) and not re.fullmatch(CORE_SCHEMA["int"], text):
         raise yaml.constructor.ConstructorError(None, None, f"{text[:80]} is not a number", node.start_mark)
-    return int(text) if kind == "int" else float(re.sub(r"\.(?=[iInN])", "", text))
+    return int(text) if kind == "int" else decimal(re.sub(r"\.(?=[iInN])", "", text))
+
+
+def decimal(text: str) -> int | float:
+    """A number with a point or an exponent; 1e3 is the integer that people mean by it, 1000.0 and 1.5 are floats.
+
+    A key that takes a float makes one of the integer again.
+    """
+    value = float(text)
+    whole = re.fullmatch(r"[^eE]+[eE][+]?[0-9]+", text) and value.is_integer() and abs(value) < 2**53
+    return int(value) if whole else value
 
 
 def _bool(loader: Loader, node: yaml.ScalarNode) -> bool:
@@ -102,7 +112,7 @@ def load(text: str) -> Any:
     if text.startswith("{"):
         # Exact, where YAML leaves JSON's escape of an emoji as two half characters.
         with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+            return json.loads(text, object_pairs_hook=_unique, parse_float=decimal, parse_constant=_no_constant)
     return Loader(text).get_single_data()
 
 
