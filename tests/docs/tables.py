@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import re
-import typing
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import yaml
-from lightning.pytorch.cli import LightningArgumentParser
-
+from tinytf.cli.config.help import keys_of
 from tinytf.cli.config.parser import parser_of
 from tinytf.cli.main import COMMANDS
 
@@ -28,45 +21,19 @@ def commands() -> str:
 def keys() -> str:
     """One table per section of a config, one row per key."""
     sections: dict[str, list[tuple[str, ...]]] = {}
-    for action in parser_of("fit")._actions:
-        # The others are help flags, the flags of whole sections, and keys that are linked to another.
-        if type(action).__name__ != "ActionTypeHint":
-            continue
-        section, _, key = action.dest.partition(".")
-        rows = sections.setdefault(section if key else "top level", [])
-        rows += [(f"`{name}`", default, text) for name, default, text in rows_of(action)]
+    for key in keys_of(parser_of("fit")):
+        if key.default is not None:
+            section, _, name = key.name.partition(".")
+            row = (f"`{key.name}`", f"`{key.default}`", cell(key.text))
+            sections.setdefault(section if name else "top level", []).append(row)
     head = ("key", "default", "what it does")
     order = sorted(sections, key=lambda section: section != "top level")
     return "\n\n".join(f"### {section}\n\n{table(head, sections[section])}" for section in order)
 
 
-def rows_of(action: Any) -> Iterator[tuple[str, str, str]]:
-    """The key, and the arguments of the class that is its value."""
-    default = action.default
-    path = default.get("class_path") if isinstance(default, dict) else getattr(default, "class_path", None)
-    yield action.dest, f"`{path.rsplit('.', 1)[-1]}`" if path else as_yaml(default), cell(action.help)
-    types = (action._typehint, *typing.get_args(action._typehint))
-    found = [kind for kind in types if inspect.isclass(kind) and dataclasses.is_dataclass(kind)]
-    if path:
-        module, _, name = path.rpartition(".")
-        found = [getattr(import_module(module), name)]
-    for kind in found:
-        parser = LightningArgumentParser()
-        parser.add_class_arguments(kind, skip={"params"} & set(inspect.signature(kind).parameters))
-        for inner in parser._actions:
-            if type(inner).__name__ == "ActionTypeHint":
-                yield f"{action.dest}.{inner.dest}", as_yaml(inner.default), cell(inner.help)
-
-
-def as_yaml(value: Any) -> str:
-    """A default as it is written in a config."""
-    plain = list(value) if isinstance(value, tuple) else value
-    return f"`{yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix('...' + chr(10)).strip()}`"
-
-
-def cell(text: str | None) -> str:
-    """A help text on one line, with the characters escaped that Markdown would read as its own."""
-    return " ".join((text or "").split()).replace("%%", "%").replace("|", "\\|").replace("<", "&lt;")
+def cell(text: str) -> str:
+    """A text with the characters escaped that Markdown would read as its own."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 import shtab
 
 from tinytf.cli.config.flags import CommandParser
+from tinytf.cli.config.help import OPTIMIZER, SCHEDULE, known_classes, path_of
 from tinytf.cli.config.parser import parser_of
-from tinytf.cli.config.schema import OPTIMIZER, SCHEDULE, known_classes, path_of
 from tinytf.cli.main import COMMANDS, TRAINER_COMMANDS
 from tinytf.data.sources.builtin import BUILTIN
 

@@ -11,7 +11,7 @@ from tinytf.errors import UserError
 
 HELP = {
     "config": "YAML file with settings; may be given several times, later files and flags win.",
-    "ckpt_path": "Checkpoint to start from: a file, or best or last, those of the newest run; null starts afresh.",
+    "ckpt_path": "Checkpoint to start from: a file, a run's folder, or best or last, those of the newest run.",
     "verbose": "Print the table of results.",
     "return_predictions": "Keep the predictions, to print them as JSON lines.",
     "trainer.accelerator": "Hardware to run on: auto takes what is there, else cpu, gpu, cuda, mps or tpu.",

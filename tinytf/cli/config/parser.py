@@ -16,6 +16,7 @@ from tinytf.cli.config import resume as resuming
 from tinytf.cli.config.auto import resolve_auto
 from tinytf.cli.config.errors import OneLineErrors, causes
 from tinytf.cli.config.files import Arguments, as_config, read_arguments
+from tinytf.cli.config.help import help_text, topic_of
 from tinytf.cli.config.keys import ConfigError, Keys, check_flags, check_keys, set_help_texts
 from tinytf.cli.config.strict_yaml import STRICT
 from tinytf.cli.config.validate import check_machine, refusals_of, validate
@@ -113,6 +114,10 @@ class CommandLine(LightningCLI):
     # -- parsing ---------------------------------------------------------------------------------------------------
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        topic = topic_of(args)
+        if topic is not None:
+            print(help_text(parser, self.command, topic))
+            raise SystemExit(0)
         given = read_arguments(args)
         try:
             self.config = self._parse(given)
@@ -124,8 +129,8 @@ class CommandLine(LightningCLI):
         for file in given.files:
             check_keys(file.content, keys)
         check_flags(given.flags, keys)
-        asks_help = {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in given.flags}
-        ckpt = find_checkpoint(self.command, given, required=not asks_help)
+        prints = any(flag.partition("=")[0] == "--print_config" for flag in given.flags)
+        ckpt = find_checkpoint(self.command, given, required=not prints)
         base = as_config(self._defaults(ckpt, given)) if ckpt else []
         files = [argument for file in given.files for argument in file.as_argument(keys.sections)]
         config: Namespace = self.parser.parse_args([*base, *files, *given.flags])

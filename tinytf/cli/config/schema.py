@@ -16,10 +16,10 @@ import torch
 from jsonargparse._completions_jsonschema import ParserJsonschema
 
 from tinytf.cli.config.flags import CommandParser
+from tinytf.cli.config.help import OPTIMIZER, SCHEDULE, known_classes, path_of
 from tinytf.cli.config.keys import REFUSED
 from tinytf.cli.config.parser import parser_of
 from tinytf.export.formats import FORMATS, GROUPS
-from tinytf.training.optim.schedules import Schedule
 
 NOTES = """\
 Written to a file, it is named in the first line of a config: # yaml-language-server: $schema=tinytf.schema.json
@@ -74,18 +74,6 @@ def sections(node: Any) -> Iterator[dict[str, Any]]:
         yield from sections(child)
 
 
-def known_classes(base: type) -> list[type]:
-    """The classes whose arguments are described; others are taken by their full name, with any arguments."""
-    import tinytf.training
-
-    named = [getattr(module, name) for module in (tinytf.training, torch.optim) for name in sorted(module.__all__)]
-    return [kind for kind in named if isinstance(kind, type) and issubclass(kind, base) and kind is not base]
-
-
-OPTIMIZER, SCHEDULE = torch.optim.Optimizer, Schedule
-"""What a config may put in their place by class."""
-
-
 class ConfigSchema(ParserJsonschema):
     """jsonargparse's generator, with the classes a config may name: ours and PyTorch's optimizers, and any other."""
 
@@ -121,12 +109,6 @@ class ConfigSchema(ParserJsonschema):
             del described["properties"]["init_args"]["required"], described["required"]
             described["required"] = ["class_path"]
         return described
-
-
-def path_of(kind: type) -> str:
-    """The name by which a config gives one of the known classes."""
-    room = "torch.optim" if kind.__module__.startswith("torch.") else "tinytf.training"
-    return f"{room}.{kind.__name__}"
 
 
 def other_class(known: list[str]) -> dict[str, Any]:
