@@ -84,7 +84,7 @@ def test_best_and_last_are_those_of_the_newest_run(
     ("given", "settings", "message"),
     [
         ("no.ckpt", {}, "no.ckpt: there is no such file"),
-        (Path("best"), {}, "checkpoint best: it does not exist"),
+        (Path("best"), {}, "best: there is no such file"),
         ("last", {"name": "other"}, "last: there is no run in checkpoints/other"),
         ("char.ckpt", {"device": "tpu"}, "device tpu: expected auto, cuda, mps, cpu"),
     ],

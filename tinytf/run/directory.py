@@ -175,19 +175,22 @@ def _first_intact(paths: list[Path]) -> Path | None:
     return None
 
 
-def resolve_checkpoint(ckpt_path: str, name: str | None = None, root: str | Path = ROOT) -> Path:
+def resolve_checkpoint(
+    ckpt_path: str | Path, name: str | None = None, root: str | Path = ROOT, *, of_folder: str = BEST
+) -> Path:
     """The file that ``--ckpt_path`` means.
 
     Args:
-        ckpt_path: a path, or ``best`` or ``last``: those of the newest run that has one.
+        ckpt_path: a file, a run's folder, or ``best`` or ``last``: those of the newest run that has one.
         name: look at runs of this name only.
         root: the folder of all runs.
+        of_folder: ``best`` or ``last``, what is taken of a run's folder; which file that is, is logged.
 
     Raises:
         UserError: if there is none, or only damaged ones.
     """
     if ckpt_path not in (BEST, LAST):
-        return _checkpoint_at(ckpt_path)
+        return _checkpoint_at(ckpt_path, of_folder)
     found = run_dirs(user_path(root, what="checkpoint.dir"), name)
     pick = best_intact if ckpt_path == BEST else last_intact
     for run_dir in reversed(found):
@@ -199,14 +202,16 @@ def resolve_checkpoint(ckpt_path: str, name: str | None = None, root: str | Path
     raise UserError(f"--ckpt_path {ckpt_path}: there is no run in {where}; train one with tinytf fit, or give a path")
 
 
-def _checkpoint_at(ckpt_path: str) -> Path:
-    if "://" in ckpt_path:
+def _checkpoint_at(ckpt_path: str | Path, of_folder: str) -> Path:
+    if "://" in str(ckpt_path):
         raise UserError(f"--ckpt_path {ckpt_path}: only local files are loaded; download it first")
     path = user_path(ckpt_path, what="--ckpt_path")
     if path.is_symlink() and not path.exists():
         raise UserError(f"--ckpt_path {ckpt_path}: it links to {path.readlink()}, which is gone; give another file")
     if not path.exists():
         raise UserError(f"--ckpt_path {ckpt_path}: there is no such file")
+    if path.is_dir():
+        return _checkpoint_in(path, of_folder)
     open_user_file(path, what="--ckpt_path").close()
     target = pointer_target(path)
     if target is None:
@@ -215,6 +220,20 @@ def _checkpoint_at(ckpt_path: str) -> Path:
         raise UserError(f"--ckpt_path {ckpt_path}: it points to {target.name}, which is gone; give another file")
     open_user_file(target, what="--ckpt_path").close()
     return target
+
+
+def _checkpoint_in(folder: Path, kind: str) -> Path:
+    """The best or last checkpoint of a run's folder, ``<name>/version_N``, or of the newest run in ``<name>``."""
+    runs = run_dirs(folder.absolute().parent, folder.absolute().name) if _versions(folder) else []
+    run_dir = folder / runs[-1].name if runs else folder
+    found = best_intact(run_dir) if kind == BEST else last_intact(run_dir)
+    if found is None:
+        raise UserError(
+            f"--ckpt_path {folder}: it is a folder, and {run_dir if runs else 'it'} has no intact {kind} checkpoint; "
+            "give a file, or the folder of a run that has one"
+        )
+    log.warning("--ckpt_path %s: its %s checkpoint is %s", folder, kind, run_dir / found.name)
+    return found
 
 
 # -- links -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from tinytf.generation.decoding import TransformerEngine
 from tinytf.generation.generator import TextGenerator, available_device
 from tinytf.model import Transformer
 from tinytf.run.checkpoint import load_model
-from tinytf.run.directory import pointer_target, resolve_checkpoint
+from tinytf.run.directory import resolve_checkpoint
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -58,9 +58,7 @@ def load_checkpoint(ckpt_path: str | Path, name: str | None, root: str | Path, d
 
 
 def _find(ckpt_path: str | Path, name: str | None, root: str | Path) -> Path:
-    """The file; a `Path` is always one, a text may be ``best`` or ``last``."""
-    if isinstance(ckpt_path, Path):
-        return pointer_target(ckpt_path) or ckpt_path
+    """The file; a text may be ``best`` or ``last``, which a `Path` never means."""
     try:
         return resolve_checkpoint(ckpt_path, name, root)
     except UserError as error:

@@ -99,7 +99,7 @@ def add_checkpoint_flags(parser: CommandParser, *, required: bool = True) -> Non
         "--ckpt_path",
         required=required,
         metavar="PATH",
-        help="a checkpoint file, or best or last: that of the newest run",
+        help="a checkpoint, a run's folder (its best), or best or last: that of the newest run",
     )
     parser.add_argument("--name", help="with best or last: the run's name, if not the newest run")
 

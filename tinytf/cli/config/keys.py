@@ -11,7 +11,8 @@ from tinytf.errors import UserError
 
 HELP = {
     "config": "YAML file with settings; may be given several times, later files and flags win.",
-    "ckpt_path": "Checkpoint to start from: a file, a run's folder, or best or last, those of the newest run.",
+    "ckpt_path": "Checkpoint to start from: a file, a run's folder, or best or last, those of the newest run. Of a "
+    "folder fit takes the last one, as it resumes, and every other command the best one.",
     "verbose": "Print the table of results.",
     "return_predictions": "Keep the predictions, to print them as JSON lines.",
     "trainer.accelerator": "Hardware to run on: auto takes what is there, else cpu, gpu, cuda, mps or tpu.",

@@ -24,7 +24,7 @@ from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.export.at_end import ExportConfig
 from tinytf.run.config import CheckpointConfig, TrackingConfig
-from tinytf.run.directory import LAST, ROOT, is_own, last_intact, resolve_checkpoint, run_dirs
+from tinytf.run.directory import BEST, LAST, ROOT, is_own, last_intact, resolve_checkpoint, run_dirs
 from tinytf.run.run import OptionalCallbacks, Resume
 from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.trainer import Trainer
@@ -259,7 +259,7 @@ def find_checkpoint(command: str, given: Arguments, required: bool) -> Path | No
         if newest is None:
             log.info("--ckpt_path last: no intact checkpoint yet in %s, starting fresh", runs[-1] if runs else root)
         return newest
-    return resolve_checkpoint(given.ckpt_path, given.name, root)
+    return resolve_checkpoint(given.ckpt_path, given.name, root, of_folder=LAST if command == "fit" else BEST)
 
 
 def as_list(value: Any) -> list[Any]:
