@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -149,6 +150,8 @@ def test_characters_of_several_tokens_come_out_whole(say):
         (["--stop", ""], "--stop is empty"),
         (["--temprature", "1"], "did you mean --temperature?"),
         (["--prompt", "a", "--prompt_file", "b"], "not allowed with argument"),
+        (["--prompt_file", "-", "--interactive"], "leave out one of the two"),
+        (["--seed", str(2**63 + 1), "--interactive"], f"to {2**63}"),
         (["--prompt_file", "no/such/file"], "--prompt_file no/such/file: No such file"),
         (
             ["--prompt", "It is ~"],
@@ -223,6 +226,103 @@ def test_a_closed_pipe_ends_it_quietly(folder):
     assert process.wait(timeout=60) == 128 + signal.SIGPIPE
     process.stderr.close()
     assert [line for line in err.splitlines() if not line.startswith(b"tinytf: note:")] == []
+
+
+# -- --interactive -------------------------------------------------------------------------------------------------
+
+
+def piped(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_each_line_of_a_pipe_is_a_prompt_and_the_seeds_go_on(say, monkeypatch):
+    flags = ("--max_new_tokens", 10, "--num_samples", 2)
+    prompts = ("It is", "ROMEO:\n", "é")
+    alone = [say("--prompt", prompt, *flags, "--seed", 5 + 2 * i).out for i, prompt in enumerate(prompts)]
+    piped(monkeypatch, "\n\r\nROMEO:\\\n\né".encode())
+    session = ("--interactive", "--prompt", "It is", *flags, "--seed", 5)
+    assert say(*session).out == "".join(alone)
+    piped(monkeypatch, "ROMEO:\\\n\né\n".encode())
+    assert [json.loads(line)["prompt"] for line in say(*session, "--json").out.splitlines()][::2] == list(prompts)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_without_a_prompt_nothing_is_written(say, monkeypatch, content):
+    piped(monkeypatch, content)
+    assert say("--interactive").out == ""
+    monkeypatch.setattr(sys, "stdin", None)
+    assert say("--interactive").out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"It is\n\n~\nIt\n", "stdin, line 3: the tokenizer does not know the character '~'"),
+        (b"It is\ncaf\xe9\n", "stdin, line 2: byte 3 is not UTF-8"),
+        (b"a" * (2**24 + 1), "stdin, line 1: it has more than the 16,777,216 bytes"),
+    ],
+)
+def test_a_wrong_line_of_a_pipe_ends_it_with_its_number(folder, monkeypatch, content, message):
+    piped(monkeypatch, content)
+    argv = ["--ckpt_path", str(folder / "char.ckpt"), "--interactive", "--max_new_tokens", "2"]
+    with pytest.raises(UserError, match=re.escape(message)):
+        generate.run(argv)
+
+
+def test_at_a_terminal_what_cannot_be_encoded_and_ctrl_c_lead_to_the_next_prompt(say, monkeypatch):
+    lines = iter(["~", KeyboardInterrupt, "", UnicodeDecodeError("utf-8", b"\xff", 0, 1, ""), "It is", EOFError])
+
+    def typed(mark):
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    said = say("--interactive", "--max_new_tokens", 10)
+    monkeypatch.undo()
+    assert said.out == "\n" + say("--prompt", "It is", "--max_new_tokens", 10).out + "\n"
+    _, unknown, not_utf8, end = said.err.splitlines()
+    assert unknown.startswith("> tinytf: error: prompt: the tokenizer does not know the character '~'")
+    assert (not_utf8, end) == ("> > > tinytf: error: prompt: byte 0 is not UTF-8", "> > ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no pseudo-terminals")
+def test_ctrl_c_stops_the_text_and_ctrl_d_ends_the_program(folder):
+    import pty
+
+    command = [sys.executable, "-m", "tinytf", "generate", "--ckpt_path", folder / "char.ckpt", "--interactive"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*command, "--max_new_tokens", "100000000"], stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**os.environ, "TERM": "dumb"}, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    seen = ""
+
+    def read_until(pattern):
+        nonlocal seen
+        while not re.search(pattern, seen, re.DOTALL):
+            seen += os.read(ours, 4096).decode()
+        seen = ""
+
+    try:
+        read_until(r"Ctrl-D ends\r\n> $")
+        os.write(ours, b"It is\n")
+        read_until(r"It is\r\nIt is.{200}")  # what was typed, then the text
+        os.kill(process.pid, signal.SIGINT)
+        read_until(r"\n> $")
+        os.write(ours, b"\x1b[A")  # The arrow up.
+        read_until("It is$")
+        os.kill(process.pid, signal.SIGINT)
+        read_until(r"\n> $")
+        os.write(ours, b"\x04")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 @pytest.mark.parametrize(("is_terminal", "expected"), [(True, "p\\x1b[2J\tq\\x07\n\n"), (False, "p\x1b[2J\tq\x07\n\n")])

@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 from tinytf.cli.config.flags import (
@@ -18,6 +20,7 @@ from tinytf.cli.config.flags import (
     positive,
     threads,
 )
+from tinytf.cli.interactive import LONGEST_PROMPT, complete_prompts
 from tinytf.errors import UserError
 from tinytf.utils.files import read_text, user_path
 from tinytf.utils.text import terminal_text
@@ -28,9 +31,6 @@ if TYPE_CHECKING:
     from tinytf.generation.sampling import Sampling
     from tinytf.generation.streaming import Completion
 
-LONGEST_PROMPT = 2**24
-"""Bytes; a context has some thousands, of which the last half counts."""
-
 NOTES = """\
 Output is UTF-8 on stdout: the prompt, its completion, and one line feed at the end. With --num_samples above 1 each
 sample follows a line "--- sample 2 of 3, seed 43 ---". Sample i is what --num_samples 1 --seed SEED+i gives.
@@ -40,6 +40,12 @@ An empty prompt starts from <|endoftext|> if the model was trained on several do
 A text past the model's max_seq_len continues from the last half of its context, and says so once on stderr.
 
 The cuts apply in this order: temperature, top_k, top_p, min_p.
+
+With --interactive each line is a prompt of its own, which continues no earlier text; an empty line does nothing. A line
+that ends in a backslash continues in the next one. At a terminal lines are edited and found again with the arrow keys,
+Ctrl-C stops the text and Ctrl-D ends with exit code 0. In a pipe Ctrl-C, and a prompt that cannot be encoded, end the
+command; --json keeps the texts apart. --prompt and --prompt_file FILE are the first prompt. The texts take the seeds
+SEED, SEED+1, … in their order, so that the same session gives the same texts.
 """
 
 
@@ -77,6 +83,7 @@ def parser() -> CommandParser:
         help="CPU threads (default: %(default)s, the fastest for one token at a time unless the model is large)",
     )  # fmt: skip
     flags.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    flags.add_argument("--interactive", action="store_true", help="complete prompts in a loop, one a line of stdin")
     flags.add_argument("--json", action="store_true", help="one JSON object a sample, printed when all are done")
     return flags
 
@@ -93,29 +100,49 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if bool(args.ckpt_path) == bool(args.model):
         raise UserError("give one of --ckpt_path and --model; see tinytf generate --help")
-    if not -(2**63) <= args.seed <= 2**64 - args.num_samples:
-        raise UserError(f"--seed {args.seed}: give one from -2^63 to 2^64 - 1, with room for --num_samples")
+    # Each text of a session takes one more; 2^63 texts are never reached.
+    largest = 2**63 if args.interactive else 2**64 - args.num_samples
+    if not -(2**63) <= args.seed <= largest:
+        raise UserError(f"--seed {args.seed}: give one from {-(2**63)} to {largest}")
     if "" in args.stop:
         raise UserError("--stop is empty: give the text to stop before")
-    prompt = read_prompt(args)
+    if args.interactive and args.prompt_file == "-":
+        raise UserError("--prompt_file -: --interactive reads prompts from stdin, one a line; leave out one of the two")
+    prompt, source = read_prompt(args), prompt_source(args)
     sampling = sampling_of(args)
     generator = from_export(args) if args.model else from_checkpoint(args)
+    write = partial(write_texts, args, generator, sampling, count(args.seed))
     try:
-        ids = generator.encode_prompt(prompt)
-    except UserError as error:
-        raise UserError(f"{prompt_source(args)}: {error}") from error
-    completions = [generator.start_completion(ids, args.seed + index, args.stop) for index in range(args.num_samples)]
-    try:
-        show: Callable[[], None] = (lambda: None) if args.json else Printer(prompt, completions).show
-        show()
-        for _ in generator.generate_batch(ids, sampling, completions, args.max_new_tokens, note):
-            show()
-        for completion in completions if args.json else ():
-            print(json.dumps({"prompt": prompt, **completion.report()}))
-        sys.stdout.flush()
+        if args.interactive:
+            complete_prompts(prompt, source, write)
+        else:
+            write(prompt, source)
     except FloatingPointError as error:
         raise UserError(f"{args.model or args.ckpt_path}: {error}; its training diverged") from error
     return 0
+
+
+def write_texts(
+    args: argparse.Namespace,
+    generator: TextGenerator,
+    sampling: Sampling,
+    seeds: Iterator[int],
+    prompt: str,
+    source: str,
+) -> None:
+    """Write --num_samples completions of a prompt, each with the next seed; an error names the prompt's ``source``."""
+    try:
+        ids = generator.encode_prompt(prompt)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    completions = [generator.start_completion(ids, next(seeds), args.stop) for _ in range(args.num_samples)]
+    show: Callable[[], None] = (lambda: None) if args.json else Printer(prompt, completions).show
+    show()
+    for _ in generator.generate_batch(ids, sampling, completions, args.max_new_tokens, note):
+        show()
+    for completion in completions if args.json else ():
+        print(json.dumps({"prompt": prompt, **completion.report()}))
+    sys.stdout.flush()
 
 
 def read_prompt(args: argparse.Namespace) -> str:
