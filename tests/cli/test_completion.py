@@ -36,6 +36,9 @@ def offered(script: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
     (tmp_path / "notes.txt").touch()
     (tmp_path / "mine.ckpt").touch()
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "own.yml").touch()
+    for name in ("mine", "odd-1"):
+        (tmp_path / "checkpoints" / name / "version_0").mkdir(parents=True)
 
     def ask(*typed: str) -> set[str]:
         done = subprocess.run(
@@ -55,7 +58,12 @@ def offered(script: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
         (["fi"], {"fit"}),
         (["fit", "--model.d"], {"--model.d_model", "--model.d_ff", "--model.dropout"}),
         (["fit", "--model.optimizer.mu"], {"--model.optimizer.muon_lr"}),
-        (["fit", "--config", ""], {"base.yaml", "folder"}),
+        (["fit", "--config", ""], {"base.yaml", "folder", "tiny", "loggers/wandb"}),
+        (["plan", "--config", "ti"], {"tiny"}),
+        (["fit", "--config", "folder/"], {"folder/own.yml"}),
+        (["fit", "--name", ""], {"mine", "odd-1"}),
+        (["generate", "--name", "m"], {"mine"}),
+        (["validate", "--ckpt_path", "checkpoints/m"], {"checkpoints/mine"}),
         (["fit", "--ckpt_path", ""], {"best", "last", "mine.ckpt"}),
         (["fit", "--trainer.precision", "bf"], {"bf16-mixed", "bf16-true"}),
         (["fit", "--model.qk_norm", ""], {"true", "false"}),
@@ -83,7 +91,7 @@ def test_zsh_reads_its_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["completion", "zsh"]) == 0
     script = capsys.readouterr().out
     assert script.startswith("#compdef tinytf")
-    for name in (*COMMANDS, "--model.d_model", "best last", "*.yaml"):
+    for name in (*COMMANDS, "--model.d_model", "best last", "*.y(a|)ml", "loggers/wandb", "_tinytf_run_names"):
         assert name in script
     if shutil.which("zsh") is None:
         pytest.skip("zsh is not installed")

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import shtab
 
+from tinytf.cli.config.files import preset_names
 from tinytf.cli.config.flags import CommandParser
 from tinytf.cli.config.help import OPTIMIZER, SCHEDULE, known_classes, path_of
 from tinytf.cli.config.parser import parser_of
@@ -43,8 +44,46 @@ _tinytf_checkpoints() {
     },
 }
 
+CONFIGS = {
+    "bash": "_tinytf_configs",
+    "zsh": "_tinytf_configs",
+    "preamble": {
+        "bash": f"""\
+_tinytf_configs() {{
+  compgen -W "{" ".join(preset_names())}" -- "$1"
+  compgen -f -X '!*.y*ml' -- "$1"
+  compgen -d -- "$1"
+}}
+""",
+        "zsh": f"""\
+_tinytf_configs() {{
+  _alternative 'shipped:shipped config:({" ".join(preset_names())})' 'files:config:_files -g "*.y(a|)ml"'
+}}
+""",
+    },
+}
+
+RUN_NAMES = {
+    "bash": "_tinytf_run_names",
+    "zsh": "_tinytf_run_names",
+    "preamble": {
+        "bash": """\
+_tinytf_run_names() {
+  ( cd checkpoints 2>/dev/null && compgen -d -- "$1" )
+}
+""",
+        "zsh": """\
+_tinytf_run_names() {
+  _path_files -/ -W checkpoints
+}
+""",
+    },
+}
+"""The shell looks at the folder of runs that is the default: it cannot ask for checkpoint.dir."""
+
 COMPLETERS: dict[str, Any] = {
-    "--config": shtab.glob("*.yaml", "*.yml"),
+    **dict.fromkeys(("--config", "-c"), CONFIGS),
+    "--name": RUN_NAMES,
     **dict.fromkeys(("--ckpt_path", "--diff"), CHECKPOINTS),
     **dict.fromkeys(("--output_dir", "--root", "--checkpoint.dir", "--data.cache_dir", "folder"), shtab.DIRECTORY),
     **dict.fromkeys(("--prompt_file", "--text", "--model", "--data.val_corpus", "--data.test_corpus"), shtab.FILE),
@@ -75,8 +114,11 @@ def tree() -> argparse.ArgumentParser:
     for name, (place, about) in COMMANDS.items():
         commands.add_parser(name, help=about)
         module = import_module(f"tinytf.cli.{place.partition(':')[0]}")
-        commands.choices[name] = parser_of(name) if name in TRAINER_COMMANDS else module.parser()
-        complete_values(commands.choices[name])
+        command = commands.choices[name] = parser_of(name) if name in TRAINER_COMMANDS else module.parser()
+        for action in parser_of("fit")._actions if name == "plan" else ():  # It takes the keys of fit too.
+            if action.option_strings[:1] != ["-h"]:
+                command._add_action(action)
+        complete_values(command)
     return root
 
 
