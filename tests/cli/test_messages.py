@@ -141,6 +141,19 @@ def test_an_error_names_the_help_of_its_command(command: str, capsys: pytest.Cap
         says(refused([command], capsys), ["needs --ckpt_path", f"see tinytf {command} --help"])
 
 
+@pytest.mark.parametrize("flag", ["trainer.max_steps", "model.optimizer.lr", "checkpoint.keep_last", "tracking.wandb"])
+def test_a_flag_that_an_evaluation_would_ignore_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["validate", "--ckpt_path", "best", f"--{flag}=3"], capsys)
+    assert line == f"--{flag}: validate does not use it; see tinytf validate --help"
+
+
+def test_a_file_of_the_training_is_one_for_an_evaluation_too(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--trainer.limit_val_batches=1", "--data.tokenizer", "char"]
+    with pytest.raises(SystemExit):
+        main(["validate", "--config", TINY, *flags, "--print_config"])
+    assert "limit_val_batches: 1" in capsys.readouterr().out
+
+
 def test_1e3_is_a_whole_number_in_flags_and_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text(
         "trainer: {max_steps: 1e3, val_check_interval: 1.5e2}\nmodel: {rope_theta: 1e4}"

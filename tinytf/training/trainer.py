@@ -33,7 +33,7 @@ class Trainer(LightningTrainer):
             data.global_batch_size takes, or 1.
         gradient_clip_val: largest norm of the whole gradient; null does not clip.
         precision: auto is bf16-mixed where the hardware multiplies bfloat16, else 32-true.
-        matmul_precision: torch's, of float32 matrix products; auto is medium where a CPU that trains in float32 was
+        matmul_precision: precision of float32 matrix products; auto is medium where a CPU that trains in float32 was
             measured to be faster with it and as exact, else highest.
         num_sanity_val_steps: validation batches to try before training.
         enable_model_summary: print Lightning's table of modules at the start.

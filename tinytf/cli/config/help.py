@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from tinytf.cli.config.keys import ConfigError, unknown_key
+from tinytf.cli.config.resume import SHAPE, TOKENIZER
 from tinytf.cli.main import COMMANDS
 from tinytf.training.optim.schedules import Schedule
 
@@ -97,7 +98,7 @@ def help_text(parser: Any, command: str, topic: str = "") -> str:
     """
     width = shutil.get_terminal_size((FALLBACK_WIDTH, 24)).columns
     every = list(keys_of(parser))
-    keys = every if command == "fit" else [key for key in every if is_used(key, command)]
+    keys = every if command == "fit" else [key for key in every if is_used(key.name, command)]
     if not topic:
         return "\n".join(overview(keys, command, width))
     found = [key for key in keys if key.section == topic]
@@ -160,10 +161,22 @@ def as_written(value: Any) -> str:
     return str(yaml.safe_dump(plain, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
 
 
-def is_used(key: Key, command: str) -> bool:
+def is_used(name: str, command: str) -> bool:
     """Whether validate, test or predict use a key."""
+    section, _, rest = name.partition(".") if "." in name else ("run", "", name)
     split = {"validate": "val"}.get(command, command)
-    return key.name.rpartition(".")[2] in EVALUATION.get(key.section, "").format(split).split()
+    return rest.partition(".")[0] in EVALUATION.get(section, "").format(split).split()
+
+
+def refuse_unused(command: str, flags: Iterable[str]) -> None:
+    """Raise `ConfigError` at a flag that validate, test or predict would ignore.
+
+    A file of --config may hold such keys: it is that of the training. What the weights fix is compared with them later.
+    """
+    for flag in flags if command != "fit" else ():
+        name = flag.partition("=")[0].removeprefix("--").removesuffix("+")
+        if flag.startswith("--") and not is_used(name, command) and name not in SHAPE + TOKENIZER:
+            raise ConfigError(name, f"--{name}: {command} does not use it; see tinytf {command} --help")
 
 
 # -- the screen ----------------------------------------------------------------------------------------------------

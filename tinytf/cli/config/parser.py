@@ -16,7 +16,7 @@ from tinytf.cli.config import resume as resuming
 from tinytf.cli.config.auto import resolve_auto
 from tinytf.cli.config.errors import OneLineErrors, causes
 from tinytf.cli.config.files import Arguments, as_config, read_arguments
-from tinytf.cli.config.help import help_text, topic_of
+from tinytf.cli.config.help import help_text, refuse_unused, topic_of
 from tinytf.cli.config.keys import ConfigError, Keys, check_flags, check_keys, set_help_texts
 from tinytf.cli.config.strict_yaml import STRICT
 from tinytf.cli.config.validate import check_machine, refusals_of, validate
@@ -129,6 +129,7 @@ class CommandLine(LightningCLI):
         for file in given.files:
             check_keys(file.content, keys)
         check_flags(given.flags, keys)
+        refuse_unused(self.command, given.flags)
         prints = any(flag.partition("=")[0] == "--print_config" for flag in given.flags)
         ckpt = find_checkpoint(self.command, given, required=not prints)
         base = as_config(self._defaults(ckpt, given)) if ckpt else []

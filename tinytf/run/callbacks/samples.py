@@ -35,7 +35,7 @@ class Samples(Callback):
         every_n_validations: write samples after each Nth validation; 0 never does.
         prompts: the beginnings to complete; none means the beginning of the validation text.
         max_new_tokens: length of a completion, in tokens.
-        temperature: of the sampling; 0 takes the likeliest token.
+        temperature: temperature of the sampling; 0 takes the likeliest token.
     """
 
     def __init__(

@@ -35,12 +35,12 @@ class MuonAdamW(Optimizer):
         params: parameter groups, each a dict with ``params`` and ``name``, as `parameter_groups` makes them.
         lr: AdamW's step size, by the name it has in torch, so that a change of class keeps its meaning.
         muon_lr: Muon's step size: an update is this times a matrix whose singular values are about 1.
-        momentum: Muon's, in Nesterov's form.
+        momentum: Muon's momentum, in Nesterov's form.
         ns_steps: Newton-Schulz iterations.
         per_neuron: give each neuron of a matrix its own step size (NorMuon); false is Muon as it was published.
-        weight_decay: decoupled, for every group that does not set its own.
+        weight_decay: decoupled weight decay, for every group that does not set its own.
         betas: AdamW's decay rates of the first and second moment; the second is NorMuon's too.
-        eps: AdamW's.
+        eps: AdamW's epsilon, which keeps its division finite.
 
     Raises:
         ValueError: if a number is out of range, no group is named matrices, or one in it has another shape.
