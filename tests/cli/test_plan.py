@@ -79,10 +79,10 @@ def test_it_is_read_by_people(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--model.d_modle", "3"), "model.d_modle"),
         (("--gpu", "Voodoo2"), "--gpu Voodoo2"),
-        (("--gpu", "H100", "--peak", "100"), "--gpu and --peak"),
+        (("--gpu", "H100", "--tflops", "100"), "--gpu and --tflops"),
         (("--mfu", "40"), "--mfu: 40 must be at most 1"),
         (("--memory", "-1"), "--memory: -1 must be above 0"),
-        (("--peak", "1", "--gpus", "7", "--data.global_batch_size", "64"), "data.global_batch_size 64"),
+        (("--tflops", "1", "--gpus", "7", "--data.global_batch_size", "64"), "data.global_batch_size 64"),
         (("--model.n_heads", "7"), "d_model"),
     ],
 )

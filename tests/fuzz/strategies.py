@@ -196,7 +196,7 @@ BASE = {
     "export": [f"--ckpt_path={CHECKPOINT}", "--formats=gguf-f32"],
     "verify": ["bundle"],
     "prepare": ["--data.corpus=text.txt"],
-    "plan": ["--config=start.yaml", "--peak=1", "--vocab_size=99"],
+    "plan": ["--config=start.yaml", "--tflops=1", "--vocab_size=99"],
     "completion": ["bash"],
 }
 """What a command needs to reach the flags that are added; commands that are not here need nothing."""
@@ -257,7 +257,7 @@ class Files:
         self.journal = "checkpoints/mine/version_0/metrics.jsonl"
 
     def config(self) -> st.SearchStrategy[Case]:
-        commands = [["fit", "--print_config"], ["fit"], ["plan", "--peak=1", "--vocab_size=9"], ["prepare"]]
+        commands = [["fit", "--print_config"], ["fit"], ["plan", "--tflops=1", "--vocab_size=9"], ["prepare"]]
 
         @st.composite
         def cases(draw: Draw) -> Case:
@@ -276,7 +276,8 @@ class Files:
         commands = [
             ["inspect"], ["inspect", "--json"], ["inspect", f"--diff={CHECKPOINT}"], ["generate", "--max_new_tokens=2"],
             ["validate"], ["validate", text], ["predict", text], ["fit", "--config=start.yaml"], ["fit"],
-            ["plan", "--peak=1"], ["export", "--formats=gguf-f32"], ["export", "--formats=gguf-f32", "--text=text.txt"],
+            ["plan", "--tflops=1"], ["export", "--formats=gguf-f32"],
+            ["export", "--formats=gguf-f32", "--text=text.txt"],
         ]  # fmt: skip
 
         @st.composite

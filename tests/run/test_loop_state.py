@@ -52,6 +52,10 @@ TABLE = [
         state(DONE, FINISHED, 4), {"due": True, "validated": True}, state(DONE, FINISHED, 3), id="when training ends",
     ),
     pytest.param(
+        state(DONE, FINISHED, 3), {"due": False, "validated": True}, state(DONE, FINISHED, 4),
+        id="after the last step's, which is not due",
+    ),
+    pytest.param(
         state((4, 4, 4, 3), progress((3, 3, 3, 3)), 3), {"due": False, "validated": False},
         state((4, 4, 4, 3), progress((3, 3, 3, 3)), 3), id="at a step without a validation",
     ),

@@ -39,6 +39,8 @@ def evaluate(command: str, argv: list[str]) -> int:
     with heavy_command():
         cli = CommandLine(command, argv)
         measure = getattr(evaluation_trainer(cli), command)  # Lightning's methods have the commands' names.
+        if command == "validate" and is_first_process():
+            note_other_batches(cli)
         path, verbose = cli.config.ckpt_path, cli.config.verbose
         with refusals_of_checkpoint(path):
             measure(cli.model, datamodule=cli.data, ckpt_path=path, verbose=verbose, weights_only=True)
@@ -67,6 +69,29 @@ def evaluation_trainer(cli: CommandLine, **settings: Any) -> Trainer:
             log.warning("%s", notice)
     bar = [StepProgress()] if cli.config.trainer.enable_progress_bar is not False else []
     return build_trainer(cli.objects.trainer, callbacks=[*cli.callbacks, *bar], logger=False, **settings)
+
+
+def note_other_batches(cli: CommandLine) -> None:
+    """Say that the run measured its val/loss on fewer or more batches than this command does, if it did."""
+    if cli.resume is None:
+        return
+    saved = cli.resume.entry["config"]
+    then, now = validated_part(saved["trainer"], saved["data"]), validated_part(cli.config.trainer, cli.config.data)
+    if saved["trainer"].get("limit_val_batches") != 0 and then != now:
+        log.info(
+            "note: the val/loss of the run, also in its checkpoints' names, was measured on %s; this one is measured "
+            "on %s, and need not be the same",
+            then, now,
+        )  # fmt: skip
+
+
+def validated_part(trainer: Any, data: Any) -> str:
+    """Which windows of the split are validated, in words."""
+    limit, size = trainer.get("limit_val_batches"), data.get("batch_size")
+    if limit is None or (isinstance(limit, float) and limit == 1):
+        return "the whole split"
+    part = f"{limit:.0%}" if isinstance(limit, float) else f"{limit} batches of {size} windows"
+    return f"the first {part} of the split (trainer.limit_val_batches {limit})"
 
 
 def print_predictions(batches: Iterable[Any], data: TextDataModule) -> None:

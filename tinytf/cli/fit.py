@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,16 @@ from tinytf.cli.config.auto import describe_execution
 from tinytf.cli.config.parser import CommandLine, as_list
 from tinytf.cli.config.validate import refusals_of, refusals_of_checkpoint
 from tinytf.cli.main import heavy_command
+from tinytf.data.datamodule import TextDataModule
 from tinytf.export.at_end import ExportConfig, export_at_end, require_exportable_config
 from tinytf.export.formats import choose
+from tinytf.run.callbacks import steps_remain
 from tinytf.run.callbacks.checkpoints import best_checkpoints
-from tinytf.run.run import Run, is_first_process
-from tinytf.training.trainer import Trainer
+from tinytf.run.callbacks.journal import early_stop_reason, journal_of
+from tinytf.run.callbacks.progress import clock
+from tinytf.run.directory import ROOT
+from tinytf.run.run import Run
+from tinytf.training.trainer import Trainer, describe_readings, overfitting
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +45,6 @@ def fit(cli: CommandLine) -> None:
         require_exportable_config(choose(objects.export.formats), cli.model.config, cli.data.tokenizer)
 
     with Run.open(config, cli.data.fingerprint, cli.resume) as run:
-        announce(run)
-        warn_of_another_schedule(cli, run)
         callbacks = run.callbacks(objects.tracking, objects.checkpoint)
         loggers = [*run.loggers(objects.tracking), *user_loggers(objects.trainer.logger)]
         trainer = build_trainer(
@@ -48,10 +55,15 @@ def fit(cli: CommandLine) -> None:
         )
         if cli.data.global_batch_size is not None:
             trainer.keep_global_batch(cli.data.global_batch_size, cli.data.batch_size)
+        if trainer.is_global_zero:
+            announce(run, trainer, cli.data)
+            warn_of_another_schedule(cli, run)
         with refusals_of_checkpoint(cli.config.ckpt_path):
             trainer.fit(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path)
-        if objects.export.at_end and trainer.is_global_zero:
-            export_best(trainer, objects.export)
+        if trainer.is_global_zero:
+            summarize(run, trainer)
+            if objects.export.at_end:
+                export_best(trainer, objects.export)
 
 
 def build_trainer(settings: Any, **built: Any) -> Trainer:
@@ -74,24 +86,72 @@ def user_loggers(given: Any) -> list[Any]:
     return [] if given is True else as_list(given)
 
 
-def announce(run: Run) -> None:
-    """Log where the run is written, and how it resumes."""
-    if not is_first_process():
+def announce(run: Run, trainer: Trainer, data: TextDataModule) -> None:
+    """Log where the run is written, how it resumes, and how often it reads its text."""
+    here, max_steps, resume = os.path.relpath(run.directory), trainer.max_steps, run.resume
+    if resume and resume.step >= max_steps:
+        at = f"already at step {resume.step} of {max_steps}"
+        log.info("run %s: %s; raise --trainer.max_steps to continue", here, at)
         return
-    here, max_steps = os.path.relpath(run.directory), run.config["trainer"]["max_steps"]
-    if run.resume is None:
-        log.info("run %s: %d steps, %s", here, max_steps, describe_execution(run.config))
-    elif run.resume.step >= max_steps:
-        log.info(
-            "run %s: already at step %d of %d; raise --trainer.max_steps to continue", here, run.resume.step, max_steps
-        )
+    if resume:
+        log.info("run %s: resuming from step %d of %d", here, resume.step, max_steps)
     else:
-        log.info("run %s: resuming from step %d of %d", here, run.resume.step, max_steps)
+        log.info("run %s: %d steps, %s", here, max_steps, describe_execution(run.config))
+    tokens = len(data.split("train"))
+    windows = data.batch_size * trainer.accumulate_grad_batches * trainer.num_devices * trainer.num_nodes
+    readings = max_steps * windows * data.seq_len / tokens
+    log.info("run %s: %s", here, describe_readings(tokens, readings))
+    if warning := overfitting(readings, max_steps):
+        log.warning("%s", warning)
+    if not trainer.limit_val_batches:
+        log.warning("trainer.limit_val_batches is 0: nothing is validated, so there will be no best checkpoint")
+
+
+def summarize(run: Run, trainer: Trainer) -> None:
+    """Log how the run ended, its best checkpoint, and the commands that come next, ready to paste."""
+    here, journal, best = os.path.relpath(run.directory), journal_of(trainer), best_checkpoints(trainer)
+    took = f" in {clock(journal.seconds())}" if journal else ""
+    at = f"at step {trainer.global_step} of {trainer.max_steps}{took}"
+    if steps_remain(trainer):
+        log.info("run %s: stopped early %s (%s)", here, at, early_stop_reason(trainer))
+    else:
+        log.info("run %s: finished %s", here, at)
+    if best and best.best_model_path and best.best_model_score is not None:
+        log.info("best checkpoint: %s, val/loss %.4f", os.path.relpath(best.best_model_path), best.best_model_score)
+    else:
+        why = "nothing was validated" if best and best.save_top_k else "checkpoint.save_top_k is 0"
+        log.info("best checkpoint: none, because %s", why)
+    log.info("next:")
+    for line in next_commands(run.config, here, "best.ckpt" if best and best.best_model_path else "last.ckpt"):
+        log.info("  %s", line)
+
+
+def next_commands(config: Mapping[str, Any], run_dir: str, name: str) -> list[str]:
+    """What to do with a finished run, as one would type it in this folder."""
+    tinytf, root = console_script("tinytf"), config["checkpoint"]["dir"]
+    ckpt = f"--ckpt_path {shlex.quote(str(Path(run_dir, name)))}"
+    prompts, tensorboard = config["tracking"]["samples"]["prompts"], config["tracking"]["tensorboard"]
+    # Of a run outside of it, validate would ask for the names of its text again.
+    place = "" if root == str(ROOT) else f" --checkpoint.dir {shlex.quote(root)}"
+    return [
+        f"{tinytf} generate {ckpt}" + (f" --prompt {shlex.quote(prompts[0])}" if prompts else ""),
+        f"{tinytf} validate {ckpt}{place}",
+        *([] if config["export"]["at_end"] else [f"{tinytf} export {ckpt}"]),
+        *([f"{console_script('tensorboard')} --logdir {shlex.quote(root)}"] if tensorboard else []),
+    ]
+
+
+def console_script(name: str) -> str:
+    """A program of this environment as the shell finds it: by its name, or else by its path."""
+    script = Path(sys.executable).with_name(name)
+    if shutil.which(name) and Path(str(shutil.which(name))).parent == script.parent:
+        return name
+    return shlex.quote(str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script))
 
 
 def warn_of_another_schedule(cli: CommandLine, run: Run) -> None:
     """Warn if a longer run would have had other learning rates in the steps that are already done."""
-    if run.resume is None or not is_first_process():
+    if run.resume is None:
         return
     before, now = (config["trainer"]["max_steps"] for config in (run.resume.entry["config"], run.config))
     if before != now and cli.model.schedule.depends_on_max_steps:

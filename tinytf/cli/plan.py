@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,14 +16,17 @@ from lightning.pytorch.cli import instantiate_class
 from tinytf.cli.config.flags import CommandParser, above_zero, positive, share
 from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.main import quiet_libraries
+from tinytf.data.config import cache_root
 from tinytf.data.datamodule import TextDataModule
+from tinytf.data.sources import find_files
+from tinytf.data.sources.builtin import BUILTIN, builtin_text
 from tinytf.data.tokenizer import tokenizer_from_text
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
 from tinytf.training.hardware import training_device
 from tinytf.training.memory_estimate import StepSpec, Strategy, estimate, largest_batch, optimizer_state
-from tinytf.training.peak_flops import GPU_PEAKS, gpu_peak, peak_flops
-from tinytf.training.trainer import accumulation
+from tinytf.training.peak_flops import KNOWN_GPUS, gpu_peak, peak_flops
+from tinytf.training.trainer import accumulation, describe_readings, overfitting
 from tinytf.utils.text import table
 
 TOKENS_PER_PARAMETER = 20
@@ -30,7 +35,12 @@ TOKENS_PER_PARAMETER = 20
 USUAL_MFU = 0.4
 """What large runs report: 0.46 for PaLM (arXiv:2204.02311, table 3), 0.38 to 0.43 for Llama 3 (arXiv:2407.21783)."""
 
+BYTES_PER_TOKEN = 4
+"""Of byte-level BPE, about: 3.4 of Shakespeare with 8,192 entries, 4.5 of English web text with GPT-2's 50,257."""
+
 GIB = 2**30
+
+log = logging.getLogger(__name__)
 
 
 class DryRunCLI(CommandLine):
@@ -90,8 +100,8 @@ def parser() -> CommandParser:
         "--config, --ckpt_path and all keys are those of tinytf fit.",
     )
     flags.add_argument("--gpus", type=positive, default=1, metavar="N", help="devices (default 1)")
-    flags.add_argument("--gpu", metavar="NAME", help=f"of this kind: {', '.join(GPU_PEAKS)}")
-    flags.add_argument("--peak", type=above_zero, metavar="TFLOPS", help="or of so many TFLOP/s, dense, each")
+    flags.add_argument("--gpu", metavar="NAME", help=f"of this kind: {', '.join(KNOWN_GPUS)}")
+    flags.add_argument("--tflops", type=above_zero, metavar="X", help="or of X TFLOP/s each, in dense bfloat16")
     flags.add_argument("--memory", type=above_zero, metavar="GIB", help="GiB of each: names the largest micro-batch")
     flags.add_argument("--mfu", type=share, default=USUAL_MFU, metavar="X", help="share of the peak used (%(default)s)")
     flags.add_argument("--vocab_size", type=positive, metavar="N", help="vocabulary size, if the text is not here")
@@ -103,21 +113,25 @@ def parser() -> CommandParser:
 def find_machine(args: argparse.Namespace) -> Machine:
     """The devices that the flags name; by default this machine's."""
     memory = args.memory * GIB if args.memory else None
-    if args.gpu is not None and args.peak is not None:
-        raise UserError("--gpu and --peak both say how fast a device is: give one")
-    if args.peak is not None:
-        return Machine("device", args.gpus, args.peak * 1e12, args.mfu, memory)
+    if args.gpu is not None and args.tflops is not None:
+        raise UserError("--gpu and --tflops both say how fast a device is: give one")
+    if args.tflops is not None:
+        return Machine("device", args.gpus, args.tflops * 1e12, args.mfu, memory)
     if args.gpu is not None:
         peak = gpu_peak(args.gpu)
         if peak is None:
-            known = ", ".join(GPU_PEAKS)
-            raise UserError(f"--gpu {args.gpu}: its peak is not known here; there are {known}, or --peak")
+            if "laptop" in args.gpu.lower():
+                why = "the clock of a laptop's GPU is its maker's choice"
+            else:
+                near = difflib.get_close_matches(args.gpu.upper(), KNOWN_GPUS, n=3, cutoff=0.5)
+                why = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(KNOWN_GPUS)}"
+            raise UserError(f"--gpu {args.gpu}: its peak is not known ({why}); give it as --tflops, in dense bfloat16")
         return Machine(args.gpu, args.gpus, peak, args.mfu, memory)
     device = torch.device(training_device("auto"))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
     peak = peak_flops(device)
     if peak is None:
-        raise UserError(f"the peak of {name} is not known: give --peak, in TFLOP/s, or --gpu")
+        raise UserError(f"the peak of {name} is not known: give --tflops, or --gpu")
     if memory is None and device.type == "cuda":
         memory = float(torch.cuda.get_device_properties(device).total_memory)
     return Machine(name, args.gpus, peak, args.mfu, memory)
@@ -131,6 +145,29 @@ def find_vocab_size(cli: CommandLine) -> int:
     return int(data.vocab_size) if data.tokenizer == "bpe" else TextDataModule(**data).vocab_size
 
 
+def find_train_tokens(cli: CommandLine) -> tuple[int | None, bool]:
+    """Tokens of the training text, and whether that is an estimate; None if the text is not on this machine."""
+    data = cli.config.data
+    if cli.resume:
+        return int(cli.resume.entry["data"]["split_tokens"]["train"]), False
+    if data.tokenizer != "bpe":
+        return len(TextDataModule(**data).split("train")), False
+    # Not tokenized for this: training a tokenizer on 10 MB takes ten seconds, and plan answers at once.
+    try:
+        if data.corpus in BUILTIN:
+            size = len(builtin_text(data.corpus).encode())
+        else:
+            files = [] if "://" in data.corpus else find_files(data.corpus, cache_root(data.cache_dir))
+            size = (
+                0 if any(file.is_compressed or file.kind == "parquet" for file in files) else sum(f.size for f in files)
+            )
+    except UserError as error:
+        log.info("how often the text is read is not known: %s", error)
+        size = 0
+    share = 1 - data.test_fraction - (0 if data.val_corpus else data.val_fraction)
+    return (int(share * size / BYTES_PER_TOKEN) or None), True
+
+
 def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dict[str, Any]:
     """All numbers, in bytes, FLOPs, tokens and seconds."""
     data, trainer, devices = cli.config.data, cli.config.trainer, machine.devices
@@ -138,6 +175,7 @@ def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dic
     accumulate = trainer.accumulate_grad_batches or 1
     if data.global_batch_size is not None:
         accumulate = accumulation(data.global_batch_size, data.batch_size, devices, trainer.accumulate_grad_batches)
+    text, estimated = (None, True) if vocab_size else find_train_tokens(cli)
     state, muon = optimizer_state(lambda groups: instantiate_class((groups,), cli.config.model.optimizer))
     step = StepSpec(
         config, data.batch_size, data.seq_len, trainer.precision, state, muon, accumulate > 1,
@@ -146,6 +184,8 @@ def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dic
     flops = config.flops_per_token(data.seq_len)
     speed = devices * machine.peak_flops * machine.mfu / flops
     windows = data.batch_size * devices * accumulate
+
+    run_tokens = trainer.max_steps * windows * data.seq_len
 
     def cost(tokens: int) -> dict[str, float]:
         return {"tokens": tokens, "flops": tokens * flops, "seconds": tokens / speed}
@@ -161,8 +201,9 @@ def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dic
             "windows_per_step": windows,
             "accumulate_grad_batches": accumulate,
             "max_steps": trainer.max_steps,
-            **cost(trainer.max_steps * windows * data.seq_len),
+            **cost(run_tokens),
         },
+        "text": {"tokens": text, "estimated": estimated, "readings": run_tokens / text if text else None},
         "micro_batch": {"windows": data.batch_size, "seq_len": data.seq_len},
         "memory": {name: plan_memory(replace(step, strategy=name), machine.memory) for name in strategies},
     }
@@ -194,6 +235,7 @@ def format_plan(plan: dict[str, Any], verbose: bool) -> str:
         f"{optimal['flops']:.3g} FLOP: {duration(optimal['seconds'])}",
         f"this run     {run['max_steps']:,} steps of {run['windows_per_step']:,} windows, "
         f"{short(run['tokens'])} tokens: {duration(run['seconds'])}",
+        *text_lines(plan["text"], run["max_steps"]),
         "",
         f"GiB per device, {plan['precision']}, micro-batches of {batch['windows']} x {batch['seq_len']} tokens",
     ]
@@ -211,6 +253,19 @@ def format_plan(plan: dict[str, Any], verbose: bool) -> str:
             cells.append((row["part"], row["tensor"], *numbers, row["kept_by"]))
         lines += ["", f"tensors per device, {name}", table(cells, right=(2, 3))]
     return "\n".join(lines)
+
+
+def text_lines(text: dict[str, Any], max_steps: int) -> list[str]:
+    """How often the run reads its text, and what that does to the model."""
+    if text["tokens"] is None:
+        return []
+    how = f", at about {BYTES_PER_TOKEN} bytes per token" if text["estimated"] else ""
+    warning = overfitting(text["readings"], max_steps)
+    lines = [
+        f"{describe_readings(text['tokens'], text['readings'])}{how}",
+        *([f"warning: {warning}"] if warning else []),
+    ]
+    return [f"{label:<13}{line}" for label, line in zip(("text", ""), lines, strict=False)]
 
 
 def short(number: float) -> str:

@@ -35,8 +35,8 @@ class RunRow:
     """One run, by its journal.
 
     Args:
-        state: running, finished, stopped (by a signal, saved), crashed, empty (it has written nothing yet), or
-            unreadable (its journal is damaged, or not one of ours).
+        state: running, finished, stopped early (by EarlyStopping), stopped (by a signal, saved), crashed, empty (it
+            has written nothing yet), or unreadable (its journal is damaged, or not one of ours).
         step: the last optimizer step in the journal.
         max_steps: optimizer steps of the whole run; None if it is endless.
         best_val_loss: the lowest; None before the first validation.
@@ -130,7 +130,7 @@ def summary(folder: Path) -> RunRow:
         last = record
     row.seconds = round(row.seconds + _spent(start, last), 3)
     if start is not None and last is not None:
-        row.state = STATES.get(end.get("reason", ""), "crashed") if end else _unfinished(start, last)
+        row.state = _ended(end) if end else _unfinished(start, last)
     return row
 
 
@@ -149,6 +149,10 @@ def _validated(row: RunRow, record: Record) -> None:
 
 def _spent(start: Record | None, last: Record | None) -> float:
     return seconds_between(start["time"], last["time"]) if start and last else 0.0
+
+
+def _ended(end: Record) -> str:
+    return "stopped early" if end.get("stopped_early") is True else STATES.get(end.get("reason", ""), "crashed")
 
 
 def _unfinished(start: Record, last: Record) -> str:

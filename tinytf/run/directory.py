@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import math
 import os
@@ -181,7 +182,8 @@ def resolve_checkpoint(
     """The file that ``--ckpt_path`` means.
 
     Args:
-        ckpt_path: a file, a run's folder, or ``best`` or ``last``: those of the newest run that has one.
+        ckpt_path: a file, a run's folder, or ``best`` or ``last``: those of the newest run; of an older one, which is
+            logged, if it has none yet.
         name: look at runs of this name only.
         root: the folder of all runs.
         of_folder: ``best`` or ``last``, what is taken of a run's folder; which file that is, is logged.
@@ -191,15 +193,36 @@ def resolve_checkpoint(
     """
     if ckpt_path not in (BEST, LAST):
         return _checkpoint_at(ckpt_path, of_folder)
-    found = run_dirs(user_path(root, what="checkpoint.dir"), name)
+    root = user_path(root, what="checkpoint.dir")
+    found = run_dirs(root, name)
     pick = best_intact if ckpt_path == BEST else last_intact
     for run_dir in reversed(found):
         if path := pick(run_dir):
+            if run_dir != found[-1]:
+                log.warning(
+                    "--ckpt_path %s: the newest run, %s, has no intact %s checkpoint yet, so it is that of %s",
+                    ckpt_path, found[-1], ckpt_path, run_dir,
+                )  # fmt: skip
             return path
     where = f"{root}/{name}" if name else str(root)
     if found:
         raise UserError(f"--ckpt_path {ckpt_path}: no run in {where} has an intact {ckpt_path} checkpoint yet")
+    if name:
+        refuse_unknown_name(name, root)
     raise UserError(f"--ckpt_path {ckpt_path}: there is no run in {where}; train one with tinytf fit, or give a path")
+
+
+def refuse_unknown_name(name: str, root: Path, how_to_start: str = "") -> None:
+    """Refuse a name that no run has, if there are runs of other names: nothing is where it is looked for.
+
+    Raises:
+        UserError: naming the nearest ones, and ``how_to_start`` a run of that name.
+    """
+    names = sorted({run_dir.parent.name for run_dir in run_dirs(root)} - {name})
+    if names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names[:10])}"
+        raise UserError(f"--name {name}: no run in {root} has that name; {hint}{how_to_start}")
 
 
 def _checkpoint_at(ckpt_path: str | Path, of_folder: str) -> Path:

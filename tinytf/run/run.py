@@ -32,6 +32,7 @@ from tinytf.run.callbacks.progress import StepProgress
 from tinytf.run.callbacks.samples import Samples
 from tinytf.run.callbacks.signals import GracefulStop
 from tinytf.run.callbacks.throughput import Throughput
+from tinytf.run.callbacks.validation import Validation
 from tinytf.run.checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
 from tinytf.run.config import CheckpointConfig
 from tinytf.run.directory import create_run_dir, last_intact, newest_step, saved_checkpoints
@@ -159,6 +160,7 @@ class Run:
             tracking.loss,
             JournalCallback(start),
             LogRunMetadata(self.config, provenance),
+            Validation(),
             tracking.samples,
             *([StepProgress()] if self.config["trainer"]["enable_progress_bar"] is not False else []),
             ExactResume(),

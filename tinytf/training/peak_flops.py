@@ -39,6 +39,26 @@ GPU_PEAKS = {
     "MI300X": 1307e12,
 }
 
+GEFORCE = {
+    "RTX 5090": (170, 2407), "RTX 5080": (84, 2617), "RTX 5070 Ti": (70, 2452), "RTX 5070": (48, 2512),
+    "RTX 5060 Ti": (36, 2572), "RTX 5060": (30, 2497), "RTX 5050": (20, 2572),
+    "RTX 4090": (128, 2520), "RTX 4080 SUPER": (80, 2550), "RTX 4080": (76, 2505), "RTX 4070 Ti SUPER": (66, 2610),
+    "RTX 4070 Ti": (60, 2610), "RTX 4070 SUPER": (56, 2475), "RTX 4070": (46, 2475), "RTX 4060 Ti": (34, 2535),
+    "RTX 4060": (24, 2460),
+    "RTX 3090 Ti": (84, 1860), "RTX 3090": (82, 1695), "RTX 3080 Ti": (80, 1665), "RTX 3080": (68, 1710),
+    "RTX 3070 Ti": (48, 1770), "RTX 3070": (46, 1725), "RTX 3060 Ti": (38, 1665), "RTX 3060": (28, 1777),
+}  # fmt: skip
+"""Multiprocessors and boost clock in MHz of desktop cards, as NVIDIA's whitepapers (GA102, Ada, RTX Blackwell) and
+product pages state them. A laptop's chip of the same name has fewer, and a clock that its maker chooses; the RTX 3050
+was sold with 18 and with 20. The RTX 3080 of 12 GB, which the driver calls the same, has 70."""
+
+GEFORCE_FLOPS = 512
+"""Of one multiprocessor per clock, in bfloat16 with float32 accumulation, in all three generations. It gives what
+the whitepapers state: 71 TFLOP/s for the RTX 3090, 165.2 for the 4090, 209.5 for the 5090. Twice that is theirs with
+float16 accumulation or with sparsity, which training does not use; Lightning's table has half."""
+
+KNOWN_GPUS = (*GPU_PEAKS, *GEFORCE)
+
 SIZE = 1024
 """Rows and columns of the measured product: large enough for full speed, small enough for 0.1 s on one core."""
 
@@ -58,8 +78,13 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def gpu_peak(name: str) -> float | None:
-    """By the device's name; None for one that is not in the table, because a guess would look like a measurement."""
+    """By the device's name; None for one that is not in the tables, because a guess would look like a measurement."""
     words = name.replace("-", " ").split()
+    # Of a GeForce the whole name counts: "RTX 4090 Laptop GPU" and "RTX 4090 D" are other chips than "RTX 4090".
+    model = " ".join(word for word in words if word.upper() not in ("NVIDIA", "GEFORCE")).upper()
+    for known, (multiprocessors, megahertz) in GEFORCE.items():
+        if model == known.upper():
+            return multiprocessors * megahertz * 1e6 * GEFORCE_FLOPS
     for known, peak in GPU_PEAKS.items():
         wanted = known.split()
         if any(words[at : at + len(wanted)] == wanted for at in range(len(words))):

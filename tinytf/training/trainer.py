@@ -19,6 +19,11 @@ from tinytf.training.hardware import (
     training_device,
 )
 
+WORN_OUT = 16
+"""Readings of a text after which another one teaches little. Muennighoff et al. 2023 (arXiv:2305.16264) fit the worth
+of the Rth repetition as exp(-R / 15.4) of new text: the fourth is nearly as good, the 16th a third as good, the 40th
+worth nothing."""
+
 
 class Trainer(LightningTrainer):
     """Lightning's Trainer, all of its keys but those that count epochs or time, and those that a run has of its own.
@@ -27,7 +32,7 @@ class Trainer(LightningTrainer):
 
     Args:
         max_steps: optimizer steps of the whole run.
-        val_check_interval: optimizer steps between two validations.
+        val_check_interval: optimizer steps between two validations; the last step is validated too.
         log_every_n_steps: optimizer steps between two rows of training metrics.
         accumulate_grad_batches: micro-batches whose gradients make one optimizer step; null is what
             data.global_batch_size takes, or 1.
@@ -121,6 +126,22 @@ class Trainer(LightningTrainer):
         accumulate = accumulation(global_batch, batch, self.num_devices * self.num_nodes, self._accumulate_given)
         self.val_check_interval = self.val_check_interval // self.accumulate_grad_batches * accumulate
         self.accumulate_grad_batches = accumulate
+
+
+def describe_readings(tokens: int, readings: float) -> str:
+    """How much training text there is, and how often a run reads it."""
+    return f"{tokens:,} tokens of training text, read {readings:{',.0f' if readings >= 10 else '.2g'}} times"
+
+
+def overfitting(readings: float, max_steps: int) -> str | None:
+    """What to say of a run that reads its training text too often; None if it does not."""
+    if readings <= WORN_OUT:
+        return None
+    return (
+        f"trainer.max_steps {max_steps:,}: the training text is read {readings:,.0f} times, and after about {WORN_OUT} "
+        "(Muennighoff et al. 2023) a model learns its wording rather than the language, and val/loss rises (it "
+        f"overfits): give more text, or about {max(1, int(max_steps * WORN_OUT / readings)):,} steps"
+    )
 
 
 def accumulation(global_batch: int, batch: int, devices: int, given: int | None) -> int:

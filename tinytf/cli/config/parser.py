@@ -24,7 +24,16 @@ from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import UserError
 from tinytf.export.at_end import ExportConfig
 from tinytf.run.config import CheckpointConfig, TrackingConfig
-from tinytf.run.directory import BEST, LAST, ROOT, is_own, last_intact, resolve_checkpoint, run_dirs
+from tinytf.run.directory import (
+    BEST,
+    LAST,
+    ROOT,
+    is_own,
+    last_intact,
+    refuse_unknown_name,
+    resolve_checkpoint,
+    run_dirs,
+)
 from tinytf.run.run import OptionalCallbacks, Resume
 from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.trainer import Trainer
@@ -256,9 +265,15 @@ def find_checkpoint(command: str, given: Arguments, required: bool) -> Path | No
     if command == "fit" and given.ckpt_path == LAST:
         # Strictly the newest run: one that was killed before its first save starts again, not an older one.
         runs = run_dirs(root, given.name)
-        newest = last_intact(runs[-1]) if runs else None
+        # A name in a config file is that of the run which the file describes, and its first start finds none: one
+        # command starts and restarts it. One in a flag, beside --ckpt_path last, picks a run that is there.
+        if not runs and given.name and "--name" in {flag.partition("=")[0] for flag in given.flags}:
+            refuse_unknown_name(
+                given.name, root, "; to start one of that name, leave --ckpt_path out, or write the name into a config"
+            )
+        newest, place = last_intact(runs[-1]) if runs else None, root / (given.name or "")
         if newest is None:
-            log.info("--ckpt_path last: no intact checkpoint yet in %s, starting fresh", runs[-1] if runs else root)
+            log.info("--ckpt_path last: no intact checkpoint yet in %s, starting fresh", runs[-1] if runs else place)
         return newest
     return resolve_checkpoint(given.ckpt_path, given.name, root, of_folder=LAST if command == "fit" else BEST)
 

@@ -101,11 +101,12 @@ def normalize_loop_state(loop: dict[str, Any], *, due: bool, validated: bool, do
     after that validation                          val_loop batch_progress       (6, 6, 6, 6)       unchanged
     the same, in a run resumed into it             val_loop batch_progress       (4, 4, 3, 3)       (3, 3, 3, 3)
     when training ends, after that validation      _batches_that_stepped         4                  3
+    after the last step's, which is not due        _batches_that_stepped         3                  4
     =============================================  ============================  =================  ============
 
     (1, 1, 0, 0) reads as "in a validation, nothing seen yet": a restart runs the whole of it. Uneven counts read as an
-    unfinished one, which would run again. A restart after a validation adds one to ``_batches_that_stepped``, by which
-    Lightning's own loggers number their rows.
+    unfinished one, which would run again. A restart after a validation that was due adds one to
+    ``_batches_that_stepped``, by which Lightning's own loggers number their rows.
 
     Args:
         loop: ``checkpoint["loops"]["fit_loop"]``.
@@ -116,8 +117,8 @@ def normalize_loop_state(loop: dict[str, Any], *, due: bool, validated: bool, do
     """
     batch = loop["epoch_loop.batch_progress"]
     validation = loop["epoch_loop.val_loop.batch_progress"]
-    if due and batch["total"]["completed"] == done:
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
+    if batch["total"]["completed"] == done:
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - due
     if due and not validated:
         for counts in (batch["total"], batch["current"]):
             counts["completed"] = counts["processed"]

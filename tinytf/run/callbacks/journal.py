@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from tinytf.run.callbacks import RunCallback, run_dir_of
+from tinytf.run.callbacks import RunCallback, run_dir_of, steps_remain
 from tinytf.run.callbacks.checkpoints import best_checkpoints
 from tinytf.run.journal import FILE_NAME, Journal, Record
 from tinytf.run.loggers.base import trackers
@@ -176,11 +176,12 @@ class JournalCallback(RunCallback):
         self._handler.remove()
         if not self._journal:
             return
+        early = reason == "finished" and bool(trainer.should_stop) and steps_remain(trainer)
         best = best_checkpoints(trainer)
         path, score = (best.best_model_path, best.best_model_score) if best else ("", None)
         self.write(
-            "end", reason=reason, detail=detail, tokens=self.tokens,
-            seconds=round(self._seconds(), 3),
+            "end", reason=reason, detail=early_stop_reason(trainer) if early else detail, stopped_early=early,
+            tokens=self.tokens, seconds=round(self.seconds(), 3),
             best_checkpoint=Path(path).name if path else None,
             best_score=shortest_float32(score) if score is not None else None,
         )  # fmt: skip
@@ -239,12 +240,12 @@ class JournalCallback(RunCallback):
         if self._journal:
             self._journal.sync()
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
         """Time spent between start and now, in this attempt and in those that it resumes."""
         return self._seconds_before + (time.monotonic() - self._began if self._began else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validated": self._validated, "rows": self._rows, "tokens": self.tokens, "seconds": self._seconds()}
+        return {"validated": self._validated, "rows": self._rows, "tokens": self.tokens, "seconds": self.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validated = state_dict["validated"]
@@ -293,6 +294,13 @@ def to_floats(values: Mapping[str, float | Tensor]) -> Row:
 def shortest_float32(number: Any) -> float:
     """The float with the fewest digits that is the same number in float32: 0.001, not 0.0010000000474974513."""
     return float(str(np.float32(number)))
+
+
+def early_stop_reason(trainer: Trainer) -> str:
+    """Why a run ended before its last step, in EarlyStopping's words if it was that."""
+    messages = [callback.stopping_reason_message for callback in trainer.early_stopping_callbacks]
+    said = next((message for message in messages if message), None)
+    return f"EarlyStopping: {' '.join(said.split())}" if said else "a callback set trainer.should_stop"
 
 
 def exit_reason(exception: BaseException) -> tuple[str, str | None]:

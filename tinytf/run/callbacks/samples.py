@@ -40,7 +40,7 @@ class Samples(Callback):
 
     def __init__(
         self,
-        every_n_validations: int = 5,
+        every_n_validations: int = 1,
         prompts: Sequence[str] = (),
         max_new_tokens: int = 100,
         temperature: float = 0.8,
