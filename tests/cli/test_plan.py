@@ -54,6 +54,34 @@ def test_a_char_vocabulary_is_read_from_the_text(capsys: pytest.CaptureFixture[s
     assert list(numbers["memory"]) == ["one device"]
 
 
+def test_how_often_the_text_is_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    corpus = tmp_path / "text.txt"
+    corpus.write_text("abcdefgh" * 5000)
+    flags = ("--tflops", "1", "--data.corpus", str(corpus), "--trainer.max_steps", "30")
+    tiny = ("--config", str(CONFIGS / "tiny.yaml"), *flags)
+    assert plan(capsys, *tiny)["text"] == {"tokens": 36_000, "estimated": False, "readings": 30 * 8 * 64 / 36_000}
+    bpe = ("--data.tokenizer", "bpe", "--trainer.max_steps", "3000")
+    assert plan(capsys, *tiny, *bpe)["text"] == {"tokens": 9_000, "estimated": True, "readings": 3000 * 512 / 9000}
+    assert plan(capsys, *tiny, "--vocab_size", "9")["text"]["tokens"] is None
+    assert plan(capsys, *tiny, "--data.corpus", "elsewhere.txt", "--data.tokenizer", "bpe")["text"]["tokens"] is None
+    assert main(["plan", *tiny, *bpe]) == 0
+    shown = capsys.readouterr().out
+    assert "9,000 tokens of training text, read 171 times, at about 4 bytes per token" in shown
+    assert "warning: the training text is read 171 times: after about 16" in shown
+    assert "trainer.max_steps 281" in shown
+    assert main(["plan", *tiny]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_geforce_is_known_by_its_whole_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(capsys, *GPT2, "--gpu", "rtx 4090", "--vocab_size", "99")["machine"]["peak_flops"] == 165.15072e12
+    for name, says in (("RTX 4090 Laptop GPU", "its maker's choice"), ("RTX 4091", "the nearest are RTX 4090")):
+        assert main(["plan", *GPT2, "--gpu", name]) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert "give it as --tflops" in said
+
+
 def test_the_memory_is_a_list_of_tensors(capsys: pytest.CaptureFixture[str]) -> None:
     memory = plan(capsys, *GPT2, *MACHINE)["memory"]["fsdp2"]
     saved = [row for row in memory["rows"] if row["part"] == "activations"]

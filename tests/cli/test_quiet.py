@@ -15,6 +15,10 @@ REPOSITORY = Path(__file__).parents[2]
 
 OURS = re.compile(
     r"run \S+: .*"
+    r"|best checkpoint: .*"
+    r"|next:"
+    r"|  \S+ (generate|validate|export) --ckpt_path \S+"
+    r"|  \S+ --logdir checkpoints"
     r"|step \d+/\d+  .*"
     r"|tinytf: note: .*"
     r"|(reading|tokenising) .*"

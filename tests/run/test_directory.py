@@ -91,6 +91,15 @@ def test_where_links_cannot_be_made_a_small_file_points(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", worse.name}
 
 
+def test_best_of_an_older_run_is_said_to_be_that(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    older, newer = run_started(tmp_path, "a", 9), run_started(tmp_path, "b", 10)
+    best, last = saved(older, "step-0000002-val_loss-2.5000.ckpt"), saved(newer, "step-0000001.ckpt")
+    assert resolve_checkpoint("last", root=tmp_path) == last
+    assert not caplog.text
+    assert resolve_checkpoint("best", root=tmp_path) == best
+    assert f"the newest run, {newer}, has no intact best checkpoint yet, so it is that of {older}" in caplog.text
+
+
 @pytest.mark.parametrize("target", ["../secret/step-0000001.ckpt", "/etc/passwd", "best.ckpt", "step-0000001.ckpt\n"])
 def test_a_pointer_leads_nowhere_but_to_a_checkpoint_next_to_it(tmp_path: Path, target: str) -> None:
     path = tmp_path / "best.ckpt"

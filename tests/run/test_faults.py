@@ -18,6 +18,7 @@ from tests.run.test_loggers import tensorboard_series
 from tests.stress.campaign import CASES, arguments, at_instant, end_of, prepare, run, unbroken
 from tests.stress.killing import attempt
 from tinytf.cli.main import main
+from tinytf.cli.runs import summary
 from tinytf.run import recovery
 from tinytf.run.callbacks.exact_resume import ExactResume
 from tinytf.run.config import CheckpointConfig, TrackingConfig
@@ -73,6 +74,9 @@ def test_a_run_that_was_killed_after_it_decided_to_stop_early_has_stopped(tmp_pa
     reference = unbroken(STOPS_EARLY, tmp_path / "unbroken")
     assert reference.end.rows[-1]["step"] == 4
     assert reference.end.files[-1] == "step-0000004.ckpt"
+    assert "stopped early at step 4 of 12" in said(tmp_path / "unbroken")
+    assert "(EarlyStopping: Monitored metric val/loss did not improve" in said(tmp_path / "unbroken")
+    assert summary(only_run(tmp_path / "unbroken")).state == "stopped early"
     for back in (1, 4, 7, 10):
         folder = tmp_path / str(back)
         prepare(folder)
@@ -80,6 +84,8 @@ def test_a_run_that_was_killed_after_it_decided_to_stop_early_has_stopped(tmp_pa
         assert code == -9
         run(STOPS_EARLY, folder)
         assert reference.end.differs(end_of(folder)) == [], back
+        end = rows(only_run(folder))[-1]
+        assert (end["event"], end["reason"], end["stopped_early"]) == ("end", "finished", True), back
 
 
 def test_without_early_stopping_in_the_config_a_stopped_run_trains_on() -> None:

@@ -33,6 +33,10 @@ def test_each_nth_validation_and_each_prompt(tmp_path: Path) -> None:
         assert set(str(event["text"])) <= set(CHARACTERS)
 
 
+def test_by_default_each_validation_has_samples(tmp_path: Path) -> None:
+    assert [event["step"] for event in sampled(tmp_path, Samples(max_new_tokens=2))] == [3, 6, 9, 12]
+
+
 def test_without_prompts_the_validation_text_begins(tmp_path: Path) -> None:
     (event, *_) = sampled(tmp_path, Samples(every_n_validations=1, max_new_tokens=3))
     data = ToyData()

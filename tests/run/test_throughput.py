@@ -118,6 +118,13 @@ def test_gpus_are_known_by_whole_words() -> None:
     assert peak.gpu_peak("Tesla T4") == 65e12
     assert peak.gpu_peak("NVIDIA L40S") == 362e12
     assert peak.gpu_peak("NVIDIA T400") is None
+    # As the whitepapers of GA102, Ada and RTX Blackwell state them, in TFLOP/s.
+    stated = {"3090": 71, "3080": 59.5, "3070": 40.6, "4090": 165.2, "4080": 97.5, "5090": 209.5, "5080": 112.6,
+              "5070 Ti": 87.9, "5070": 61.7}  # fmt: skip
+    for name, teraflops in stated.items():
+        assert peak.gpu_peak(f"NVIDIA GeForce RTX {name}") == pytest.approx(teraflops * 1e12, rel=0.004)
+    for other in ("RTX 4090 Laptop GPU", "RTX 4090 D", "RTX 3050", "RTX 3080 Laptop GPU"):
+        assert peak.gpu_peak(f"NVIDIA GeForce {other}") is None
     assert peak.gpu_peak("Some Future GPU") is None
     assert peak.peak_flops(torch.device("meta")) is None
 

@@ -158,9 +158,8 @@ def find_train_tokens(cli: CommandLine) -> tuple[int | None, bool]:
             size = len(builtin_text(data.corpus).encode())
         else:
             files = [] if "://" in data.corpus else find_files(data.corpus, cache_root(data.cache_dir))
-            size = (
-                0 if any(file.is_compressed or file.kind == "parquet" for file in files) else sum(f.size for f in files)
-            )
+            packed = any(file.is_compressed or file.kind == "parquet" for file in files)
+            size = 0 if packed else sum(file.size for file in files)
     except UserError as error:
         log.info("how often the text is read is not known: %s", error)
         size = 0
@@ -260,12 +259,9 @@ def text_lines(text: dict[str, Any], max_steps: int) -> list[str]:
     if text["tokens"] is None:
         return []
     how = f", at about {BYTES_PER_TOKEN} bytes per token" if text["estimated"] else ""
+    line = f"text         {describe_readings(text['tokens'], text['readings'])}{how}"
     warning = overfitting(text["readings"], max_steps)
-    lines = [
-        f"{describe_readings(text['tokens'], text['readings'])}{how}",
-        *([f"warning: {warning}"] if warning else []),
-    ]
-    return [f"{label:<13}{line}" for label, line in zip(("text", ""), lines, strict=False)]
+    return [line, *([f"{'':13}warning: {warning}"] if warning else [])]
 
 
 def short(number: float) -> str:

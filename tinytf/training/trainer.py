@@ -138,9 +138,8 @@ def overfitting(readings: float, max_steps: int) -> str | None:
     if readings <= WORN_OUT:
         return None
     return (
-        f"trainer.max_steps {max_steps:,}: the training text is read {readings:,.0f} times, and after about {WORN_OUT} "
-        "(Muennighoff et al. 2023) a model learns its wording rather than the language, and val/loss rises (it "
-        f"overfits): give more text, or about {max(1, int(max_steps * WORN_OUT / readings)):,} steps"
+        f"the training text is read {readings:,.0f} times: after about {WORN_OUT} a model learns it by heart and "
+        f"val/loss rises; give more text, or trainer.max_steps {max(1, int(max_steps * WORN_OUT / readings))}"
     )
 
 
