@@ -38,6 +38,8 @@ class Samples(Callback):
         temperature: temperature of the sampling; 0 takes the likeliest token.
     """
 
+    # At each validation, because 100 tokens take half a second of one core at 3 million parameters (configs/base.yaml:
+    # four samples in five minutes) and 3.4 s at 54 million.
     def __init__(
         self,
         every_n_validations: int = 1,
