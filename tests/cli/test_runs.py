@@ -71,6 +71,15 @@ def test_states(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+def test_a_run_that_stopped_early_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    early = {"stopped_early": True, "detail": "EarlyStopping: val/loss did not improve"}
+    write(tmp_path / "a" / "version_0", start(), val(8, 2.0), {**end(8, "finished"), **early})
+    write(tmp_path / "a" / "version_1", start(), {**end(8, "finished"), **early}, start(8), end(20, "finished"))
+    assert [row["state"] for row in listed(tmp_path, capsys)] == ["stopped early", "finished"]
+    assert runs.run(["--root", str(tmp_path)]) == 0
+    assert "stopped early  8/20" in capsys.readouterr().out
+
+
 def test_a_runs_numbers(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {(row["name"], row["version"]): row for row in listed(root, capsys)}
     first = rows["a", 0]

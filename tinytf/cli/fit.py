@@ -78,7 +78,7 @@ def export_best(trainer: Trainer, config: ExportConfig) -> None:
     if best and best.best_model_path:
         export_at_end(Path(best.best_model_path), config, trainer.loggers)
     else:
-        log.warning("export: no checkpoint was kept as the best (checkpoint.save_top_k, val_check_interval)")
+        log.warning("export: no checkpoint was kept as the best (checkpoint.save_top_k, trainer.limit_val_batches)")
 
 
 def user_loggers(given: Any) -> list[Any]:
