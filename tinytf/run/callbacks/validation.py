@@ -28,7 +28,7 @@ class Validation(Callback):
 
     def __init__(self) -> None:
         self._interval: Any = None
-        self._began, self._first = 0.0, 0
+        self._began, self._started, self._first = 0.0, 0.0, 0
         self._timed = self._warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
