@@ -1,6 +1,6 @@
 #!/bin/bash
 # A training run that survives preemption and time limits: sbatch configs/scale/slurm.sh CONFIG [FLAG…], such as
-#   sbatch configs/scale/slurm.sh configs/gpt2.yaml --data.corpus text/
+#   sbatch configs/scale/slurm.sh configs/recipes/gpt2.yaml --data.corpus text/
 # For many GPUs, one task each: --nodes, --ntasks-per-node and --gpus-per-node here, and the same numbers as
 # --trainer.num_nodes and --trainer.devices below, with --config configs/scale/ddp.yaml or fsdp.yaml.
 #SBATCH --job-name=tinytf

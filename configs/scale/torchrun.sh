@@ -1,6 +1,6 @@
 #!/bin/bash
 # Several machines without a scheduler. On each of them, at about the same time:
-#   NODES=2 HEAD=10.0.0.1 configs/scale/torchrun.sh configs/gpt2.yaml configs/scale/fsdp.yaml --data.corpus text/
+#   NODES=2 HEAD=10.0.0.1 configs/scale/torchrun.sh configs/recipes/gpt2.yaml configs/scale/fsdp.yaml --data.corpus text/
 # HEAD is the address of one of the machines; GPUS is how many each has. checkpoints/ must be on a file system that all
 # machines share.
 set -eu

@@ -11,7 +11,7 @@ import pytest
 from tinytf.cli.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GPT2 = ("--config", str(CONFIGS / "gpt2.yaml"))
+GPT2 = ("--config", str(CONFIGS / "recipes" / "gpt2.yaml"))
 MACHINE = ("--gpus", "8", "--gpu", "H100", "--memory", "80")
 
 

@@ -17,8 +17,8 @@ from tinytf.cli.main import main
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 
 SMALLER = (
-    (r"configs/(base|medium|gpt2)\.yaml", "configs/tiny.yaml"),
-    (r"--config (base|medium|gpt2)\b", "--config tiny"),
+    (r"^(tinytf (?!plan).*)configs/(base|medium|recipes/\w+)\.yaml", r"\1configs/tiny.yaml"),
+    (r"^(tinytf (?!plan).*)--config (base|medium|recipes/\w+)\b", r"\1--config tiny"),
     (r"checkpoints/base/", "checkpoints/tiny/"),
     (r"--trainer\.max_steps \d+", "--trainer.max_steps 20"),
     (r"(--data\.tokenizer bpe)", r"\1 --data.vocab_size 300"),
@@ -29,6 +29,7 @@ SMALLER = (
 
 PARSED = (
     (r"scale/(ddp|fsdp)", "needs several devices: tests/end_to_end/test_ddp.py and test_fsdp.py train with two"),
+    (r"debug/", "tests/cli/test_configs.py trains with each"),
     (r"loggers/wandb", "needs an account: tests/run/test_loggers.py logs offline"),
     (r"loggers/mlflow", "needs the extra mlflow: tests/run/test_loggers.py has it"),
     (r"hf://|s3://|gs://|https?://", "needs a network: tests/data serves such corpora locally"),
