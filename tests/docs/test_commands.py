@@ -62,6 +62,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = "".join(f"The {n}th line of a text is not like line {n * n % 97}.\n" for n in range(2000))
     (folder / "my.txt").write_text(text)
     (folder / "books" / "one.txt").write_text(text)
+    (folder / "src" / "deep").mkdir(parents=True)
+    (folder / "src" / "deep" / "code.py").write_text("".join(f"x{n} = {n * n % 97}\n" for n in range(3000)))
     (folder / "notes.jsonl").write_text("".join(f'{{"text": "note {n}: {n * n % 97}"}}\n' for n in range(2000)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
