@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -91,15 +92,19 @@ def test_without_its_tokenizer_it_says_so(tmp_path: Path) -> None:
         bundled_tokenizer(tmp_path / "model_kv.onnx")
 
 
-@pytest.mark.parametrize("flags", [["--seed", "5"], ["--temperature", "0"], ["--num_samples", "2", "--json"]])
+@pytest.mark.parametrize(
+    "flags", [["--seed", "5"], ["--temperature", "0"], ["--num_samples", "2", "--json"], ["--interactive"]]
+)
 def test_generate_writes_the_same_from_either(
-    flags: list[str], exported: Exported, capsys: pytest.CaptureFixture[str]
+    flags: list[str], exported: Exported, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = []
     for source in (["--ckpt_path", str(exported.checkpoint)], ["--model", str(exported.folder / "model_kv.onnx")]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Now\n")))  # Read by --interactive alone.
         assert generate.run([*source, "--device", "cpu", "--prompt", "Now is", *flags]) == 0
         texts.append(capsys.readouterr())
     assert texts[0].out == texts[1].out
+    assert ("\nNow" in texts[0].out) == (flags == ["--interactive"])
     assert texts[0].out.startswith("Now is") or "--json" in flags
     assert "past max_seq_len 48" in texts[1].err
 
