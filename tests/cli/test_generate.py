@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -304,6 +305,7 @@ def test_ctrl_c_stops_the_text_and_ctrl_d_ends_the_program(folder):
     def read_until(pattern):
         nonlocal seen
         while not re.search(pattern, seen, re.DOTALL):
+            assert select.select([ours], [], [], 60)[0], f"nothing more comes after {seen!r}"
             seen += os.read(ours, 4096).decode()
         seen = ""
 

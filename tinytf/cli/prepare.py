@@ -56,7 +56,8 @@ def run(argv: list[str]) -> int:
 
 def parser() -> Parser:
     """The flags of `tinytf prepare`: the keys of fit's section data that decide token ids."""
-    flags = Parser(prog="tinytf prepare", description=DESCRIPTION, allow_abbrev=False, parser_mode=STRICT)
+    usage = "tinytf prepare [--config FILE ...] [--data.KEY VALUE ...] [--json]"
+    flags = Parser(prog="tinytf prepare", usage=usage, description=DESCRIPTION, allow_abbrev=False, parser_mode=STRICT)
     flags.add_argument("-c", "--config", action="config", metavar="FILE", help="a config file of fit; may be repeated")
     flags.add_argument("--json", action="store_true", help="one JSON object on stdout")
     flags.add_class_arguments(CorpusConfig, "data")
