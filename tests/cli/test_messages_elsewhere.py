@@ -188,12 +188,11 @@ def test_a_tracker_that_knows_no_account(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb")
-    from lightning.pytorch.loggers import WandbLogger
 
-    def no_account(_: Any) -> None:
+    def no_account(**_: Any) -> None:
         raise wandb.errors.UsageError("No API key configured.")
 
-    monkeypatch.setattr(WandbLogger, "experiment", property(no_account))
+    monkeypatch.setattr(wandb, "login", no_account)
     arguments = ["fit", "--config", TINY, "--config", "configs/loggers/wandb.yaml"]
     says(refused(arguments, capsys), ["tracking.wandb", "No API key", "WANDB_MODE=offline"])
     assert not (tmp_path / "checkpoints").exists()

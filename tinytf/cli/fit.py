@@ -46,11 +46,11 @@ def fit(cli: CommandLine) -> None:
 
     with Run.open(config, cli.data.fingerprint, cli.resume) as run:
         callbacks = run.callbacks(objects.tracking, objects.checkpoint)
-        loggers = [*run.loggers(objects.tracking), *user_loggers(objects.trainer.logger)]
+        loggers = run.loggers(objects.tracking, user_loggers(objects.trainer.logger))
         trainer = build_trainer(
             objects.trainer,
             callbacks=[*cli.callbacks, *callbacks],
-            logger=loggers if objects.trainer.logger is not False else False,
+            logger=list(loggers) if objects.trainer.logger is not False else False,
             plugins=[*as_list(objects.trainer.plugins), run.checkpoint_io(callbacks)],
         )
         if cli.data.global_batch_size is not None:

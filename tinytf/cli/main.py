@@ -37,6 +37,7 @@ COMMANDS = {
     "verify": ("verify:run", "measure an export again"),
     "plan": ("plan:run", "what a config needs of memory and time, before anything is trained"),
     "runs": ("runs:run", "list the runs"),
+    "sync": ("sync:run", "send a run to its trackers: what they did not get during the training"),
     "config-schema": ("config.schema:run", "print a JSON Schema of the YAML files, for editors"),
     "completion": ("config.completion:run", "print the completions of bash or zsh"),
 }
@@ -228,8 +229,8 @@ def quiet_libraries() -> None:
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    # TensorBoard's writing thread meets a full disk, and so does its next caller, who says so in one line.
-    if not is_disk_full(failure.exc_value):
+    # What TensorBoard's writing thread meets is raised to its next caller too, who says so in one line.
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(failure)
 
 

@@ -16,7 +16,7 @@ from tinytf.errors import RunError
 from tinytf.export.formats import DEFAULT, Format, choose
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.run.checkpoint import LoadedModel
-from tinytf.run.loggers.base import Tracker
+from tinytf.run.loggers.follower import Follower
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,6 @@ def export_at_end(ckpt_path: Path, config: ExportConfig, loggers: Iterable[Logge
         names = ", ".join(entry["name"] for entry in content["failed"])
         raise RunError(f"export: {names} did not pass; the checkpoint {ckpt_path} is whole")
     for logger in loggers:
-        if isinstance(logger, Tracker):
+        if isinstance(logger, Follower):
             logger.log_export(ckpt_path.resolve().parent / "export")
     return content

@@ -152,6 +152,18 @@ def read(path: Path) -> Iterator[Record]:
         log.warning("%s: %d lines are no records and are left out, the first of them line %d", path, len(torn), torn[0])
 
 
+def read_from(path: Path, position: int, most: int) -> tuple[list[Record], int]:
+    """Up to ``most`` records from a byte on, and the byte after them; a line that is still being written waits."""
+    records: list[Record] = []
+    with path.open("rb") as file:
+        file.seek(position)
+        while len(records) < most and (line := file.readline()).endswith(b"\n"):
+            position += len(line)
+            if record := decode(line):
+                records.append(record)
+    return records, position
+
+
 def started_at(run_dir: Path) -> str | None:
     """The time of the journal's first record, which is when the run was started; None without one."""
     try:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from tinytf.run.callbacks.checkpoints import BestCheckpoints, PeriodicCheckpoint
 from tinytf.run.callbacks.exact_resume import ExactResume
 from tinytf.run.callbacks.journal import JournalCallback
 from tinytf.run.callbacks.loss import LossMonitor, SaveNonFinite
-from tinytf.run.callbacks.metadata import CheckpointMetadata, LogRunMetadata
+from tinytf.run.callbacks.metadata import CheckpointMetadata
 from tinytf.run.callbacks.norms import LayerwiseNorms
 from tinytf.run.callbacks.profiler import Profiler
 from tinytf.run.callbacks.progress import StepProgress
@@ -159,7 +159,6 @@ class Run:
             tracking.norms,
             tracking.loss,
             JournalCallback(start),
-            LogRunMetadata(self.config, provenance),
             Validation(),
             tracking.samples,
             *([StepProgress()] if self.config["trainer"]["enable_progress_bar"] is not False else []),
@@ -171,13 +170,16 @@ class Run:
             periodic,
         ]
 
-    def loggers(self, tracking: Namespace) -> list[Logger]:
-        """The trackers that the config asks for; none in other processes than the first."""
+    def loggers(self, tracking: Namespace, others: Sequence[Logger] = ()) -> Sequence[Logger]:
+        """The trackers that the config asks for, the first process's alone, and loggers of the user's.
+
+        In the first process none of them can stop or slow the run: see `tinytf.run.loggers.follower`.
+        """
         if not is_first_process():
-            return []
+            return others
         step = self.resume.step if self.resume else None
         asked = {key: tracking[key] for key in ("tensorboard", "wandb", "mlflow")}
-        return build_loggers(self.directory, self.run_id, step, **asked)
+        return build_loggers(self.directory, self.run_id, step, **asked, others=others)
 
     def checkpoint_io(self, callbacks: list[Callback]) -> DurableCheckpointIO:
         """How checkpoints are written and read."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from tinytf.run.callbacks import RunCallback, run_dir_of, steps_remain
 from tinytf.run.callbacks.checkpoints import best_checkpoints
 from tinytf.run.journal import FILE_NAME, Journal, Record
-from tinytf.run.loggers.base import trackers
+from tinytf.run.loggers.follower import Follower
 from tinytf.utils.machine import this_process
 from tinytf.utils.text import public
 
@@ -78,10 +78,11 @@ class JournalCallback(RunCallback):
 
     def write(self, event: str, **fields: Any) -> None:
         """Append an event at the current step."""
-        if self._journal and self._trainer:
+        journal = self._journal  # A tracker's thread may warn while the run ends.
+        if journal and self._trainer:
             # A message or traceback of a library may quote an address whole. A sample is the model's own text.
             shown = fields if event == "sample" else public(fields)
-            self._journal.write(event, self._trainer.global_step, shown)
+            journal.write(event, self._trainer.global_step, shown)
 
     def checkpoint_saved(self, path: Path, step: int, seconds: float) -> None:
         """Append the ``checkpoint`` event; `DurableCheckpointIO` calls it when the file is in place."""
@@ -121,12 +122,14 @@ class JournalCallback(RunCallback):
                     "%s: it has %d rows of metrics, but its checkpoint counted %d: curves of this run have a gap",
                     journal.path, self._rows, counted,
                 )  # fmt: skip
-            for tracker in trackers(trainer):
-                tracker.on_resume(journal.records())
+            attempt = journal.path.stat().st_size if journal.path.exists() else 0
             self._begin(trainer, journal, self._step if trainer.ckpt_path else None)
             if broken:
                 message = f"{journal.path}: {broken} lines were no records, as after a power cut, and are removed"
                 self.write("warning", level="WARNING", logger=__name__, message=message)
+            for logger in trainer.loggers:
+                if isinstance(logger, Follower):
+                    logger.follow(journal.path, attempt)
 
     def _survives(self, record: Record) -> bool:
         """Whether a record is older than the state that this run resumes from."""
@@ -231,8 +234,11 @@ class JournalCallback(RunCallback):
             self._journal.write("metrics", self._step, row)
             self._rows += 1
             for logger in trainer.loggers:
-                logger.log_metrics(row, step=self._step)
-                logger.save()
+                if isinstance(logger, Follower):
+                    logger.wake()
+                else:
+                    logger.log_metrics(row, step=self._step)
+                    logger.save()
 
     # -- state -------------------------------------------------------------------------------------------------
 

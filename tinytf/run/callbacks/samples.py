@@ -16,7 +16,6 @@ from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
 from tinytf.model import Transformer
 from tinytf.run.callbacks.journal import write_event
-from tinytf.run.loggers.base import as_code_block, trackers
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ PROMPT_TOKENS = 16
 
 
 class Samples(Callback):
-    """Write ``sample`` events, and the same text to the trackers, after each Nth validation.
+    """Write ``sample`` events, whose text the trackers show too, after each Nth validation.
 
     It draws from a generator of its own and runs compiled blocks as they are written: training's random numbers
     and compiled code are those of a run without samples. Every process takes part, as a sharded model needs, and
@@ -92,9 +91,6 @@ class Samples(Callback):
             return
         for index, (prompt, text) in enumerate(texts):
             write_event(trainer, "sample", index=index, prompt=prompt, text=text)
-            if trainer.is_global_zero:
-                for tracker in trackers(trainer):
-                    tracker.log_text(f"sample/{index}", as_code_block(prompt + text), trainer.global_step)
 
     def _generate(self, trainer: Trainer, model: Transformer) -> list[tuple[str, str]]:
         """Prompts and completions, decoded."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 from lightning.pytorch.loggers.logger import Logger
 
 from tinytf.errors import UserError
 from tinytf.run.config import MlflowConfig, WandbConfig
+from tinytf.run.loggers.follower import Follower
 from tinytf.run.loggers.mlflow import Mlflow
 from tinytf.run.loggers.tensorboard import TensorBoard
 from tinytf.run.loggers.wandb import Wandb
@@ -25,7 +27,8 @@ def build_loggers(
     tensorboard: bool = True,
     wandb: WandbConfig | None = None,
     mlflow: MlflowConfig | None = None,
-) -> list[Logger]:
+    others: Iterable[Logger] = (),
+) -> list[Follower]:
     """The trackers of a run, for ``Trainer(logger=…)``; for the first process alone, which knows the run directory.
 
     Args:
@@ -35,9 +38,10 @@ def build_loggers(
         tensorboard: whether to write TensorBoard events.
         wandb: Weights & Biases, if it is used.
         mlflow: MLflow, if it is used.
+        others: Lightning loggers of the user's.
 
     Raises:
-        UserError: as `require_trackers`.
+        UserError: as `require_trackers`, `Wandb` and `Mlflow`.
     """
     require_trackers(wandb, mlflow)
     loggers: list[Logger] = []
@@ -47,7 +51,7 @@ def build_loggers(
         loggers.append(Wandb(wandb, run_dir, run_id))
     if mlflow is not None:
         loggers.append(Mlflow(mlflow, run_dir, run_id))
-    return loggers
+    return [Follower(logger, run_dir) for logger in (*loggers, *others)]
 
 
 def require_trackers(wandb: WandbConfig | None, mlflow: MlflowConfig | None) -> None:

@@ -1,48 +1,73 @@
-"""What every tracker does with a run, whatever program shows it afterwards, and the trackers that a config asks for."""
+"""What a program that shows runs is given, and how: records of the journal, which say all of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.logger import Logger
 
 from tinytf.run.journal import OUTSIDE_ROW, Record
-from tinytf.utils.text import flatten
+from tinytf.utils.text import flatten, seconds_between, strict_json
 
 
-@runtime_checkable
-class Tracker(Protocol):
-    """A Lightning logger that can also resume where a journal was rewound to, and show text and files."""
+class Tracker:
+    """A program that shows runs. All of it may fail or hang: a `Follower` calls it on a thread of its own."""
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """One row of numbers, under the names of metrics.jsonl."""
+    key = ""
+    """What messages call it: the config's key, and the address if it has one."""
+    takes_history = True
+    """Whether it is given the journal from its first record on, and knows by itself what it has already; then
+    `tinytf sync` can send what a run could not."""
 
-    def log_hyperparams(self, params: dict[str, Any]) -> None:
-        """The resolved config, flat: ``{"model.d_model": 256, …}``."""
+    def connect(self) -> None:
+        """Reach it, before the first record and after each failure; what was sent since the last one may be lost."""
+        raise NotImplementedError
 
-    def log_text(self, name: str, text: str, step: int) -> None:
-        """A piece of Markdown."""
+    def send(self, records: deque[Record]) -> None:
+        """Show records, taking from the left those that it has got for certain."""
+        raise NotImplementedError
 
     def log_best(self, path: Path) -> None:
-        """The best checkpoint, once the run has ended."""
+        """Keep the best checkpoint, once the run has ended. TensorBoard keeps no files."""
 
     def log_export(self, folder: Path) -> None:
-        """The exported bundle, if the run makes one."""
+        """Keep the exported bundle. TensorBoard keeps no files."""
 
-    def on_resume(self, records: Iterable[Record]) -> None:
-        """Called before the first row with the records of the journal; after a resume, none is newer."""
+    def close(self) -> None:
+        """Return when it has all; for `tinytf sync`, whose process ends next."""
 
 
-def trackers(trainer: Trainer) -> list[Tracker]:
-    """Those of a trainer's loggers that are ours; any other Lightning logger gets the metrics alone."""
-    return [logger for logger in trainer.loggers if isinstance(logger, Tracker)]
+class OtherLogger(Tracker):
+    """A Lightning logger that knows nothing of journals: it is given the metrics of this attempt, each row once."""
+
+    takes_history = False
+
+    def __init__(self, logger: Logger) -> None:
+        self.logger = logger
+        self.key = f"trainer.logger {type(logger).__name__}"
+
+    def connect(self) -> None:
+        getattr(self.logger, "experiment", None)
+
+    def send(self, records: deque[Record]) -> None:
+        while records:
+            if records[0]["event"] == "metrics":
+                self.logger.log_metrics(row_of(records[0]), step=records[0]["step"])
+                self.logger.save()
+            records.popleft()
 
 
 def row_of(record: Record) -> dict[str, float]:
     """The metrics of a journal's record; "NaN" and "Infinity" become floats again."""
     return {name: float(value) for name, value in record.items() if name not in OUTSIDE_ROW}
+
+
+def unix_time(record: Record) -> float:
+    """When a record was written, in seconds: a row that is sent late still stands at its own time."""
+    return seconds_between("1970-01-01T00:00:00Z", record["time"])
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +77,16 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
         key: value if isinstance(value, plain) else "null" if value is None else str(value)
         for key, value in flatten(config)
     }
+
+
+def texts_of(record: Record) -> dict[str, str]:
+    """What a record says in words, as Markdown by its name: config and provenance of a start, a sample's text."""
+    if record["event"] == "sample":
+        return {f"sample/{record['index']}": as_code_block(record["prompt"] + record["text"])}
+    if record["event"] != "start":
+        return {}
+    parts = {name: record[name] for name in ("config", "provenance") if name in record}
+    return {name: as_code_block(strict_json(value, indent=2)) for name, value in parts.items()}
 
 
 def as_code_block(text: str) -> str:
