@@ -49,6 +49,8 @@ class TensorBoard(Tracker, TensorBoardLogger):
     key = "tracking.tensorboard"
 
     def __init__(self, run_dir: Path, resume_step: int | None) -> None:
+        import torch.utils.tensorboard  # noqa: F401 - here, not on the tracker's thread: it takes seconds
+
         super().__init__(str(run_dir), name="", version="", default_hp_metric=False)
         self.first_step = resume_step or 0
         self._announced = False
