@@ -201,7 +201,6 @@ REFUSED = [
     ["--trainer.devices=[0,0]"],
     ["--trainer.strategy=nope"],
     ["--model.optimizer=torch.optim.SparseAdam"],
-    ['--trainer.logger={"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "/proc/x"}}'],
     ["--tracking.norms.every_n_steps=3", "--trainer.log_every_n_steps=2"],
 ]
 

@@ -50,7 +50,7 @@ def fit(cli: CommandLine) -> None:
         trainer = build_trainer(
             objects.trainer,
             callbacks=[*cli.callbacks, *callbacks],
-            logger=list(loggers) if objects.trainer.logger is not False else False,
+            logger=loggers if objects.trainer.logger is not False else False,
             plugins=[*as_list(objects.trainer.plugins), run.checkpoint_io(callbacks)],
         )
         if cli.data.global_batch_size is not None:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -170,16 +170,16 @@ class Run:
             periodic,
         ]
 
-    def loggers(self, tracking: Namespace, others: Sequence[Logger] = ()) -> Sequence[Logger]:
+    def loggers(self, tracking: Namespace, others: Iterable[Logger] = ()) -> list[Logger]:
         """The trackers that the config asks for, the first process's alone, and loggers of the user's.
 
         In the first process none of them can stop or slow the run: see `tinytf.run.loggers.follower`.
         """
         if not is_first_process():
-            return others
+            return list(others)
         step = self.resume.step if self.resume else None
         asked = {key: tracking[key] for key in ("tensorboard", "wandb", "mlflow")}
-        return build_loggers(self.directory, self.run_id, step, **asked, others=others)
+        return [*build_loggers(self.directory, self.run_id, step, **asked, others=others)]
 
     def checkpoint_io(self, callbacks: list[Callback]) -> DurableCheckpointIO:
         """How checkpoints are written and read."""
