@@ -54,7 +54,7 @@ VALUES: dict[str, Any] = {
     "tracking.tensorboard": False, "tracking.wandb": {"project": "mine"}, "tracking.mlflow": {"experiment": "mine"},
     "tracking.hostname": True,
     "tracking.profile.start_step": 3, "tracking.profile.steps": 2, "tracking.norms.every_n_steps": 4,
-    "tracking.loss.smoothing": 0.5, "tracking.loss.spike_factor": 3.0, "tracking.samples.every_n_validations": 1,
+    "tracking.loss.smoothing": 0.5, "tracking.loss.spike_factor": 3.0, "tracking.samples.every_n_validations": 5,
     "tracking.samples.prompts": ["A"], "tracking.samples.max_new_tokens": 3, "tracking.samples.temperature": 0.1,
     "export.at_end": True, "export.formats": ["gguf"],
 }  # fmt: skip
