@@ -55,7 +55,12 @@ def test_a_file_wins_over_the_preset_and_that_is_logged(
 
 @pytest.mark.parametrize(
     ("given", "hint"),
-    [("tny", "did you mean tiny?"), ("loggers/wand", "loggers/wandb"), ("zzz", "the presets are base")],
+    [
+        ("tny", "did you mean tiny?"),
+        ("15m", "did you mean recipes/15m?"),
+        ("loggers/wand", "loggers/wandb"),
+        ("zzz", "the presets are base"),
+    ],
 )
 def test_a_name_that_is_neither_is_refused(given: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint):

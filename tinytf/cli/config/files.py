@@ -147,7 +147,8 @@ def find_config(given: str) -> str:
         return str(preset)
     if path.is_dir():  # Opening it says so.
         return given
-    near = difflib.get_close_matches(given, preset_names(), n=1)
+    inside = [name for name in preset_names() if name.endswith(f"/{given}")]
+    near = inside or difflib.get_close_matches(given, preset_names(), n=1)
     hint = f"did you mean {near[0]}?" if near else f"the presets are {', '.join(preset_names())}"
     raise UserError(f"--config {given}: no such file and no such preset; {hint}")
 
