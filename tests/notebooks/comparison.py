@@ -24,7 +24,7 @@ VARIES = (
     (r"[\d,]+ tok/s|\beta [\d:]+|\d+\.\d s\b|\b\d+:\d\d:\d\d\b|\bin \d+:\d\d\b", ""),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d[\d:.]*Z?", ""),
     (r"[\d,]+ bytes|^ *[\d,]+(?=  \S)|tfevents\.\S+", ""),  # Sizes follow the lengths of paths and times inside.
-    (r"\S*/(?=checkpoints/)|\S*/(?=(tinytf|tensorboard) )", ""),
+    (r"\S*/(?=checkpoints/)", ""),
     (r"\b(?=[a-f]*\d)[0-9a-f]{12}\b|\b\d\.\de-\d\d\b", ""),  # Fingerprints; distances that are rounding.
 )
 NUMBER = re.compile(r"\d[\d,]*\.?\d*")

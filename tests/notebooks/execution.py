@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import nbformat
@@ -22,4 +24,6 @@ def executed(path: Path) -> nbformat.NotebookNode:
     client = NotebookClient(
         notebook, timeout=600, record_timing=False, coalesce_streams=True, resources={"metadata": {"path": FOLDER}}
     )
-    return client.execute()
+    # As in an activated environment: what the program proposes to type next is then no path of this machine.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    return client.execute(env={**os.environ, "PATH": path})
