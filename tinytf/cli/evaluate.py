@@ -17,7 +17,7 @@ from tinytf.cli.main import heavy_command
 from tinytf.data.datamodule import TextDataModule
 from tinytf.data.windows import IGNORE_INDEX
 from tinytf.errors import UserError
-from tinytf.run.callbacks.progress import StepProgress
+from tinytf.run.callbacks.progress import progress_bar
 from tinytf.run.run import is_first_process
 from tinytf.training.trainer import Trainer
 from tinytf.utils.text import strict_json
@@ -67,7 +67,7 @@ def evaluation_trainer(cli: CommandLine, **settings: Any) -> Trainer:
         notice = notice_of_other_text(cli.data.fingerprint, cli.resume.entry["data"], cli.resume.path)
         if notice:
             log.warning("%s", notice)
-    bar = [StepProgress()] if cli.config.trainer.enable_progress_bar is not False else []
+    bar = progress_bar(cli.config.trainer.enable_progress_bar, cli.callbacks)
     return build_trainer(cli.objects.trainer, callbacks=[*cli.callbacks, *bar], logger=False, **settings)
 
 

@@ -45,11 +45,11 @@ def fit(cli: CommandLine) -> None:
         require_exportable_config(choose(objects.export.formats), cli.model.config, cli.data.tokenizer)
 
     with Run.open(config, cli.data.fingerprint, cli.resume) as run:
-        callbacks = run.callbacks(objects.tracking, objects.checkpoint)
+        callbacks = run.callbacks(objects.tracking, objects.checkpoint, cli.callbacks)
         loggers = run.loggers(objects.tracking, user_loggers(objects.trainer.logger))
         trainer = build_trainer(
             objects.trainer,
-            callbacks=[*cli.callbacks, *callbacks],
+            callbacks=callbacks,
             logger=loggers if objects.trainer.logger is not False else False,
             plugins=[*as_list(objects.trainer.plugins), run.checkpoint_io(callbacks)],
         )
@@ -154,7 +154,8 @@ def warn_of_another_schedule(cli: CommandLine, run: Run) -> None:
     if run.resume is None:
         return
     before, now = (config["trainer"]["max_steps"] for config in (run.resume.entry["config"], run.config))
-    if before != now and cli.model.schedule.depends_on_max_steps:
+    # A scheduler of torch knows its own end.
+    if before != now and getattr(cli.model.schedule, "depends_on_max_steps", False):
         log.warning(
             "trainer.max_steps was %d and is %d: %s decays until max_steps, so the learning rate jumps here, and the "
             "result is not that of a run of %d steps; a Constant schedule, or end_step, would not depend on it",

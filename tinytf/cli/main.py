@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from tinytf import __version__
@@ -209,6 +210,10 @@ def quiet_libraries() -> None:
     # Tips, and the devices found, which the first line of a run says too.
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # But a callback or a profiler that the user added, as ModelSummary or Timer, says what it was added for.
+    for name in ("lightning.pytorch.callbacks", "lightning.pytorch.profilers", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(of_callback)
     # On how gloo and two dimensions of parallelism exchange shards, once a process.
     for name in ("torch.distributed.tensor._collective_utils", "torch.distributed.tensor._redistribute"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -226,6 +231,11 @@ def quiet_libraries() -> None:
         ".*litmodels.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def of_callback(record: logging.LogRecord) -> bool:
+    """Whether a record that Lightning logs for the first process alone is more than a tip."""
+    return record.levelno > logging.INFO or Path(record.pathname).parent.name == "callbacks"
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

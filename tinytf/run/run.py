@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from tinytf.run.callbacks.loss import LossMonitor, SaveNonFinite
 from tinytf.run.callbacks.metadata import CheckpointMetadata
 from tinytf.run.callbacks.norms import LayerwiseNorms
 from tinytf.run.callbacks.profiler import Profiler
-from tinytf.run.callbacks.progress import StepProgress
+from tinytf.run.callbacks.progress import progress_bar
 from tinytf.run.callbacks.samples import Samples
 from tinytf.run.callbacks.signals import GracefulStop
 from tinytf.run.callbacks.throughput import Throughput
@@ -137,12 +137,15 @@ class Run:
         finally:
             release_run_locks()
 
-    def callbacks(self, tracking: Namespace, checkpoint: CheckpointConfig) -> list[Callback]:
+    def callbacks(
+        self, tracking: Namespace, checkpoint: CheckpointConfig, given: Sequence[Callback] = ()
+    ) -> list[Callback]:
         """What makes a run durable, resumable and tracked, in the order in which it must happen at a step's end.
 
         Args:
             tracking: the fields of `TrackingConfig` and `OptionalCallbacks`.
             checkpoint: when to save, and what to keep.
+            given: the user's own, which come first: what they log at a step is in its row.
         """
         provenance = collect(hostname=tracking.hostname)
         if tracking.git_diff and is_first_process():
@@ -151,6 +154,7 @@ class Run:
         start = {"run_id": self.run_id, "provenance": provenance, "data": self.data, "config": self.config}
         periodic = PeriodicCheckpoint(checkpoint.every_n_steps, checkpoint.keep_last)
         return [
+            *given,
             BroadcastRunDir(self.directory),
             # Before the journal, which writes down where the batch is.
             SaveNonFinite(),
@@ -161,7 +165,7 @@ class Run:
             JournalCallback(start),
             Validation(),
             tracking.samples,
-            *([StepProgress()] if self.config["trainer"]["enable_progress_bar"] is not False else []),
+            *progress_bar(self.config["trainer"]["enable_progress_bar"], given),
             ExactResume(),
             CheckpointMetadata(self.config, provenance),
             GracefulStop(periodic),

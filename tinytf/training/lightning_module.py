@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -16,12 +17,12 @@ from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import SumMetric
 
 from tinytf.data.windows import IGNORE_INDEX
-from tinytf.errors import RunError
+from tinytf.errors import RunError, UserError
 from tinytf.model import KVCache, Transformer, TransformerConfig
 from tinytf.training.attention import choose_attention
 from tinytf.training.distributed.dtensor import clip_by_norm, total_norm
@@ -46,7 +47,8 @@ class LanguageModel(LightningModule):
 
     Args:
         optimizer: class of the optimizer, with its arguments: any of torch.optim, or tinytf.training.MuonAdamW.
-        schedule: class of the learning-rate schedule, with its arguments: Linear, Cosine or Constant.
+        schedule: class of the learning-rate schedule, with its arguments: Linear, Cosine or Constant, or any of
+            torch.optim.lr_scheduler, which steps at each optimizer step (ReduceLROnPlateau at each validation).
         weight_decay_on: what the optimizer's weight decay applies to: the blocks' matrices, or all parameters.
         compile: torch.compile the blocks; auto does if the run is long enough to earn the compile time back, which the
             command line knows: from Python auto does not.
@@ -62,7 +64,7 @@ class LanguageModel(LightningModule):
     def __init__(
         self,
         optimizer: Callable[[Iterable], Optimizer] = MuonAdamW,  # type: ignore[type-arg]
-        schedule: Schedule = lazy_instance(Linear),  # noqa: B008 - how jsonargparse knows a default class
+        schedule: Schedule | Callable[[Optimizer], LRScheduler] = lazy_instance(Linear),  # noqa: B008
         weight_decay_on: Literal["matrices", "all"] = "matrices",
         compile: Literal["auto"] | bool = "auto",
         activation_checkpointing: bool = False,
@@ -72,11 +74,14 @@ class LanguageModel(LightningModule):
         **config: Any,
     ) -> None:
         super().__init__()
-        # `config` and not named arguments: jsonargparse follows ``**config`` to TransformerConfig's fields, so that
-        # ``model.d_model`` is declared there alone.
+        # lazy_instance is how jsonargparse knows a default class. `config` and not named arguments: it follows
+        # ``**config`` to TransformerConfig's fields, so that ``model.d_model`` is declared there alone.
         self.config = TransformerConfig(**config)
-        self.build_optimizer = optimizer
+        # A function of our own, because a copy of a function is itself: callbacks that average weights copy the module,
+        # and jsonargparse's partial holds on to the whole command line.
+        self.build_optimizer = lambda groups: optimizer(groups)
         self.schedule = schedule
+        self.plateau: ReduceLROnPlateau | None = None
         self.weight_decay_on = weight_decay_on
         self.compile_blocks = compile is True
         self.activation_checkpointing = activation_checkpointing
@@ -122,11 +127,31 @@ class LanguageModel(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(parameter_groups(self.model, self.weight_decay_on == "all"))
-        # Before LambdaLR, whose constructor multiplies each group's lr by the schedule's first factor.
+        # Before the scheduler, whose constructor multiplies each group's lr by its first factor.
         self.group_settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        scheduler = self._scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            # `_finish_evaluation` steps it. Lightning would after the checkpoint of the validation, so that a run
+            # resumed from there would leave one step out: here it finds no step to do it at.
+            self.plateau = scheduler
+            config |= {"monitor": self._monitored(scheduler), "frequency": sys.maxsize}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def _scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        schedule = self.schedule
+        if not isinstance(schedule, Schedule):
+            return schedule(optimizer)
         total_steps = self._total_steps()
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return LambdaLR(optimizer, lambda step: schedule.factor(step, total_steps))
+
+    def _monitored(self, plateau: ReduceLROnPlateau) -> str:
+        """What it looks at: Lightning's subclass has an argument for that."""
+        name = str(getattr(plateau, "monitor", "val/loss"))
+        known = ["val/loss", "val/perplexity", *(["val/bits_per_byte"] if "val" in self.bytes_per_token else [])]
+        if name not in known:
+            raise UserError(f"model.schedule.monitor is {name}, but must be {' or '.join(known)}")
+        return name
 
     def _total_steps(self) -> int:
         """Optimizer steps of the whole run; a Trainer that counts epochs has no max_steps."""
@@ -135,10 +160,15 @@ class LanguageModel(LightningModule):
     # -- training ----------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Let the settings in force now win over those that came back with the optimizer's state."""
+        """Let the settings in force now win over those that came back with the optimizer's state.
+
+        Not under a scheduler of torch, which computes each rate from the one before.
+        """
         scheduler = self.lr_schedulers()
         optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(scheduler, LambdaLR)
+        # A subclass may configure optimizers of its own, and a tuner puts its scheduler in the place of this one.
+        if not self.group_settings or not isinstance(self.schedule, Schedule) or not isinstance(scheduler, LambdaLR):
+            return
         assert isinstance(optimizer, Optimizer)
         factor = self.schedule.factor(scheduler.last_epoch, self._total_steps())
         scheduler.base_lrs = [settings["lr"] for settings in self.group_settings]
@@ -180,17 +210,13 @@ class LanguageModel(LightningModule):
     def _log_step(self, loss: Tensor) -> None:
         if self.trainer.world_size > 1:
             loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, Optimizer)
-        lr = {group.get("name"): group["lr"] for group in optimizer.param_groups}
-        values = {
-            "train/loss": loss,
-            "train/perplexity": loss.exp(),
-            "train/grad_norm": self.grad_norm,
-            "lr": lr["embedding"],
-        }
-        if lr["matrices"] != lr["embedding"]:  # MuonAdamW's muon_lr.
-            values["muon_lr"] = lr["matrices"]
+        (optimizer, *_) = self.trainer.optimizers
+        # Those of an optimizer that a subclass configures may have no names.
+        rates = {group.get("name"): group["lr"] for group in optimizer.param_groups}
+        lr = rates.get("embedding", optimizer.param_groups[0]["lr"])
+        values = {"train/loss": loss, "train/perplexity": loss.exp(), "train/grad_norm": self.grad_norm, "lr": lr}
+        if rates.get("matrices", lr) != lr:  # MuonAdamW's muon_lr.
+            values["muon_lr"] = rates["matrices"]
         if self.skipped_steps:
             values["train/skipped_steps"] = float(self.skipped_steps)
         self.log_dict(values, logger=self.log_to_loggers)
@@ -272,6 +298,9 @@ class LanguageModel(LightningModule):
         # In validate and test, Lightning prints what is logged to loggers as a table.
         self.log_dict(values, logger=self.log_to_loggers or self.trainer.state.fn != "fit")
         self.loss_sum = self.token_count = None
+        trains = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if self.plateau is not None and split == "val" and trains:
+            self.plateau.step(values[self._monitored(self.plateau)].item())
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 

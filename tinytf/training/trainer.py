@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer as LightningTrainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import WeightAveraging
 
 from tinytf.errors import UserError, require_at_least
 from tinytf.training.distributed import fsdp  # noqa: F401 - registers trainer.strategy fsdp2
@@ -18,6 +18,7 @@ from tinytf.training.hardware import (
     fastest_precision,
     training_device,
 )
+from tinytf.training.refused_callbacks import refuse_callbacks, refuse_equal_keys
 
 WORN_OUT = 16
 """Readings of a text after which another one teaches little. Muennighoff et al. 2023 (arXiv:2305.16264) fit the worth
@@ -66,12 +67,13 @@ class Trainer(LightningTrainer):
             accumulate_grad_batches=(accumulate_grad_batches, 1),
         )
         callbacks = kwargs.get("callbacks") or []
-        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-            if isinstance(callback, GradientAccumulationScheduler):
-                raise UserError(
-                    "trainer.callbacks: GradientAccumulationScheduler moves the steps away from the micro-batches that "
-                    "validations and resuming are counted in; use trainer.accumulate_grad_batches"
-                )
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        refuse_callbacks(map(type, callbacks))
+        refuse_equal_keys(callbacks)
+        if kwargs.get("strategy") == "fsdp2" and any(isinstance(each, WeightAveraging) for each in callbacks):
+            raise UserError(
+                "trainer.callbacks: Lightning averages no weights that fsdp2 shards; use trainer.strategy ddp"
+            )
         # From Python; the command line replaces `auto` before (cli/config/auto.py): config.yaml then says what ran.
         if str(kwargs.get("strategy")).startswith("fsdp") and kwargs["strategy"] != "fsdp2":
             raise UserError(

@@ -174,6 +174,8 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
+# An enumeration whose members are texts, as Lightning's are, is written as the text.
+_Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9._]+([eE][-+]?[0-9]+)?|0o[0-7]+)$"), list("-+.0123456789")
 )

@@ -8,12 +8,15 @@ import os
 import re
 import traceback
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any, get_type_hints
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.trainer.connectors import checkpoint_connector
+from torch.optim.lr_scheduler import LRScheduler
 
 from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import RunError, UserError, require_at_least
@@ -24,6 +27,8 @@ from tinytf.run.config import CheckpointConfig
 from tinytf.run.loggers import require_trackers
 from tinytf.run.run import OptionalCallbacks
 from tinytf.training.hardware import training_device
+from tinytf.training.optim.schedules import Schedule
+from tinytf.training.refused_callbacks import refuse_callbacks
 from tinytf.utils.files import shorten, user_path
 from tinytf.utils.machine import usable_cores, usable_memory
 from tinytf.utils.text import flatten
@@ -56,12 +61,14 @@ def validate(command: str, config: Any) -> None:
     require_at_least("trainer", **{key: (config.trainer[key], 1) for key in STEPS})
     check_ranges(config)
     check_device(config.trainer.accelerator)
+    callbacks = config.trainer.callbacks or []
+    refuse_callbacks(
+        import_class(each.class_path) for each in (callbacks if isinstance(callbacks, list) else [callbacks])
+    )
     for name, callback in get_type_hints(OptionalCallbacks).items():
         callback(**config.tracking[name])
     if command == "fit":
-        with refusals_of(f"model.schedule: {config.model.schedule.class_path.rpartition('.')[2]}"):
-            instantiate_class((), config.model.schedule)
-        check_optimizer(config.model.optimizer)
+        check_optimizer(config.model.optimizer, config.model.schedule, config.trainer.max_steps)
         check_run_dir(config.name, config.checkpoint.dir)
         require_trackers(config.tracking.wandb, config.tracking.mlflow)
         check_formats(config.export)
@@ -84,11 +91,14 @@ def refusals_of_checkpoint(path: str | None) -> Iterator[None]:
     """What Lightning, torch or a callback raises as it restores a checkpoint, as one line that names the file.
 
     No hook of Lightning surrounds that: an error is of it if its traceback leads through the functions that restore.
+    What a callback finds missing before the first step (a logger, a package) is one line too.
     """
     try:
         yield
     except (UserError, RunError, MemoryError, OSError):
         raise
+    except (MisconfigurationException, ModuleNotFoundError) as error:
+        raise UserError(f"trainer: {shorten(' '.join(str(error).split()), 400)}") from error
     except Exception as error:
         calls = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
         there = [code.co_name for code in calls if code.co_filename == checkpoint_connector.__file__]
@@ -164,15 +174,36 @@ def check_model(model: Any) -> None:
         raise UserError(f"model.{error.problems[0]}") from None
 
 
-def check_optimizer(given: Any) -> None:
-    """Refuse an optimizer that cannot be built for a matrix and a vector, in groups like the model's."""
-    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in ((2, 2), (2,))]
-    groups = [{"name": name, "params": [each]} for name, each in zip(("matrices", "norm"), parameters, strict=True)]
+def check_optimizer(given: Any, schedule: Any, max_steps: int) -> None:
+    """Refuse an optimizer that cannot be built for matrices and vectors in groups like the model's, or its schedule."""
+    sizes = {"matrices": (2, 2), "embedding": (2, 2), "norm": (2,)}
+    parameters = {name: torch.nn.Parameter(torch.zeros(size)) for name, size in sizes.items()}
+    groups = [{"name": name, "params": [parameter]} for name, parameter in parameters.items()]
     with refusals_of(f"model.optimizer: {given.class_path.rpartition('.')[2]}"):
         optimizer = instantiate_class((groups,), given)
-        for parameter in parameters:
+        for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # SparseAdam and LBFGS refuse dense gradients, and a step without a closure, only here.
+    kind = schedule.class_path.rpartition(".")[2]
+    with refusals_of(f"model.schedule: {kind}"):
+        built = instantiate_class(() if is_ours(schedule.class_path) else (optimizer,), schedule)
+        steps = getattr(built, "total_steps", max_steps)  # OneCycleLR's: at the step after it, it raises.
+        if isinstance(built, LRScheduler):
+            built.state_dict()
+    if steps < max_steps:
+        raise UserError(f"model.schedule: {kind} ends at step {steps}, and trainer.max_steps is {max_steps}")
+
+
+def is_ours(schedule: str) -> bool:
+    """Whether a schedule's class is a `Schedule`; else it is a scheduler of torch, and takes the optimizer."""
+    return issubclass(import_class(schedule), Schedule)
+
+
+def import_class(path: str) -> type:
+    """The class that a parsed config names."""
+    module, _, name = path.rpartition(".")
+    found: type = getattr(import_module(module), name)
+    return found
 
 
 def check_ranges(config: Any) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 from tinytf.errors import UserError
+from tinytf.run.callbacks import run_dir_of
 from tinytf.utils.files import shorten
 
 log = logging.getLogger(__name__)
@@ -19,14 +22,33 @@ class ExactResume(Callback):
     Saved at a step where a validation is due but not done, Lightning 2.6's loop state reads as if it were done (it
     would be skipped); saved in the middle of one, as if the batches before had been seen (a wrong val/loss). That
     EarlyStopping has decided to stop is saved nowhere: killed before the run's end, it would train on. Also restates
-    the count of micro-batches when a step is made of more or fewer of them than before.
+    the count of micro-batches when a step is made of more or fewer of them than before, and keeps callbacks of
+    Lightning from what a resumed run would do otherwise.
     """
 
     def __init__(self) -> None:
         self.validated_at = -1
         self.stopped = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                # Lightning's is that of the first logger, and relative until the run is resumed: it then takes its list
+                # of files for another folder's.
+                callback.dirpath = os.path.realpath(run_dir_of(trainer) / "checkpoints")
+            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+                # The model's only buffers are tables of constants, which no checkpoint has: averaged, they drift by
+                # roundings, and a resumed run starts from the true ones.
+                callback._average_model.use_buffers = False
+                # It would put the averages in the place of the weights, in the last checkpoint too, and the run could
+                # not be made longer. They are the model of each checkpoint in any case.
+                callback.on_train_end = lambda *_: None  # type: ignore[method-assign]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            # It is saved nowhere: within an accumulation, a resumed run would save its step a second time.
+            if isinstance(callback, ModelCheckpoint):
+                callback._last_global_step_saved = trainer.global_step
         # Without EarlyStopping in the config any more, the user wants the run to train on.
         if self.stopped and trainer.early_stopping_callbacks:
             trainer.should_stop = True

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -187,6 +187,11 @@ class StepProgress(ProgressBar):
                 self._bar.refresh()
                 self._bar.stop()
             self._bar = None
+
+
+def progress_bar(enabled: bool | None, given: Sequence[Callback]) -> list[Callback]:
+    """Ours, unless it is turned off (None is Lightning's word for on) or the user gave another."""
+    return [] if enabled is False or any(isinstance(each, ProgressBar) for each in given) else [StepProgress()]
 
 
 def latest_row(trainer: Trainer) -> Row:

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 
 from tinytf.run.callbacks import steps_remain
 from tinytf.run.callbacks.checkpoints import PeriodicCheckpoint
@@ -60,8 +61,10 @@ class GracefulStop(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         # Alone, do not wait for the end of a validation: the checkpoint says that it is still due. At the last step
-        # a resumed run would not come back to it, so there it is finished first.
-        if self.received and trainer.world_size == 1 and steps_remain(trainer):
+        # a resumed run would not come back to it, so there it is finished first. So it is with averaged weights, which
+        # have changed places with the model's until it ends.
+        swapped = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if self.received and trainer.world_size == 1 and steps_remain(trainer) and not swapped:
             self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
