@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -127,6 +128,8 @@ def _run(arguments: list[str], folder: Path, instants: Instants | None, count: i
         os.dup2(log, 2)
         # Under pytest these are its own capture, of the parent.
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        # Lightning's own handler is missing if pytest had set up logging when it was imported.
+        logging.getLogger("lightning.pytorch").handlers = [logging.StreamHandler(sys.stderr)]
         if instants:
             watch(instants)
         from tinytf.cli.main import main

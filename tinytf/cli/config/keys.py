@@ -47,7 +47,8 @@ REFUSED = {
     "trainer.overfit_batches": f"{STREAM}; to overfit, give a short file as data.corpus",
     "trainer.reload_dataloaders_every_n_epochs": STREAM,
     "trainer.use_distributed_sampler": f"{STREAM}, and each process reads its own part of it",
-    "trainer.max_time": f"{STEPS}; to stop at a time, send a signal, such as by timeout --signal=TERM 2h tinytf fit",
+    "trainer.max_time": "use --trainer.callbacks Timer --trainer.callbacks.duration 00:02:00:00 (two hours), or send a "
+    "signal, such as by timeout --signal=TERM 2h tinytf fit",
     "trainer.default_root_dir": "use checkpoint.dir",
     "trainer.enable_checkpointing": "use checkpoint.save_top_k and checkpoint.every_n_steps",
     "trainer.fast_dev_run": "use configs/tiny.yaml, or trainer.max_steps 2",

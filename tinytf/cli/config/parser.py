@@ -18,6 +18,7 @@ from tinytf.cli.config.errors import OneLineErrors, causes
 from tinytf.cli.config.files import Arguments, as_config, read_arguments
 from tinytf.cli.config.help import help_text, refuse_unused, topic_of
 from tinytf.cli.config.keys import ConfigError, Keys, check_flags, check_keys, set_help_texts
+from tinytf.cli.config.own_modules import find_own_modules, refuse_missing_modules, texts
 from tinytf.cli.config.strict_yaml import STRICT
 from tinytf.cli.config.validate import check_machine, refusals_of, validate
 from tinytf.data.datamodule import TextDataModule
@@ -139,12 +140,23 @@ class CommandLine(LightningCLI):
             check_keys(file.content, keys)
         check_flags(given.flags, keys)
         refuse_unused(self.command, given.flags)
+        refuse_made_of_schedulers(given)
+        find_own_modules(given)
         prints = any(flag.partition("=")[0] == "--print_config" for flag in given.flags)
         ckpt = find_checkpoint(self.command, given, required=not prints)
         base = as_config(self._defaults(ckpt, given)) if ckpt else []
         files = [argument for file in given.files for argument in file.as_argument(keys.sections)]
-        config: Namespace = self.parser.parse_args([*base, *files, *given.flags])
+        try:
+            config: Namespace = self.parser.parse_args([*base, *files, *given.flags])
+        except ConfigError:
+            if self.resume and self.resume.own:
+                refuse_missing_modules(self.resume.entry["config"], self.resume.path)
+            raise
         config.ckpt_path = str(ckpt) if ckpt else None
+        if isinstance(config.trainer.callbacks, list):
+            # A command line that starts and resumes with += adds to the checkpoint's list what is already in it.
+            own = config.trainer.callbacks
+            config.trainer.callbacks = [each for n, each in enumerate(own) if not self.resume or each not in own[:n]]
         self._refuse_nulls(config)
         if config.checkpoint.dir.startswith("~"):  # Which shells leave as it is after a "=".
             config.checkpoint.dir = str(user_path(config.checkpoint.dir, what="checkpoint.dir"))
@@ -217,6 +229,17 @@ class CommandLine(LightningCLI):
         if self.resume:
             data.use_tokenizer(self.resume.entry["tokenizer"], self.resume.entry["data"])
         return data
+
+
+def refuse_made_of_schedulers(given: Arguments) -> None:
+    """Raise at a scheduler of torch whose parts need the optimizer as they are built, which no config can give them."""
+    words = [*given.flags, *(text for file in given.files for _, text in texts(file.content))]
+    if word := next((word for word in words if word.endswith(("SequentialLR", "ChainedScheduler"))), None):
+        name = word.rpartition("=")[2].rpartition(".")[2]
+        raise UserError(
+            f"model.schedule: {name} is made of schedulers that need the optimizer as they are built, which a config "
+            "cannot give them; use Linear or Cosine, which warm up, or a class of your own"
+        )
 
 
 def refuse_hidden(config: Namespace) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from tinytf.cli.config.validate import is_ours
 from tinytf.data.sources.builtin import BUILTIN
 from tinytf.errors import UserError
 from tinytf.utils.files import shorten
-from tinytf.utils.text import public
+from tinytf.utils.text import flatten, public
 
 SHAPE = tuple(f"model.{key}" for key in ("d_model", "n_heads", "n_layers", "n_kv_heads", "d_ff", "qk_norm"))
 TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.bpe_sample_bytes")
@@ -28,6 +29,8 @@ TRAINING = (
 WHY = {
     "model": "a checkpoint's shape is that of its weights",
     "model.optimizer": "its state is that of its class",
+    "model.optimizer.init_args": "a scheduler of torch takes each learning rate from the one before",
+    "model.schedule": "a scheduler of torch takes each learning rate from the one before",
     "data": "a resumed run continues with the text it has begun",
     "seed_everything": "the order of the data depends on it",
 }
@@ -152,7 +155,8 @@ def refuse_changes(
 ) -> None:
     """Refuse, by name, each setting given now that a checkpoint has already fixed otherwise."""
     changed, missing = [], []
-    for key in SHAPE + TOKENIZER + (TRAINING if command == "fit" else ()):
+    fixed = (*SHAPE, *TOKENIZER, *((*TRAINING, *arguments_of_torch(now, saved)) if command == "fit" else ()))
+    for key in fixed:
         old, new = look_up(saved, key), look_up(now, key)
         if key == "data.tokenizer" and old not in ("char", "bpe") and key not in given:
             continue  # Read from the checkpoint, which has its content, whatever its path was.
@@ -165,6 +169,19 @@ def refuse_changes(
         raise UserError(f"checkpoint {ckpt}: its config has no {', '.join(missing)}")
     if changed:
         raise UserError(*changed)
+
+
+def arguments_of_torch(now: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """What cannot change under a scheduler of torch, whose state has all it was built from; nothing under ours."""
+    kind, before = (str(look_up(config, "model.schedule.class_path")) for config in (now, saved))
+    if all(name.startswith("tinytf.") for name in (kind, before)):
+        return []
+    if kind != before:
+        return ["model.schedule.class_path"]
+    if is_ours(kind):
+        return []
+    arguments = flatten({key: look_up(now, key) or {} for key in ("model.schedule", "model.optimizer.init_args")})
+    return [key for key, _ in arguments]
 
 
 def look_up(config: Mapping[str, Any], dotted: str) -> Any:
