@@ -6,13 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from tokenizers import Tokenizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from tinytf.data.build import prepare
 from tinytf.data.config import CorpusConfig, PreparedCorpus, require_processes
@@ -155,9 +154,9 @@ class TextDataModule(LightningDataModule):
         batches = SequentialWindows(
             self.split(name), self.batch_size, self.seq_len, *self._rank_and_world_size(), name=name
         )
-        return self._loader(batches, range(batches.count))
+        return self._loader(batches, SequentialSampler(range(batches.count)))
 
-    def _loader(self, batches: Dataset[Batch], order: InfiniteSampler | Sequence[int]) -> DataLoader[Batch]:
+    def _loader(self, batches: Dataset[Batch], order: SequentialSampler) -> DataLoader[Batch]:
         return DataLoader(
             batches,
             batch_size=None,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, SequentialSampler
 
 from tinytf.errors import UserError
 
@@ -127,11 +127,17 @@ class ShuffledWindows(_Windows):
         return starts
 
 
-class InfiniteSampler(Sampler[int]):
-    """start, start + 1, … without end: one stream, in which Lightning never sees an epoch."""
+class InfiniteSampler(SequentialSampler):
+    """start, start + 1, … without end: one stream, in which Lightning never sees an epoch.
+
+    A SequentialSampler, because Lightning's ``overfit_batches`` leaves those as they are.
+    """
 
     def __init__(self, start: int = 0) -> None:
         self.start = start
+
+    def __len__(self) -> int:
+        raise TypeError("it has no end")
 
     def __iter__(self) -> Iterator[int]:
         return itertools.count(self.start)

@@ -79,7 +79,7 @@ class LanguageModel(LightningModule):
         self.config = TransformerConfig(**config)
         # A function of our own, because a copy of a function is itself: callbacks that average weights copy the module,
         # and jsonargparse's partial holds on to the whole command line.
-        self.build_optimizer = lambda groups: optimizer(groups)
+        self.build_optimizer: Callable[[Iterable[Any]], Optimizer] = lambda groups: optimizer(groups)
         self.schedule = schedule
         self.plateau: ReduceLROnPlateau | None = None
         self.weight_decay_on = weight_decay_on

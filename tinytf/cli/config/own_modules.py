@@ -20,17 +20,10 @@ def find_own_modules(given: Arguments) -> None:
 
     The folder comes last on sys.path, so that no file in it can stand in for a package.
     """
-    here = Path.cwd()
-    for file in given.files:
-        for _, text in texts(file.content):
-            _find(text, Path(file.path).resolve().parent, here)
-    for flag in given.flags:
-        _find(flag.partition("=")[2] if flag.startswith("--") else flag, here)
-
-
-def _find(text: str, *folders: Path) -> None:
-    for dotted in DOTTED.findall(text):
-        module = dotted.partition(".")[0]
+    words = [flag.partition("=")[2] if flag.startswith("--") else flag for flag in given.flags]
+    words += [text for file in given.files for _, text in texts(file.content)]
+    folders = [*(Path(file.path).resolve().parent for file in given.files), Path.cwd()]
+    for module in {dotted.partition(".")[0] for word in words for dotted in DOTTED.findall(word)}:
         for folder in folders:
             is_there = (folder / f"{module}.py").is_file() or (folder / module / "__init__.py").is_file()
             if is_there and not is_importable(module):
