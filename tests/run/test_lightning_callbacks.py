@@ -41,11 +41,14 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             for p in group["params"]:
                 average = self.state[p].setdefault("average", torch.zeros_like(p))
                 average.lerp_(p.grad, 1 - group["beta"])
                 p.sub_(average.sign(), alpha=group["lr"])
+        return loss
 """
 """Lies next to the config file: nothing else puts it onto Python's path."""
 

@@ -111,6 +111,9 @@ class LanguageModel(LightningModule):
         if self._prepared:  # A second fit, or the validation after one.
             return
         self._prepared = True
+        if self.trainer.precision == "64-true":
+            # Lightning converts the module after it has restored the weights, which would be rounded on the way.
+            self.double()
         choose_attention(self.model, self.trainer.strategy.root_device, self.trainer.precision)
         for block in self.model.layers:
             if self.activation_checkpointing:
