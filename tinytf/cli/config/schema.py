@@ -14,6 +14,7 @@ import torch
 # TypeError at one whose argument is a class of classes. Of classes it does not know it takes none, not even with the
 # name in full. Hence its generator with classes described here; its name is private and pinned by a test.
 from jsonargparse._completions_jsonschema import ParserJsonschema
+from torch.optim.lr_scheduler import LRScheduler
 
 from tinytf.cli.config.flags import CommandParser
 from tinytf.cli.config.help import OPTIMIZER, SCHEDULE, known_classes, path_of
@@ -97,7 +98,9 @@ class ConfigSchema(ParserJsonschema):
         found = known_classes(class_type) if class_type in (OPTIMIZER, SCHEDULE) else []
         paths = {kind: path_of(kind) for kind in found}
         described = [self._known(kind, path, action) for kind, path in paths.items()]
-        names = [name for kind, path in paths.items() for name in (path, kind.__name__)]
+        # The key takes one of our schedules or a scheduler of torch: the names of ours are not for the latter.
+        ours = known_classes(SCHEDULE) if class_type is LRScheduler else found
+        names = [name for kind in ours for name in (path_of(kind), kind.__name__)]
         return {"anyOf": [{"type": "string"}, *described, other_class(names), *only_arguments(found)]}
 
     def _known(self, kind: type, path: str, action: Any) -> dict[str, Any]:
