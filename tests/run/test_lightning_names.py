@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -69,6 +69,12 @@ def test_a_new_best_file_is_listed_then_saved_then_the_old_one_removed() -> None
     ]
     assert places == sorted(places)
     assert list(inspect.signature(ModelCheckpoint._save_checkpoint).parameters) == ["self", "trainer", "filepath"]
+
+
+def test_callbacks_have_what_a_resumed_run_sets(tmp_path: Any) -> None:
+    assert hasattr(ModelCheckpoint(dirpath=tmp_path), "_last_global_step_saved")
+    assert hasattr(WeightAveraging(), "_average_model")
+    assert hasattr(torch.optim.swa_utils.AveragedModel(torch.nn.Linear(1, 1)), "use_buffers")
 
 
 def test_a_fit_that_is_already_done_returns_before_its_hooks() -> None:
