@@ -72,7 +72,8 @@ def test_a_new_best_file_is_listed_then_saved_then_the_old_one_removed() -> None
 
 
 def test_callbacks_have_what_a_resumed_run_sets(tmp_path: Any) -> None:
-    assert hasattr(ModelCheckpoint(dirpath=tmp_path), "_last_global_step_saved")
+    for name in ("_last_global_step_saved", "_every_n_train_steps", "_train_time_interval"):
+        assert hasattr(ModelCheckpoint(dirpath=tmp_path), name)
     assert hasattr(WeightAveraging(), "_average_model")
     assert hasattr(torch.optim.swa_utils.AveragedModel(torch.nn.Linear(1, 1)), "use_buffers")
 

@@ -46,8 +46,10 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for callback in trainer.checkpoint_callbacks:
-            # It is saved nowhere: within an accumulation, a resumed run would save its step a second time.
-            if isinstance(callback, ModelCheckpoint):
+            # It is saved nowhere: within an accumulation, a resumed run would save its step a second time. But one that
+            # saves after validations may have this step's still to save.
+            by_steps = isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps
+            if isinstance(callback, ModelCheckpoint) and (by_steps or callback._train_time_interval):
                 callback._last_global_step_saved = trainer.global_step
         # Without EarlyStopping in the config any more, the user wants the run to train on.
         if self.stopped and trainer.early_stopping_callbacks:
