@@ -250,7 +250,7 @@ def best_of(record: Record, run_dir: Path) -> Path | None:
     """The best checkpoint of a run that has finished, if this record says so and the file is there."""
     if record["event"] != "end" or record.get("reason") != "finished" or not record.get("best_checkpoint"):
         return None
-    path = run_dir / record["best_checkpoint"]
+    path = run_dir / Path(record["best_checkpoint"]).name  # Nothing outside the run is sent, whatever a journal says.
     return path if path.is_file() else None
 
 
