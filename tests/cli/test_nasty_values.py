@@ -69,7 +69,7 @@ SIZES = [
 
 PLACES = [
     (["--ckpt_path", ""], ["--ckpt_path is empty"]),
-    (["--ckpt_path=a\0b"], ["--ckpt_path", "null byte"]),
+    (["--ckpt_path=a\0b"], ["--ckpt_path", "embedded null"]),
     (["--ckpt_path", LONG], ["--ckpt_path", "File name too long"]),
     (["--ckpt_path", "~nosuch/x"], ["--ckpt_path ~nosuch/x"]),
     (["--ckpt_path", "/dev/zero"], ["--ckpt_path /dev/zero: it is a device"]),
@@ -83,7 +83,7 @@ PLACES = [
     (["--config", "/proc/self/mem"], ["--config /proc/self/mem"]),
     (["--checkpoint.dir", ""], ["checkpoint.dir is empty"]),
     (["--checkpoint.dir", "~nosuch/x"], ["checkpoint.dir ~nosuch/x"]),
-    (["--checkpoint.dir=a\0b"], ["checkpoint.dir", "null byte"]),
+    (["--checkpoint.dir=a\0b"], ["checkpoint.dir", "embedded null"]),
     (["--checkpoint.dir", LONG], ["checkpoint.dir", "File name too long"]),
     (["--checkpoint.dir", "/proc/x"], ["/proc/x"]),
     (["--checkpoint.dir", "pipe"], ["checkpoint.dir pipe"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_the_manifest_names_checkpoint_text_and_versions(exported: Exported) -> 
     }
     assert content["evaluation"]["source"] == "file held_out.txt"
     assert content["evaluation"]["tokens"] > 500
-    assert content["versions"]["torch"] == torch.__version__
+    assert content["versions"]["torch"] == version("torch")  # Without the build (+cu130) that torch itself adds.
     assert content["machine"]["threads"] == 1
     assert content["model"]["parameters"] > 0
     assert content["thresholds"]["fp32"]["max_abs"] == 1e-4
