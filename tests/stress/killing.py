@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -121,6 +122,8 @@ def attempt(
 def _run(arguments: list[str], folder: Path, instants: Instants | None, count: int) -> None:
     code = 99
     os.setpgrp()
+    # Python 3.14 starts loader processes from a fork server; the parent's does not answer a fork of it.
+    multiprocessing.set_start_method("fork", force=True)
     try:
         os.chdir(folder)
         log = os.open("attempts.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -157,6 +157,10 @@ class TextDataModule(LightningDataModule):
         return self._loader(batches, SequentialSampler(range(batches.count)))
 
     def _loader(self, batches: Dataset[Batch], order: SequentialSampler) -> DataLoader[Batch]:
+        if self.num_workers:
+            # Loader processes come from a fork server on Linux from Python 3.14 on. It imports this module, with
+            # Lightning, once; each process would, for six seconds.
+            multiprocessing.set_forkserver_preload(["__main__", __name__])
         return DataLoader(
             batches,
             batch_size=None,
