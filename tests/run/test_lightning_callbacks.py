@@ -174,6 +174,27 @@ def interrupted(tmp_path: Path, settings: dict[str, Any], kill_at: int, *flags: 
     return tmp_path
 
 
+def test_a_signal_within_a_validation_of_averages_saves_the_weights_and_the_averages_in_their_places(
+    tmp_path: Path,
+) -> None:
+    flags = [
+        "fit",
+        "--trainer.callbacks=EMAWeightAveraging",
+        *(f"--{key}={value}" for key, value in {**BASE, **SHORT}.items()),
+    ]
+    for name, instants in (("whole", None), ("stopped", Instants(5, signal.SIGTERM, only="validation_step"))):
+        prepare(tmp_path / name)
+        code, _ = attempt(flags, tmp_path / name, instants)
+        assert code == (0 if instants is None else 128 + signal.SIGTERM), said(tmp_path / name)
+    assert attempt(["fit", "--ckpt_path=last"], tmp_path / "stopped")[0] == 0, said(tmp_path / "stopped")
+    ends = [
+        torch.load(tmp_path / name / "checkpoints/killed/version_0/last.ckpt", weights_only=True)
+        for name in ("whole", "stopped")
+    ]
+    for key in ("state_dict", "current_model_state"):
+        assert differences(*(end[key] for end in ends)) == []
+
+
 def said(folder: Path) -> str:
     return (folder / "attempts.log").read_text()
 
