@@ -40,7 +40,7 @@ FLAGS = [
     (["--model.vocab_size", "5"], ["model.vocab_size", "tokenizer"]),
     (["--trainer.precision", "bf8"], ["trainer.precision", "32-true", "bf8"]),
     (["--trainer.max_epochs", "3"], ["trainer.max_epochs", "trainer.max_steps"]),
-    (["--trainer.fast_dev_run", "true"], ["trainer.fast_dev_run", "tiny.yaml"]),
+    (["--trainer.fast_dev_run", "true"], ["trainer.fast_dev_run", "debug/step"]),
     (["--trainer.max_steps", "0"], ["trainer.max_steps is 0"]),
     (["--trainer.max_steps"], ["trainer.max_steps", "expected one argument"]),
     (["--trainer.val_check_interval", "0.5"], ["trainer.val_check_interval", "an integer"]),

@@ -193,6 +193,7 @@ def test_a_tracker_that_knows_no_account(
         raise wandb.errors.UsageError("No API key configured.")
 
     monkeypatch.setattr(wandb, "login", no_account)
+    monkeypatch.setattr(wandb.setup().settings, "mode", "online")  # Read from the environment once in a process.
     arguments = ["fit", "--config", TINY, "--config", "configs/loggers/wandb.yaml"]
     says(refused(arguments, capsys), ["tracking.wandb", "No API key", "WANDB_MODE=offline"])
     assert not (tmp_path / "checkpoints").exists()

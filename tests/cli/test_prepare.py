@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,8 +86,11 @@ def test_it_knows_every_key_of_fits_section_data() -> None:
 
 
 def test_a_resumed_run_keeps_its_text() -> None:
-    saved = {"data": {"split_by": "auto", "text_field": "text", "bpe_sample_bytes": 100_000_000}}
+    saved: dict[str, Any] = {
+        "data": {"split_by": "auto", "text_field": "text", "bpe_sample_bytes": 100_000_000},
+        "model": {"schedule": {"class_path": "tinytf.training.Linear"}},
+    }
     for key, value in (("split_by", "document"), ("text_field", "body"), ("bpe_sample_bytes", 7)):
-        changed = {"data": {**saved["data"], key: value}}
+        changed = {**saved, "data": {**saved["data"], key: value}}
         with pytest.raises(UserError, match=rf"data\.{key} is {value} here"):
             refuse_changes("fit", changed, saved, Path("a.ckpt"))

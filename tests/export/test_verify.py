@@ -169,7 +169,7 @@ def test_an_artifact_that_does_not_load_fails_alone(
 
 
 def test_a_folder_for_a_checkpoint_is_one_line(bundle: Path) -> None:
-    with pytest.raises(UserError, match="it is a folder; give a regular file"):
+    with pytest.raises(UserError, match="it is a folder, and it has no intact best checkpoint"):
         run([str(bundle), "--ckpt_path", str(bundle)])
 
 

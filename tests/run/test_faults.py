@@ -90,7 +90,9 @@ def test_a_run_that_was_killed_after_it_decided_to_stop_early_has_stopped(tmp_pa
 
 def test_without_early_stopping_in_the_config_a_stopped_run_trains_on() -> None:
     for stopped, callbacks, stops in ((True, ["EarlyStopping"], True), (True, [], False), (False, ["one"], False)):
-        trainer: Any = SimpleNamespace(early_stopping_callbacks=callbacks, should_stop=False, global_step=4)
+        trainer: Any = SimpleNamespace(
+            early_stopping_callbacks=callbacks, checkpoint_callbacks=[], should_stop=False, global_step=4
+        )
         resumed = ExactResume()
         resumed.stopped = stopped
         resumed.on_train_start(trainer, cast(Any, None))

@@ -50,7 +50,9 @@ def test_a_run_that_goes_on_with_other_micro_batches_makes_the_same_steps(
     reference, end = end_of(whole), end_of(changed)
     for name in ("train/loss", "val/loss"):
         mine, theirs = ({row["step"]: row[name] for row in e.rows if name in row} for e in (end, reference))
-        assert mine == pytest.approx(theirs, abs=5e-4)
+        # The shorter run's last step is validated too.
+        assert mine.keys() - theirs.keys() == ({5} if name == "val/loss" else set())
+        assert {step: mine.get(step) for step in theirs} == pytest.approx(theirs, abs=5e-4)
     positions = [
         torch.load(folder / "checkpoints/killed/version_0/last.ckpt", weights_only=True)["TextDataModule"]
         for folder in (whole, changed)
