@@ -63,8 +63,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.txt").write_text(text)
     (folder / "books" / "one.txt").write_text(text)
     (folder / "src" / "deep").mkdir(parents=True)
-    (folder / "src" / "deep" / "code.py").write_text("".join(f"x{n} = {n * n % 97}\n" for n in range(3000)))
-    (folder / "notes.jsonl").write_text("".join(f'{{"text": "note {n}: {n * n % 97}"}}\n' for n in range(2000)))
+    # All of them have the characters of my.txt, on which the page measures whichever run is then the newest.
+    code = "".join(f"x{n} = {n * n % 97}  # {line}\n" for n, line in enumerate(text.splitlines()))
+    (folder / "src" / "deep" / "code.py").write_text(code)
+    (folder / "notes.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in text.splitlines()))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["fit", "--config", "configs/tiny.yaml"]) == 0
