@@ -51,6 +51,9 @@ def test_a_run_ends_with_its_best_checkpoint_and_commands_that_can_be_pasted(
     assert "is measured on the whole split" in shown.err
     assert main([*validate[1:], "--trainer.limit_val_batches=1"]) == 0
     assert "was measured on" not in capfd.readouterr().err
+    monkeypatch.setattr("tinytf.export.bundle.export_checkpoint", lambda *args, own, **rest: {"failed": not own})
+    monkeypatch.setattr("tinytf.cli.export.print_result", lambda *args, **settings: None)
+    assert main(export[1:]) == 0  # It is of the user's own runs: else the file of its text would not be opened.
 
 
 def test_a_run_that_is_not_validated_says_so_twice(
@@ -77,6 +80,8 @@ def test_a_program_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch: p
     assert fit.console_script("tinytf") == shlex.quote(str(tools / "tinytf"))
     monkeypatch.chdir(tmp_path)
     assert fit.console_script("tinytf") == "'my tools/tinytf'"
+    (tools / "tinytf").unlink()  # As after `pip install --user`.
+    assert fit.console_script("tinytf") == "tinytf"
 
 
 def test_a_name_that_no_run_has_is_refused_beside_last_but_starts_what_a_config_describes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, checkpoint_path, threads
+from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, threads
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
 from tinytf.export.parity.thresholds import with_overrides
 from tinytf.utils.files import user_path
@@ -26,6 +26,10 @@ def parser() -> CommandParser:
     flags.add_argument("--output_dir", metavar="DIR", help="default: export in the checkpoint's folder")
     add_check_flags(flags)
     flags.add_argument("--text", metavar="FILE", help="held-out UTF-8 text (default: the run's validation split)")
+    flags.add_argument(
+        "--root", default="checkpoints", metavar="DIR",
+        help="the folder of your runs: of others, a text that they name is not opened (default: %(default)s)",
+    )  # fmt: skip
     return flags
 
 
@@ -74,18 +78,19 @@ def run(argv: list[str]) -> int:
         None if given is None else user_path(given, what=flag)
         for flag, given in (("--output_dir", args.output_dir), ("--text", args.text))
     )
+    root = user_path(args.root, what="--root")
     with_overrides(args.threshold)  # Before torch is imported and the checkpoint read.
     formats = choose([name.strip() for name in args.formats.split(",") if name.strip()])
     from tinytf.export.bundle import export_checkpoint
-    from tinytf.run.directory import ROOT, is_own
+    from tinytf.run.directory import is_own, resolve_checkpoint
 
-    ckpt_path = checkpoint_path(args)
+    ckpt_path = resolve_checkpoint(args.ckpt_path, args.name, root)
     content = export_checkpoint(
         ckpt_path,
         formats,
         output_dir=output_dir,
         text=text,
-        own=is_own(ckpt_path, ROOT),
+        own=is_own(ckpt_path, root),
         thresholds=args.threshold,
         threads=args.threads,
         say=say,

@@ -131,12 +131,12 @@ def next_commands(config: Mapping[str, Any], run_dir: str, name: str) -> list[st
     tinytf, root = console_script("tinytf"), config["checkpoint"]["dir"]
     ckpt = f"--ckpt_path {shlex.quote(str(Path(run_dir, name)))}"
     prompts, tensorboard = config["tracking"]["samples"]["prompts"], config["tracking"]["tensorboard"]
-    # Of a run outside of it, validate would ask for the names of its text again.
-    place = "" if root == str(ROOT) else f" --checkpoint.dir {shlex.quote(root)}"
+    # Of a run outside of it, validate and export would ask for its text again.
+    at = "" if root == str(ROOT) else f" {shlex.quote(root)}"
     return [
         f"{tinytf} generate {ckpt}" + (f" --prompt {shlex.quote(prompts[0])}" if prompts else ""),
-        f"{tinytf} validate {ckpt}{place}",
-        *([] if config["export"]["at_end"] else [f"{tinytf} export {ckpt}"]),
+        f"{tinytf} validate {ckpt}" + (at and f" --checkpoint.dir{at}"),
+        *([] if config["export"]["at_end"] else [f"{tinytf} export {ckpt}" + (at and f" --root{at}")]),
         *([f"{console_script('tensorboard')} --logdir {shlex.quote(root)}"] if tensorboard else []),
     ]
 
@@ -144,7 +144,9 @@ def next_commands(config: Mapping[str, Any], run_dir: str, name: str) -> list[st
 def console_script(name: str) -> str:
     """A program of this environment as the shell finds it: by its name, or else by its path."""
     script = Path(sys.executable).with_name(name)
-    if shutil.which(name) and Path(str(shutil.which(name))).parent == script.parent:
+    found = shutil.which(name)
+    # Installed for one user, programs are not next to Python.
+    if not shutil.which(script) or (found and Path(found).parent == script.parent):
         return name
     return shlex.quote(str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script))
 

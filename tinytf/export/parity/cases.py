@@ -20,7 +20,6 @@ from tinytf.data.tokenizer import encode
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
 from tinytf.run.checkpoint import LoadedModel
-from tinytf.run.directory import ROOT
 from tinytf.utils.files import read_bytes, read_text, shorten
 
 # Some seconds of work. A difference in loss below 1e-3 is not measurable on so few, and no threshold asks for it.
@@ -201,8 +200,8 @@ def from_validation_split(loaded: LoadedModel, own: bool) -> Evaluation:
         foreign = [str(corpus) for corpus in named if corpus is not None and corpus not in BUILTIN]
         if foreign:
             raise UserError(
-                f"the checkpoint is not of a run in {ROOT}, so {shorten(foreign[0])} is not opened because it says so: "
-                f"{ADVICE}"
+                f"the checkpoint is not of a run below --root, so {shorten(foreign[0])} is not opened because it says "
+                f"so: {ADVICE}"
             )
     try:
         prepared = prepare(CorpusConfig(**settings), loaded.tokenizer, loaded.entry.get("data"))
