@@ -108,6 +108,16 @@ def test_runs_shows_no_control_characters(capsys: pytest.CaptureFixture[str]) ->
         assert not acts(said), flags
 
 
+def test_a_warning_of_a_command_that_computes_nothing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("checkpoints") / HOSTILE.replace("/", "") / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("no record\n" * 2)
+    assert main(["runs"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("checkpoints/\\x1b]0;owned")
+    assert not acts(line)
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     # A run goes on and saves, whoever looked at it: `tinytf fit | head`.
     stdout, stderr = Stream(sys.stdout, lenient=argv[:1] == ["fit"]), Stream(sys.stderr, lenient=True)
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        log_to_stderr()
         try:
             code = dispatch(argv)
             sys.stdout.flush()
@@ -198,12 +199,17 @@ class OneLineFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def quiet_libraries() -> None:
-    """Set up logging and warnings for a command; a test or a notebook that imports tinytf is left alone."""
+def log_to_stderr() -> None:
+    """Show what tinytf logs: without a handler, Python writes it as it is, a stranger's file names too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLineFormatter())
+    logging.getLogger("tinytf").handlers[:] = [handler]
+
+
+def quiet_libraries() -> None:
+    """Set up logging and warnings for a command; a test or a notebook that imports tinytf is left alone."""
+    log_to_stderr()
     own = logging.getLogger("tinytf")
-    own.handlers[:] = [handler]
     own.setLevel(logging.INFO)
     own.propagate = False
     threading.excepthook = _thread_failed
