@@ -26,6 +26,7 @@ def a_parser():
         (["--ckpt_path", "a", "--count", "0"], "--count: 0 is too small"),
         (["--ckpt_path", "a", "--count", "1.5"], "--count: '1.5' is not an integer"),
         (["--ckpt_path", "a", "--count"], "--count: expected one argument"),
+        (["--ckpt_path", "a", "--count", "123456789012345e3"], "is not an integer"),
     ],
 )
 def test_wrong_flags_are_one_line_that_names_them(flags, argv, message):

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.cli.tiny_checkpoint import write_checkpoint
+from tinytf.cli.config.parser import Description
 from tinytf.cli.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -73,6 +76,20 @@ def test_how_often_the_text_is_read(capsys: pytest.CaptureFixture[str], tmp_path
     assert "warning" not in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_does_not_say_how_much_text_it_had(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    described = Description("fit", [])
+    config = described.plain(described.parser.get_defaults())
+    config["model"].update(d_model=32, n_heads=2, n_layers=2, max_seq_len=32)
+    config["data"].update(corpus="python-docs", seq_len=32)
+    content = torch.load(write_checkpoint(tmp_path / "a.ckpt", config=config), weights_only=True)
+    for split_tokens, tokens in ((None, None), ([3], None), ({"train": "x"}, None), ({"train": 90}, 90)):
+        content["tinytf"]["data"]["split_tokens"] = split_tokens
+        torch.save(content, tmp_path / "a.ckpt")
+        assert plan(capsys, "--ckpt_path", str(tmp_path / "a.ckpt"), "--tflops", "1")["text"]["tokens"] == tokens
+
+
 def test_a_geforce_is_known_by_its_whole_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(capsys, *GPT2, "--gpu", "rtx 4090", "--vocab_size", "99")["machine"]["peak_flops"] == 165.15072e12
     for name, says in (("RTX 4090 Laptop GPU", "its maker's choice"), ("RTX 4091", "the nearest are RTX 4090")):
@@ -110,6 +127,8 @@ def test_it_is_read_by_people(capsys: pytest.CaptureFixture[str]) -> None:
         (("--gpu", "H100", "--tflops", "100"), "--gpu and --tflops"),
         (("--mfu", "40"), "--mfu: 40 must be at most 1"),
         (("--memory", "-1"), "--memory: -1 must be above 0"),
+        (("--memory", "1e300"), "--memory: 1e300 must be from 1e-9 to 1e9"),
+        (("--tflops", "5e-324"), "--tflops: 5e-324 must be from 1e-9"),
         (("--tflops", "1", "--gpus", "7", "--data.global_batch_size", "64"), "data.global_batch_size 64"),
         (("--model.n_heads", "7"), "d_model"),
     ],

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import instantiate_class
 
 from tinytf.cli.config.flags import CommandParser, above_zero, positive, share
 from tinytf.cli.config.parser import CommandLine
+from tinytf.cli.config.resume import look_up
 from tinytf.cli.main import quiet_libraries
 from tinytf.data.config import cache_root
 from tinytf.data.datamodule import TextDataModule
@@ -149,7 +150,8 @@ def find_train_tokens(cli: CommandLine) -> tuple[int | None, bool]:
     """Tokens of the training text, and whether that is an estimate; None if the text is not on this machine."""
     data = cli.config.data
     if cli.resume:
-        return int(cli.resume.entry["data"]["split_tokens"]["train"]), False
+        tokens = look_up(cli.resume.entry, "data.split_tokens.train")
+        return tokens if isinstance(tokens, int) and tokens > 0 else None, False
     if data.tokenizer != "bpe":
         return len(TextDataModule(**data).split("train")), False
     # Not tokenized for this: training a tokenizer on 10 MB takes ten seconds, and plan answers at once.

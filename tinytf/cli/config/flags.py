@@ -47,8 +47,10 @@ def integer(text: str) -> int:
     # Not by int(), which takes 1_000 and the digits of all scripts.
     if re.fullmatch(r"[-+]?[0-9]{1,30}", text):
         return int(text)
-    if re.fullmatch(r"[-+]?[0-9]{1,15}(\.[0-9]{1,15})?[eE]\+?[0-9]{1,2}", text) and float(text).is_integer():
-        return int(float(text))
+    if re.fullmatch(r"[-+]?[0-9]{1,15}(\.[0-9]{1,15})?[eE]\+?[0-9]{1,2}", text):
+        value = float(text)
+        if value.is_integer() and abs(value) < 2**53:  # Above it, floats skip integers.
+            return int(value)
     raise argparse.ArgumentTypeError(f"{shorten(text, 40)!r} is not an integer")
 
 
@@ -82,6 +84,8 @@ def above_zero(text: str) -> float:
     value = number(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    if not 1e-9 <= value <= 1e9:  # What is computed with others is 0 or infinite.
+        raise argparse.ArgumentTypeError(f"{text} must be from 1e-9 to 1e9")
     return value
 
 
