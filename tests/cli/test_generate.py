@@ -247,6 +247,12 @@ def test_each_line_of_a_pipe_is_a_prompt_and_the_seeds_go_on(say, monkeypatch):
     assert [json.loads(line)["prompt"] for line in say(*session, "--json").out.splitlines()][::2] == list(prompts)
 
 
+def test_a_prompt_of_a_closed_stdin_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # As <&- leaves it.
+    with pytest.raises(UserError, match="--prompt_file -: stdin is closed"):
+        generate.run(["--ckpt_path", str(folder / "char.ckpt"), "--prompt_file", "-"])
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
 def test_without_a_prompt_nothing_is_written(say, monkeypatch, content):
     piped(monkeypatch, content)

@@ -273,6 +273,16 @@ def test_settings_that_a_checkpoint_does_not_have_are_named_once(tmp_path: Path)
     )
 
 
+def test_a_text_in_a_checkpoint_is_not_blamed_for_another_key(tmp_path: Path) -> None:
+    from tinytf.cli.config.own_modules import refuse_missing_modules
+    from tinytf.errors import UserError
+
+    config = {"trainer": {"callbacks": {"class_path": "nosuch.Saver", "init_args": {"filename": "a.b"}}}, "model": {}}
+    refuse_missing_modules(config, tmp_path / "a.ckpt", "trainer.max_steps")
+    with pytest.raises(UserError, match=r"its trainer\.callbacks is nosuch\.Saver"):
+        refuse_missing_modules(config, tmp_path / "a.ckpt", "trainer.callbacks")
+
+
 @pytest.mark.parametrize("name", ["console", "com10", "aux-1", "x.y", "3e-4", ".hidden", "lr=[1e-3]"])
 def test_a_name_that_is_a_folder(name: str) -> None:
     from tinytf.cli.config.validate import check_run_dir

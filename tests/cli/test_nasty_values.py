@@ -47,6 +47,7 @@ LIBRARIES = [
     (["--model.dropout", "nan"], ["model.dropout"]),
     (["--model.rope_theta", "-.inf"], ["model.rope_theta"]),
     (["--tracking.samples.temperature", "nan"], ["tracking.samples.temperature"]),
+    (["--model.schedule", "torch.optim.lr_scheduler.SequentialLR"], ["model.schedule: SequentialLR", "use Linear"]),
 ]  # fmt: skip
 
 SIZES = [
@@ -94,6 +95,8 @@ PLACES = [
     (["--name", LONG], ["name", "too long"]),
     (["--data.corpus=a\0b"], ["corpus"]),
     (["--data.corpus", ""], ["corpus"]),
+    (["--data.corpus", f"{LONG}.txt"], ["corpus", "too long"]),
+    (["--data.corpus", "ChainedScheduler"], ["corpus ChainedScheduler"]),
     (["--data.tokenizer=a\0b"], ["tokenizer"]),
 ]
 
@@ -108,6 +111,17 @@ def test_what_a_library_refuses(
 ) -> None:
     says(refused(["fit", "--config", TINY, "--trainer.max_steps=1", *flags], capsys), words)
     assert not (tmp_path / "checkpoints").exists(), "wrong input left a run folder"
+
+
+def test_a_function_in_place_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own_functions.py").write_text(
+        "from torch.optim import SGD, Optimizer, lr_scheduler\n"
+        "def optimizer(params) -> Optimizer: return SGD(params)\n"
+        "def schedule(optimizer: Optimizer) -> lr_scheduler.LRScheduler: return lr_scheduler.ConstantLR(optimizer)\n"
+    )
+    for key in ("optimizer", "schedule"):
+        line = refused(["fit", "--config", TINY, f"--model.{key}", f"own_functions.{key}"], capsys)
+        says(line, [f"model.{key}: expected a class, got ", key])
 
 
 @pytest.mark.parametrize(("flags", "words"), SIZES, ids=[row(flags) for flags, _ in SIZES])

@@ -25,7 +25,7 @@ from tinytf.errors import UserError
 from tinytf.utils.files import read_text, user_path
 from tinytf.utils.text import terminal_text
 
-# torch takes a second to import: a mistyped flag is told before that.
+# torch takes a second to import: a mistyped flag is refused before that.
 if TYPE_CHECKING:
     from tinytf.generation.generator import TextGenerator
     from tinytf.generation.sampling import Sampling
@@ -59,7 +59,7 @@ def parser() -> CommandParser:
         "--model", metavar="FILE", help="an exported .onnx file with a key-value cache, in place of --ckpt_path"
     )
     prompt = flags.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", default="", help="text to go on from (default: empty)")
+    prompt.add_argument("--prompt", default="", help="text to complete (default: empty)")
     prompt.add_argument("--prompt_file", metavar="FILE", help="a UTF-8 file with the prompt, or - for stdin")
     flags.add_argument("--max_new_tokens", type=positive, default=200, metavar="N", help="default: %(default)s")
     flags.add_argument(
@@ -154,6 +154,8 @@ def read_prompt(args: argparse.Namespace) -> str:
     source = prompt_source(args)
     if args.prompt_file not in (None, "-"):
         return read_text(args.prompt_file, what="--prompt_file", limit=LONGEST_PROMPT)
+    if args.prompt_file is not None and sys.stdin is None:
+        raise UserError(f"{source}: stdin is closed; give a file, or --prompt")
     content = os.fsencode(args.prompt) if args.prompt_file is None else sys.stdin.buffer.read(LONGEST_PROMPT + 1)
     if len(content) > LONGEST_PROMPT:
         raise UserError(f"{source}: it has more than the {LONGEST_PROMPT:,} bytes that it may have")

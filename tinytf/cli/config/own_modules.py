@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,15 +26,22 @@ def find_own_modules(given: Arguments) -> None:
     folders = [*(Path(file.path).resolve().parent for file in given.files), Path.cwd()]
     for module in {dotted.partition(".")[0] for word in words for dotted in DOTTED.findall(word)}:
         for folder in folders:
-            is_there = (folder / f"{module}.py").is_file() or (folder / module / "__init__.py").is_file()
+            # Not by Path.is_file, which raises at a name that is too long, as a word of any text may be.
+            is_there = any(map(os.path.isfile, (folder / f"{module}.py", folder / module / "__init__.py")))
             if is_there and not is_importable(module):
                 sys.path.append(str(folder))
 
 
-def refuse_missing_modules(config: Mapping[str, Any], ckpt: Path) -> None:
-    """Say it of a checkpoint's class that no package has: the user's word alone makes a folder's modules importable."""
+def refuse_missing_modules(config: Mapping[str, Any], ckpt: Path, wrong: str) -> None:
+    """Say it of a checkpoint's class that no package has: the user's word alone makes a folder's modules importable.
+
+    Args:
+        config: the checkpoint's.
+        ckpt: its file, for the message.
+        wrong: the key that the parser refused; a text elsewhere, such as a file's name, is not to blame.
+    """
     for key, text in texts({section: config[section] for section in ("trainer", "model")}):
-        if DOTTED.fullmatch(text) and not is_importable(text.partition(".")[0]):
+        if key.startswith(wrong) and DOTTED.fullmatch(text) and not is_importable(text.partition(".")[0]):
             raise UserError(
                 f"checkpoint {ckpt}: its {key.partition('.class_path')[0]} is {text}, which no installed package has; "
                 "on a checkpoint's word nothing is imported from a folder: give --config with the file next to it again"

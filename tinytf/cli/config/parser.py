@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -148,9 +149,9 @@ class CommandLine(LightningCLI):
         files = [argument for file in given.files for argument in file.as_argument(keys.sections)]
         try:
             config: Namespace = self.parser.parse_args([*base, *files, *given.flags])
-        except ConfigError:
+        except ConfigError as error:
             if self.resume and self.resume.own:
-                refuse_missing_modules(self.resume.entry["config"], self.resume.path)
+                refuse_missing_modules(self.resume.entry["config"], self.resume.path, error.key)
             raise
         config.ckpt_path = str(ckpt) if ckpt else None
         if isinstance(config.trainer.callbacks, list):
@@ -233,12 +234,13 @@ class CommandLine(LightningCLI):
 
 def refuse_made_of_schedulers(given: Arguments) -> None:
     """Raise at a scheduler of torch whose parts need the optimizer as they are built, which no config can give them."""
-    words = [*given.flags, *(text for file in given.files for _, text in texts(file.content))]
+    words = re.findall(r"--model\.schedule[\w.]*[= ](\S+)", " ".join(given.flags))
+    words += [text for file in given.files for key, text in texts(file.content) if key.startswith("model.schedule")]
     if word := next((word for word in words if word.endswith(("SequentialLR", "ChainedScheduler"))), None):
-        name = word.rpartition("=")[2].rpartition(".")[2]
-        raise UserError(
-            f"model.schedule: {name} is made of schedulers that need the optimizer as they are built, which a config "
-            "cannot give them; use Linear or Cosine, which warm up, or a class of your own"
+        raise ConfigError(
+            "model.schedule",
+            f"model.schedule: {word.rpartition('.')[2]} is made of schedulers that need the optimizer as they are "
+            "built, which a config cannot give them; use Linear or Cosine, which warm up, or a class of your own",
         )
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from torch.optim.lr_scheduler import LRScheduler
 
+from tinytf.cli.config.keys import shown
 from tinytf.data.datamodule import TextDataModule
 from tinytf.errors import RunError, UserError, require_at_least
 from tinytf.export.formats import choose
@@ -178,6 +179,9 @@ def check_optimizer(given: Any, schedule: Any, max_steps: int) -> None:
     """Refuse an optimizer that cannot be built for matrices and vectors in groups like the model's, or its schedule."""
     sizes = {"matrices": (2, 2), "embedding": (2, 2), "norm": (2,)}
     parameters = {name: torch.nn.Parameter(torch.zeros(size)) for name, size in sizes.items()}
+    for key, value in (("model.optimizer", given), ("model.schedule", schedule)):
+        if not hasattr(value, "class_path"):  # The parser takes a function too, whose arguments no config can give.
+            raise UserError(f"{key}: expected a class, got {shown(value)}")
     groups = [{"name": name, "params": [parameter]} for name, parameter in parameters.items()]
     with refusals_of(f"model.optimizer: {given.class_path.rpartition('.')[2]}"):
         optimizer = instantiate_class((groups,), given)
