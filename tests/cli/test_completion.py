@@ -83,6 +83,10 @@ def test_bash_offers(typed: list[str], among: set[str], offered) -> None:  # typ
     assert among <= offered(*typed)
 
 
+def test_an_evaluation_is_offered_what_it_uses(offered) -> None:  # type: ignore[no-untyped-def]
+    assert offered("validate", "--trainer.limit_") == {"--trainer.limit_val_batches"}
+
+
 def test_a_config_is_a_yaml_file(offered) -> None:  # type: ignore[no-untyped-def]
     assert "notes.txt" not in offered("fit", "--config", "")
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tinytf.cli.config.help import EVALUATION, SECTIONS, help_text
+from tinytf.cli.config.help import EVALUATION, SECTIONS, help_text, keys_of
 from tinytf.cli.config.keys import HELP, ConfigError
 from tinytf.cli.config.parser import parser_of
+from tinytf.cli.config.resume import TOKENIZER
 from tinytf.cli.main import main
 
 UNITS = re.split(
@@ -114,6 +115,9 @@ def test_an_evaluation_shows_what_it_uses(shown: Callable[..., str]) -> None:
         assert {key if "." in key else f"run.{key}" for key in keys} == used - {
             "run.verbose" if command == "predict" else "run.return_predictions"
         }
+        # A new key of the data is decided on here: these are of the training, or fixed by the checkpoint.
+        data = {key.name for key in keys_of(parser_of(command)) if key.section == "data"}
+        assert data - used == {"data.global_batch_size", *TOKENIZER}
     with pytest.raises(ConfigError, match="validate does not use it; see tinytf fit --help"):
         help_text(parser_of("validate"), "validate", "model.d_model")
 

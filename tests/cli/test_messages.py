@@ -16,7 +16,7 @@ from tests.cli.wrong_input import TINY, refused, says
 from tests.cli.wrong_input import in_an_empty_folder as in_an_empty_folder
 from tinytf.cli.config.keys import OTHER_WORDS, REFUSED, Keys, unknown_key
 from tinytf.cli.config.parser import parser_of
-from tinytf.cli.main import main
+from tinytf.cli.main import COMMANDS, OTHER_NAMES, main
 
 # -- flags of fit --------------------------------------------------------------------------------------------------
 
@@ -132,6 +132,12 @@ def test_a_key_without_its_section_is_one_line(capsys: pytest.CaptureFixture[str
 ])  # fmt: skip
 def test_a_command_of_another_program_names_ours(command: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused([command, "--config", TINY], capsys) == f"unknown command {command!r}; did you mean tinytf {near}?"
+
+
+def test_each_other_name_of_a_command_stands_for_one_that_there_is() -> None:
+    assert {name.partition(" ")[0] for name in OTHER_NAMES} <= {*COMMANDS, "--help", "--version"}
+    words = " ".join(OTHER_NAMES.values()).split()
+    assert sorted([*words, *COMMANDS]) == sorted({*words, *COMMANDS})
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

@@ -15,7 +15,7 @@ import shtab
 
 from tinytf.cli.config.files import preset_names
 from tinytf.cli.config.flags import CommandParser
-from tinytf.cli.config.help import OPTIMIZER, SCHEDULE, known_classes, path_of
+from tinytf.cli.config.help import OPTIMIZER, SCHEDULE, is_used, known_classes, path_of
 from tinytf.cli.config.parser import parser_of
 from tinytf.cli.main import COMMANDS, TRAINER_COMMANDS
 from tinytf.data.sources.builtin import BUILTIN
@@ -118,6 +118,8 @@ def tree() -> argparse.ArgumentParser:
         for action in parser_of("fit")._actions if name == "plan" else ():  # It takes the keys of fit too.
             if action.option_strings[:1] != ["-h"]:
                 command._add_action(action)
+        if name in TRAINER_COMMANDS and name != "fit":  # It refuses the others.
+            command._actions[:] = [each for each in command._actions if each.dest == "help" or is_used(each.dest, name)]
         complete_values(command)
     return root
 
