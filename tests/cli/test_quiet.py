@@ -21,7 +21,7 @@ OURS = re.compile(
     r"|  \S+ --logdir checkpoints"
     r"|step \d+/\d+  .*"
     r"|tinytf: note: .*"
-    r"|(reading|tokenising) .*"
+    r"|(reading|tokenizing) .*"
     r"|measuring the reference"
     r"|[\w-]+: (writing|comparing with the model)"
     r"|comparing with .*"

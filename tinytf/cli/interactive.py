@@ -23,7 +23,7 @@ def complete_prompts(first: str, source: str, complete: Callable[[str, str], Non
     Args:
         first: the prompt to begin with; empty for none.
         source: the flag that it came from, for messages.
-        complete: writes what follows a prompt; is told where that came from, for its own messages.
+        complete: writes what follows a prompt, given with the place that it came from, for messages.
     """
     if sys.stdin is not None and sys.stdin.isatty():
         _at_terminal(first, source, complete)

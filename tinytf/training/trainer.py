@@ -20,7 +20,7 @@ from tinytf.training.hardware import (
 )
 from tinytf.training.refused_callbacks import refuse_callbacks, refuse_equal_keys
 
-WORN_OUT = 16
+MOST_READINGS = 16
 """Readings of a text after which another one teaches little. Muennighoff et al. 2023 (arXiv:2305.16264) fit the worth
 of the Rth repetition as exp(-R / 15.4) of new text: the fourth is nearly as good, the 16th a third as good, the 40th
 worth nothing. Measured here, 0.4M parameters on 54,000 characters at a constant rate: val/loss is lowest at the 10th
@@ -138,11 +138,11 @@ def describe_readings(tokens: int, readings: float) -> str:
 
 def overfitting(readings: float, max_steps: int) -> str | None:
     """What to say of a run that reads its training text too often; None if it does not."""
-    if readings <= WORN_OUT:
+    if readings <= MOST_READINGS:
         return None
     return (
-        f"the training text is read {readings:,.0f} times: after about {WORN_OUT} a model learns it by heart and "
-        f"val/loss rises; give more text, or trainer.max_steps {max(1, int(max_steps * WORN_OUT / readings))}"
+        f"the training text is read {readings:,.0f} times: after about {MOST_READINGS} a model learns it by heart and "
+        f"val/loss rises; give more text, or trainer.max_steps {max(1, int(max_steps * MOST_READINGS / readings))}"
     )
 
 

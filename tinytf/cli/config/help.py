@@ -11,7 +11,6 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
-from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -20,6 +19,7 @@ from jsonargparse import ArgumentParser
 
 from tinytf.cli.config.keys import ConfigError, unknown_key
 from tinytf.cli.config.resume import SHAPE, TOKENIZER
+from tinytf.cli.config.validate import import_class
 from tinytf.cli.main import COMMANDS
 from tinytf.training.optim.schedules import Schedule
 
@@ -122,7 +122,7 @@ def keys_of(parser: Any) -> Iterator[Key]:
         kind = " | ".join(dict.fromkeys(kinds(action._typehint)))
         yield Key(action.dest, kind, path.rpartition(".")[2] if path else as_written(action.default), text_of(action))
         inner = ArgumentParser()
-        classes: list[Any] = [imported(path)] if path else list(filter(is_dataclass, get_args(action._typehint)))
+        classes: list[Any] = [import_class(path)] if path else list(filter(is_dataclass, get_args(action._typehint)))
         for each in classes:
             inner.add_class_arguments(each, action.dest, skip={"params"} & set(inspect.signature(each).parameters))
         yield from keys_of(inner)
@@ -130,11 +130,6 @@ def keys_of(parser: Any) -> Iterator[Key]:
 
 def text_of(action: Any) -> str:
     return " ".join((action.help or "").replace("%%", "%").split())
-
-
-def imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 def kinds(hint: Any) -> Iterator[str]:

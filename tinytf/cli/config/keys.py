@@ -140,8 +140,8 @@ def unknown_key(key: str, known: Iterable[str], command: str = "tinytf fit") -> 
     if near:
         return ConfigError(key, f"unknown key {key}; did you mean {' or '.join(near)}?")
     section = key.rpartition(".")[0]
-    siblings = [name for name in choices if section and name.rpartition(".")[0] == section]
-    hint = f"there are {', '.join(siblings)}" if 0 < len(siblings) <= 10 else f"see {command} --help"
+    around = [name for name in choices if section and name.rpartition(".")[0] == section]
+    hint = f"there are {', '.join(around)}" if 0 < len(around) <= 10 else f"see {command} --help"
     return ConfigError(key, f"unknown key {key}; {hint}")
 
 
