@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from tests.cli.wrong_input import TINY, refused, says
 from tests.cli.wrong_input import in_an_empty_folder as in_an_empty_folder
+from tinytf.cli.config.files import read_arguments
+from tinytf.cli.config.own_modules import find_own_modules
 from tinytf.cli.config.parser import Description
 from tinytf.cli.config.resume import OURS_TO_DECIDE, WORDS, strangers_defaults
 from tinytf.cli.main import main
@@ -121,6 +123,19 @@ def test_a_strangers_file(trained: dict[str, Any], capsys: pytest.CaptureFixture
     assert not Path("TRACE").exists()
     assert "evil_module" not in sys.modules
     assert sorted(path.name for path in Path("shared").iterdir()) == ["theirs.ckpt"]
+
+
+def test_a_folder_is_importable_for_what_may_name_a_class_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs.py").touch()
+    (tmp_path / "corpus.yaml").write_text("data: {corpus: theirs.txt}\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    before = [*sys.path]
+    find_own_modules(read_arguments(["--ckpt_path=theirs.ckpt", "--name", "theirs.best", "--config=corpus.yaml"]))
+    assert sys.path == before
+    find_own_modules(read_arguments(["--trainer.callbacks", "theirs.Callback"]))
+    assert sys.path == [*before, str(tmp_path)]
 
 
 def test_a_run_that_was_copied_here_whole_is_a_strangers_too(

@@ -25,6 +25,7 @@ TWO = {
     "checkpoint.every_n_steps": 4,
     "data.batch_size": 2,
     "model.dropout": 0.0,
+    "trainer.callbacks": "LearningRateMonitor",  # It refuses a Trainer without loggers, in each process.
 }
 ONE = {**TWO, "trainer.devices": 1, "trainer.strategy": "auto", "data.batch_size": 4}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tests.run.toy_run import BATCH, SEQ, Dies, ToyModule, fit, records
+from tinytf.run.callbacks import journal
 from tinytf.run.callbacks.journal import JournalCallback, exit_reason, log_to_row, to_floats
 from tinytf.run.journal import NONDETERMINISTIC_METRICS, Journal
 from tinytf.utils import machine as process
@@ -92,6 +94,27 @@ def test_rows_after_kills_are_those_of_an_unbroken_run(folder: Path, tmp_path: P
     assert len(records(folder, "start")) == len(kills) + 1
     assert [record["reason"] for record in records(folder, "end")] == ["error"] * len(kills) + ["finished"]
     assert records(folder, "end")[-1]["tokens"] == 12 * BATCH * SEQ
+
+
+def test_a_warning_of_another_thread_does_not_come_after_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_the_midst, public = threading.Event(), journal.public
+    warns = threading.Thread(target=logging.getLogger("tinytf.test").warning, args=("late",))
+
+    def slow(value: Any) -> Any:
+        if threading.current_thread() is warns:
+            in_the_midst.set()
+            time.sleep(0.5)
+        return public(value)
+
+    class Warns(Callback):
+        def on_train_end(self, *_: Any) -> None:
+            warns.start()
+            assert in_the_midst.wait(5)
+
+    monkeypatch.setattr(journal, "public", slow)
+    fit(folder, [JournalCallback({}, folder), Warns()])
+    warns.join()
+    assert [record["event"] for record in records(folder)][-2:] == ["warning", "end"]
 
 
 class DiesAfterValidation(Callback):

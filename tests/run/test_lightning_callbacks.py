@@ -15,14 +15,17 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim import lr_scheduler
 
+from tests.run.toy_run import ToyData, ToyModule
 from tests.stress.campaign import BASE, prepare
 from tests.stress.killing import Instants, attempt
 from tinytf.cli.config.keys import REFUSED
 from tinytf.cli.config.parser import parser_of
 from tinytf.cli.main import main
+from tinytf.run.callbacks.exact_resume import ExactResume
 from tinytf.training.lightning_module import LanguageModel
 
 OWN_MODULE = """
@@ -193,6 +196,17 @@ def test_a_signal_within_a_validation_of_averages_saves_the_weights_and_the_aver
     ]
     for key in ("state_dict", "current_model_state"):
         assert differences(*(end[key] for end in ends)) == []
+
+
+def test_averages_in_float64_leave_the_weights_in_float64(tmp_path: Path) -> None:
+    module = ToyModule()
+    trainer = Trainer(
+        max_steps=2, val_check_interval=2, check_val_every_n_epoch=None, precision="64-true", accelerator="cpu",
+        callbacks=[WeightAveraging(), ExactResume()], logger=False, default_root_dir=tmp_path,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=ToyData())
+    assert all(not torch.equal(weight, weight.float().double()) for weight in module.parameters())
 
 
 def said(folder: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
@@ -60,11 +60,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints" / "toy" / "version_0"
 
 
+class LogsThemselves(Callback):
+    """As several of Lightning's callbacks do at once."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        for name in "xyz":
+            for logger in trainer.loggers:
+                logger.log_metrics({name: float(trainer.global_step)}, step=trainer.global_step)
+
+
 def train(folder: Path, settings: dict[str, Any], resume: int | None = None, dies: Callback | None = None) -> None:
     run_id = run_id_of(folder)
     start = {"run_id": run_id, "config": CONFIG, "provenance": {"git": {"commit": COMMIT}}}
     fit(
-        folder, [JournalCallback(start, folder)], loggers=build_loggers(folder, run_id, resume, **settings), dies=dies,
+        folder, [LogsThemselves(), JournalCallback(start, folder)], dies=dies,
+        loggers=build_loggers(folder, run_id, resume, **settings),
         resume=folder / f"{resume}.ckpt" if resume else None, val_every=3, save_every=5,
     )  # fmt: skip
 

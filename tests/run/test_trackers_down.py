@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ from tinytf.errors import UserError
 from tinytf.run.callbacks.journal import JournalCallback
 from tinytf.run.config import MlflowConfig
 from tinytf.run.loggers import build_loggers, follower
+from tinytf.run.loggers.base import OtherLogger
 from tinytf.run.loggers.follower import Follower
 from tinytf.utils.text import HIDDEN
 
@@ -144,10 +147,79 @@ def test_a_logger_is_still_what_it_is(tmp_path: Path) -> None:
     (logger,) = build_loggers(tmp_path, "id", tensorboard=False, others=[CSVLogger(tmp_path, "here")])
     assert isinstance(logger, CSVLogger)
     assert isinstance(logger, Follower)
+    assert logger.log_dir == str(tmp_path / "here" / "version_0")
+    assert logger.root_dir == str(tmp_path / "here")
     logger.log_metrics({"mine": 1.0}, 3)  # As Lightning's LearningRateMonitor does.
     assert logger.experiment.metrics_file_path.startswith(str(tmp_path))
     logger.finalize("success")
     assert "mine" in (tmp_path / "here" / "version_0" / "metrics.csv").read_text()
+
+
+def test_a_logger_that_hangs_is_waited_for_once(tmp_path: Path) -> None:
+    follows = Follower(Hangs(), tmp_path)
+    began = time.monotonic()
+    for _ in range(20):
+        follows.experiment.add_image("x")
+    assert time.monotonic() - began < 10 * follower.CONNECT
+
+
+def test_an_answer_comes_while_it_is_looked_how_long_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follows = Follower(Flaky(), tmp_path)
+    follows._asked_at = 0.0
+
+    def now() -> float:
+        follows._asked_at = None
+        return 0.0
+
+    monkeypatch.setattr(follower, "time", SimpleNamespace(monotonic=now))
+    follows.wake()
+
+
+def test_an_end_that_comes_while_the_thread_looks_for_it_is_seen(tmp_path: Path) -> None:
+    follows = Follower(Flaky(), tmp_path)
+
+    class Closing(threading.Event):
+        def is_set(self) -> bool:
+            answer = super().is_set()
+            self.set()  # As `_finish` does right after.
+            follows._wake.set()
+            return answer
+
+    follows._closing = Closing()
+    follows._start()
+    assert follows._thread is not None
+    follows._thread.join(5)
+    assert not follows._thread.is_alive()
+
+
+def test_a_row_that_a_logger_could_not_save_is_not_given_to_it_again() -> None:
+    logger = Flaky()
+    logger.broken = False
+    saves: list[int] = []
+
+    def save() -> None:
+        saves.append(len(logger.rows))
+        if len(saves) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    logger.save = save  # type: ignore[method-assign]
+    row = {"event": "metrics", "time": "2026-01-31T12:00:00.000000Z", "step": 2, "x": 1.0}
+    pending, tracker = deque([row]), OtherLogger(logger)
+    with pytest.raises(OSError, match="No space"):
+        tracker.send(pending)
+    tracker.connect()
+    tracker.send(pending)
+    assert logger.rows == [(2, {"x": 1.0})]
+    assert saves == [1, 1]
+
+
+def test_what_a_tracker_is_called_and_says_has_no_secret(tmp_path: Path) -> None:
+    for place in range(20):  # Wherever it is cut.
+        before = "." * (follower.LONGEST_REASON - 25 + place)
+        assert "sec" not in follower.explain(RuntimeError(f"{before} http://user:secret@host/"))
+    pytest.importorskip("mlflow")
+    (logger,) = build_loggers(tmp_path, "id", tensorboard=False, mlflow=MlflowConfig(uri="http://user:secret@host"))
+    assert logger.tracker.key == f"tracking.mlflow http://{HIDDEN}@host"
 
 
 @pytest.fixture
@@ -260,6 +332,7 @@ def test_an_mlflow_server_that_comes_late_and_is_killed_has_all_rows_once(
     settings = {"experiment": "tinytf", "uri": server.address}
     loggers = build_loggers(folder, "abc", tensorboard=False, mlflow=MlflowConfig(**settings))
     train(folder, loggers, {4: server.start, 7: kill}, tracking={"mlflow": settings})
+    assert "View run" not in capsys.readouterr().out
     assert [level for level, _ in lines][:3] == ["WARNING", "INFO", "WARNING"]
     assert lines[0][1].startswith(f"tracking.mlflow {server.address}: Connection refused; the run goes on")
     assert [step for step, _ in journal_series(folder)["train/loss"]] == [2, 4, 6, 8, 10, 12]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, Trainer
 
-from tests.run.toy_run import fit
+from tests.run.toy_run import ToyData, ToyModule, fit
 from tinytf.run.callbacks import validation
 from tinytf.run.callbacks.validation import Validation
 
@@ -33,6 +33,17 @@ def test_the_last_step_is_validated_once_whatever_the_interval(
     fit(tmp_path, [Validation(), seen], steps=6, val_every=every, accumulate=accumulate)
     assert seen.steps == steps
     assert seen.intervals == {every * accumulate}  # A checkpoint that is saved now says by it what is due.
+
+
+def test_a_plain_trainer_that_validates_once_an_epoch(tmp_path: Path) -> None:
+    seen = Seen()
+    trainer = Trainer(
+        max_steps=4, accumulate_grad_batches=2, callbacks=[Validation(), seen], accelerator="cpu", logger=False,
+        default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(ToyModule(), datamodule=ToyData())
+    assert seen.steps == [4]
 
 
 class Clock(Callback):

@@ -78,7 +78,7 @@ def sync(run_dir: Path, arguments: argparse.Namespace) -> Iterator[str]:
                 yield f"run {run_dir}: {tracker.key}: {explain(error)}"
             else:
                 rows = sum(record["event"] == "metrics" for record in records)
-                print(f"{run_dir}: {public(tracker.key)}: all {rows} rows are there")
+                print(f"{run_dir}: {tracker.key}: all {rows} rows are there")
     finally:
         release_run_locks()
 

@@ -18,6 +18,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from tinytf.errors import RunError, UserError
 from tinytf.run.callbacks import RunCallback
@@ -179,10 +180,11 @@ class Run:
 
         In the first process none of them can stop or slow the run: see `tinytf.run.loggers.follower`.
         """
-        if not is_first_process():
-            return list(others)
-        step = self.resume.step if self.resume else None
         asked = {key: tracking[key] for key in ("tensorboard", "wandb", "mlflow")}
+        if not is_first_process():
+            # Lightning's callbacks that log refuse a Trainer without loggers, in each process.
+            return [*(DummyLogger() for each in asked.values() if each), *others]
+        step = self.resume.step if self.resume else None
         return [*build_loggers(self.directory, self.run_id, step, **asked, others=others)]
 
     def checkpoint_io(self, callbacks: list[Callback]) -> DurableCheckpointIO:

@@ -15,14 +15,23 @@ from tinytf.errors import UserError
 
 DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 
+SECTIONS = ("model", "trainer")
+"""What may name a class."""
+
 
 def find_own_modules(given: Arguments) -> None:
     """Make importable what the command line and its config files name; what a checkpoint names stays as it is.
 
-    The folder comes last on sys.path, so that no file in it can stand in for a package.
+    The folder comes last on sys.path, so that no file in it can stand in for a package that is installed. Only what may
+    name a class makes it importable: the name of a checkpoint in a stranger's folder does not.
     """
-    words = [flag.partition("=")[2] if flag.startswith("--") else flag for flag in given.flags]
-    words += [text for file in given.files for _, text in texts(file.content)]
+    words: list[str] = []
+    key = ""
+    for flag in given.flags:
+        key, _, value = flag.partition("=") if flag.startswith("--") else (key, "", flag)
+        if key.removeprefix("--").startswith(SECTIONS):
+            words.append(value)
+    words += [text for file in given.files for key, text in texts(file.content) if key.startswith(SECTIONS)]
     folders = [*(Path(file.path).resolve().parent for file in given.files), Path.cwd()]
     for module in {dotted.partition(".")[0] for word in words for dotted in DOTTED.findall(word)}:
         for folder in folders:
@@ -40,7 +49,7 @@ def refuse_missing_modules(config: Mapping[str, Any], ckpt: Path, wrong: str) ->
         ckpt: its file, for the message.
         wrong: the key that the parser refused; a text elsewhere, such as a file's name, is not to blame.
     """
-    for key, text in texts({section: config[section] for section in ("trainer", "model")}):
+    for key, text in texts({section: config[section] for section in SECTIONS}):
         if key.startswith(wrong) and DOTTED.fullmatch(text) and not is_importable(text.partition(".")[0]):
             raise UserError(
                 f"checkpoint {ckpt}: its {key.partition('.class_path')[0]} is {text}, which no installed package has; "

@@ -40,6 +40,9 @@ class ExactResume(Callback):
                 # The model's only buffers are tables of constants, which no checkpoint has: averaged, they drift by
                 # roundings, and a resumed run starts from the true ones.
                 callback._average_model.use_buffers = False
+                if trainer.precision == "64-true":
+                    # Made before the module is converted: each validation, which swaps them, would round the weights.
+                    callback._average_model.double()
                 # It would put the averages in the place of the weights, in the last checkpoint too, and the run could
                 # not be made longer. They are the model of each checkpoint in any case.
                 callback.on_train_end = lambda *_: None  # type: ignore[method-assign]

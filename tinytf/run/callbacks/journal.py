@@ -182,15 +182,19 @@ class JournalCallback(RunCallback):
         early = reason == "finished" and bool(trainer.should_stop) and steps_remain(trainer)
         best = best_checkpoints(trainer)
         path, score = (best.best_model_path, best.best_model_score) if best else ("", None)
-        self.write(
-            "end", reason=reason, detail=early_stop_reason(trainer) if early else detail, stopped_early=early,
-            tokens=self.tokens, seconds=round(self.seconds(), 3),
-            best_checkpoint=Path(path).name if path else None,
-            best_score=shortest_float32(score) if score is not None else None,
-        )  # fmt: skip
-        self._journal.sync()
-        self._journal.close()
-        self._journal = None
+        self._handler.acquire()  # The thread of a tracker may be warning: before the end, not after it.
+        try:
+            self.write(
+                "end", reason=reason, detail=early_stop_reason(trainer) if early else detail, stopped_early=early,
+                tokens=self.tokens, seconds=round(self.seconds(), 3),
+                best_checkpoint=Path(path).name if path else None,
+                best_score=shortest_float32(score) if score is not None else None,
+            )  # fmt: skip
+            self._journal.sync()
+            self._journal.close()
+            self._journal = None
+        finally:
+            self._handler.release()
 
     # -- rows --------------------------------------------------------------------------------------------------
 

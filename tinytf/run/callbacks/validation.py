@@ -54,7 +54,8 @@ class Validation(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or self._warned or not self._timed or steps <= 0:
             return
         step_seconds, took = (self._started - self._began) / steps, time.monotonic() - self._started
-        interval = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
+        # Not val_check_interval, which counts epochs in a plain Trainer.
+        interval = float(trainer.val_check_batch or math.inf) / trainer.accumulate_grad_batches
         to_come = math.ceil((trainer.max_steps - trainer.global_step) / interval) * took
         if took <= interval * step_seconds or to_come < WORTH_A_LINE:
             return

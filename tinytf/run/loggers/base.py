@@ -51,13 +51,16 @@ class OtherLogger(Tracker):
 
     def connect(self) -> None:
         getattr(self.logger, "experiment", None)
+        self.logger.save()  # What it took before it failed.
 
     def send(self, records: deque[Record]) -> None:
         while records:
-            if records[0]["event"] == "metrics":
+            is_row = records[0]["event"] == "metrics"
+            if is_row:
                 self.logger.log_metrics(row_of(records[0]), step=records[0]["step"])
+            records.popleft()  # It has the row now, and keeps it if it cannot save it.
+            if is_row:
                 self.logger.save()
-            records.popleft()
 
 
 def row_of(record: Record) -> dict[str, float]:

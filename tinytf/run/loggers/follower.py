@@ -20,6 +20,7 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from tinytf.run.journal import FILE_NAME, Record, read_from
 from tinytf.run.loggers.base import OtherLogger, Tracker
 from tinytf.utils.files import shorten
+from tinytf.utils.text import public
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
 """Seconds before a tracker that failed is tried again; doubled each time."""
@@ -84,7 +85,8 @@ class Follower(Logger):
     def wake(self) -> None:
         """There is something new in the journal."""
         self._wake.set()
-        if self._asked_at is not None and time.monotonic() - self._asked_at > SILENCE:
+        asked_at = self._asked_at  # Once: the thread sets it to None when it is answered.
+        if asked_at is not None and time.monotonic() - asked_at > SILENCE:
             self._fails(TimeoutError(f"it has not answered for {SILENCE:.0f} s"))
 
     # -- what Lightning and other callbacks call ---------------------------------------------------------------
@@ -102,6 +104,7 @@ class Follower(Logger):
         if self._thread is None:
             self._start()
         self._tried.wait(CONNECT)
+        self._tried.set()  # One that hangs is waited for once, not at each call.
         return self.logger.experiment if self._connected else DummyLogger().experiment  # type: ignore[attr-defined]
 
     @property
@@ -115,6 +118,18 @@ class Follower(Logger):
     @property
     def save_dir(self) -> str | None:
         return self.logger.save_dir
+
+    @property
+    def log_dir(self) -> str | None:  # trainer.log_dir, where profilers write.
+        return self.logger.log_dir
+
+    @property
+    def root_dir(self) -> str | None:
+        return self.logger.root_dir
+
+    @property
+    def group_separator(self) -> str:
+        return self.logger.group_separator
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Give the tracker metrics that are not in the journal, as Lightning's own callbacks have."""
@@ -176,8 +191,8 @@ class Follower(Logger):
     def _work(self) -> None:
         pause = FIRST_PAUSE
         while True:
+            self._wake.clear()  # First: `_finish` sets both, and cleared after it, the wait below would not end.
             closing = self._closing.is_set()  # Before the journal is read: what was written before it is sent.
-            self._wake.clear()
             self._failed = not self._catch_up()
             if closing:
                 return
@@ -261,4 +276,5 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.errno and cause.strerror:
             return str(cause.strerror)
         cause = cause.__cause__ or cause.__context__
-    return shorten(" ".join(str(error).split()) or type(error).__name__, LONGEST_REASON)
+    # Not public later: of an address that is cut before its "@", nobody sees that it has a password.
+    return shorten(public(" ".join(str(error).split())) or type(error).__name__, LONGEST_REASON)

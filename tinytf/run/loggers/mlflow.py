@@ -16,6 +16,7 @@ from tinytf.errors import UserError
 from tinytf.run.config import MlflowConfig
 from tinytf.run.journal import Record
 from tinytf.run.loggers.base import Tracker, hyperparameters, row_of, texts_of, unix_time
+from tinytf.utils.text import public
 
 T = TypeVar("T")
 
@@ -62,7 +63,9 @@ class Mlflow(Tracker, MLFlowLogger):
         if uri.startswith("file:"):
             # MLflow 3 asks for this word before it writes plain files, which alone need no database packages.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        self.key = f"tracking.mlflow {uri}"
+        # At a run's end MLflow prints its address to stdout, which is for results, with the password in it.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        self.key = f"tracking.mlflow {public(uri)}"
         from mlflow.exceptions import MlflowException
 
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ class Wandb(Tracker, WandbLogger):
             if shown and step >= self._first_step:
                 self.experiment.log({**shown, "_timestamp": unix_time(record)}, step=step)
             records.popleft()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Metrics of other callbacks, in W&B's newest row if theirs is gone.
+
+        Never without a step, as Lightning does: W&B would count by itself, past the rows that are still to come.
+        """
+        at = max(step or 0, self.experiment.step)
+        self.experiment.log({**metrics, "trainer/global_step": at}, step=at)
 
     def log_best(self, path: Path) -> None:
         """Upload a checkpoint as the artifact with the alias ``best``."""
