@@ -83,12 +83,8 @@ class Wandb(Tracker, WandbLogger):
             records.popleft()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Metrics of other callbacks, in W&B's newest row if theirs is gone.
-
-        Never without a step, as Lightning does: W&B would count by itself, past the rows that are still to come.
-        """
-        at = max(step or 0, self.experiment.step)
-        self.experiment.log({**metrics, "trainer/global_step": at}, step=at)
+        """Metrics of other callbacks, in W&B's newest row: past it, W&B would refuse the rows still to come."""
+        self.experiment.log(dict(metrics), step=self.experiment.step)
 
     def log_best(self, path: Path) -> None:
         """Upload a checkpoint as the artifact with the alias ``best``."""
