@@ -52,8 +52,10 @@ class Fit:
         return self
 
     def other(self) -> int:
-        """The pid of the one process that the first started."""
-        (pid,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        """The pid of the one process that the first started to train."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        # On Python 3.14 a fork server and its resource tracker are children too.
+        (pid,) = [pid for pid in children if b"multiprocessing" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
         return int(pid)
 
     def ended(self) -> int:
