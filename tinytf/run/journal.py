@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -162,6 +163,16 @@ def read_from(path: Path, position: int, most: int) -> tuple[list[Record], int]:
             if record := decode(line):
                 records.append(record)
     return records, position
+
+
+def exit_reason(exception: BaseException) -> tuple[str, str | None]:
+    """Reason and detail of an ``end`` event: ``stopped`` by a signal, or ``error``."""
+    if isinstance(exception, KeyboardInterrupt):
+        return "stopped", "SIGINT"
+    code = exception.code if isinstance(exception, SystemExit) else None
+    if isinstance(code, int) and code - 128 in {*signal.Signals}:  # exit(255) is no signal's.
+        return "stopped", signal.Signals(code - 128).name
+    return "error", f"{type(exception).__name__}: {exception}"
 
 
 def started_at(run_dir: Path) -> str | None:

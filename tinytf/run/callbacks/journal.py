@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 import traceback
 from collections import deque
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from tinytf.run.callbacks import RunCallback, run_dir_of, steps_remain
 from tinytf.run.callbacks.checkpoints import best_checkpoints
-from tinytf.run.journal import FILE_NAME, Journal, Record
+from tinytf.run.journal import FILE_NAME, Journal, Record, exit_reason
 from tinytf.run.loggers.follower import Follower
 from tinytf.utils.machine import this_process
 from tinytf.utils.text import public
@@ -288,9 +287,6 @@ def write_event(trainer: Trainer, event: str, **fields: Any) -> None:
         journal.write(event, **fields)
 
 
-# -- values ----------------------------------------------------------------------------------------------------
-
-
 def to_floats(values: Mapping[str, float | Tensor]) -> Row:
     """Scalars as Python floats: float64 as it is, all others by the shortest digits that mean the same float32."""
     row = {}
@@ -311,16 +307,6 @@ def early_stop_reason(trainer: Trainer) -> str:
     messages = [callback.stopping_reason_message for callback in trainer.early_stopping_callbacks]
     said = next((message for message in messages if message), None)
     return f"EarlyStopping: {' '.join(said.split())}" if said else "a callback set trainer.should_stop"
-
-
-def exit_reason(exception: BaseException) -> tuple[str, str | None]:
-    """Reason and detail of an ``end`` event: ``stopped`` by a signal, or ``error``."""
-    if isinstance(exception, KeyboardInterrupt):
-        return "stopped", "SIGINT"
-    code = exception.code if isinstance(exception, SystemExit) else None
-    if isinstance(code, int) and code - 128 in {*signal.Signals}:  # exit(255) is no signal's.
-        return "stopped", signal.Signals(code - 128).name
-    return "error", f"{type(exception).__name__}: {exception}"
 
 
 class WarningsHandler(logging.Handler):

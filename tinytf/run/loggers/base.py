@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from tinytf.run.journal import OUTSIDE_ROW, Record
 from tinytf.utils.text import flatten, seconds_between, strict_json
 
 
-class Tracker:
+class Tracker(ABC):
     """A program that shows runs. All of it may fail or hang: a `Follower` calls it on a thread of its own."""
 
     key = ""
@@ -22,21 +23,21 @@ class Tracker:
     """Whether it is given the journal from its first record on, and knows by itself what it has already; then
     `tinytf sync` can send what a run could not."""
 
+    @abstractmethod
     def connect(self) -> None:
         """Reach it, before the first record and after each failure; what was sent since the last one may be lost."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send(self, records: deque[Record]) -> None:
         """Show records, taking from the left those that it has got for certain."""
-        raise NotImplementedError
 
-    def log_best(self, path: Path) -> None:
+    def log_best(self, path: Path) -> None:  # noqa: B027 - not every tracker has to
         """Keep the best checkpoint, once the run has ended. TensorBoard keeps no files."""
 
-    def log_export(self, folder: Path) -> None:
+    def log_export(self, folder: Path) -> None:  # noqa: B027 - not every tracker has to
         """Keep the exported bundle. TensorBoard keeps no files."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not every tracker has to
         """Return when it has all; for `tinytf sync`, whose process ends next."""
 
 
