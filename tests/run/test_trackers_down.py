@@ -23,6 +23,7 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from tests.end_to_end.processes import Fit
@@ -234,6 +235,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
         write(self, data)
 
     monkeypatch.setattr(RecordWriter, "write", fails)
+    # Files of one second are read in the order of their names, and 10 comes before 9: this count is the process's.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     return state
 
 
