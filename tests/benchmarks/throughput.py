@@ -26,12 +26,10 @@ from tinytf.cli.main import quiet_libraries
 from tinytf.data.datamodule import TextDataModule
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
-from tinytf.training.attention import choose_attention
+from tinytf.training.attention import choose_attention, choose_unembedding
 from tinytf.training.hardware import fastest_precision, tune_glibc_malloc
 from tinytf.training.loss import mean_loss
 from tinytf.training.optim.groups import parameter_groups
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -77,25 +75,35 @@ def tokenizer(vocab_size: int | None) -> Iterator[str]:
         yield str(path)
 
 
-def bare(shape: Shape, words: str) -> float:
-    """Tokens a second of the loop that nobody could leave anything out of."""
+def bare(shape: Shape, words: str, device: str = "cpu", compiled: str = "") -> float:
+    """Tokens a second of the loop that nobody could leave anything out of.
+
+    Args:
+        compiled: of torch.compile: nothing, the ``blocks``, or the ``whole`` from tokens to loss.
+    """
     data = TextDataModule(corpus="python-docs", tokenizer=words, batch_size=shape.batch_size, seq_len=shape.seq_len)
     data.prepare_data()
     data.setup()
-    model = Transformer(
-        TransformerConfig(data.vocab_size, shape.d_model, shape.n_heads, shape.n_layers, max_seq_len=shape.seq_len)
-    )
-    precision = fastest_precision("cpu")
-    choose_attention(model, CPU, precision)
+    config = TransformerConfig(data.vocab_size, shape.d_model, shape.n_heads, shape.n_layers, max_seq_len=shape.seq_len)
+    model = Transformer(config).to(device)
+    precision = fastest_precision(device)
+    choose_attention(model, torch.device(device), precision)
+    choose_unembedding(model, torch.device(device))
+    if compiled == "blocks":
+        for block in model.layers:
+            block.compile()
+    loss_of = torch.compile(mean_loss) if compiled == "whole" else mean_loss
     optimizer = MuonAdamW(parameter_groups(model))
     began = 0.0
     for step, (tokens, targets) in enumerate(data.train_dataloader()):
+        if step in (shape.steps, 2 * shape.steps) and device == "cuda":
+            torch.cuda.synchronize()
         if step == shape.steps:
             began = time.perf_counter()
         if step == 2 * shape.steps:
             break
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
-            loss = mean_loss(model, tokens, targets)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
+            loss = loss_of(model, tokens.to(device), targets.to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -109,7 +117,7 @@ def bare_kept(shape: Shape, words: str) -> float:
     return bare(shape, words)
 
 
-def fitted(shape: Shape, words: str) -> float:
+def fitted(shape: Shape, words: str, **settings: Any) -> float:
     """Tokens a second of `tinytf fit`, logging and tracking on, validation and saving aside."""
     rows = fit(**{
         "trainer.max_steps": 2 * shape.steps, "trainer.val_check_interval": 10 * shape.steps,
@@ -117,7 +125,7 @@ def fitted(shape: Shape, words: str) -> float:
         "model.d_model": shape.d_model, "model.n_heads": shape.n_heads, "model.max_seq_len": shape.seq_len,
         "data.corpus": "python-docs", "data.tokenizer": words, "data.seq_len": shape.seq_len,
         "data.batch_size": shape.batch_size, "trainer.enable_progress_bar": "false",
-        "tracking.samples.every_n_validations": 0, "trainer.limit_val_batches": 1,
+        "tracking.samples.every_n_validations": 0, "trainer.limit_val_batches": 1, **settings,
     })  # fmt: skip
     speeds = [row["train/tokens_per_sec"] for row in rows if "train/tokens_per_sec" in row]
     return statistics.harmonic_mean(speeds[len(speeds) // 2 :])

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -205,27 +206,32 @@ def test_help_does_not_wait_for_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@contextmanager
 def endless(folder):
     command = [sys.executable, "-m", "tinytf", "generate", "--ckpt_path", folder / "char.ckpt", "--prompt", "It is"]
-    return subprocess.Popen([*command, "--max_new_tokens", "100000000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--max_new_tokens", "100000000"], **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # It would be waited for without end, where SIGINT is ignored.
 
 
 def test_text_is_streamed_and_ctrl_c_ends_it_quietly(folder):
-    process = endless(folder)
-    assert process.stdout.read(30).startswith(b"It is")  # long before the last token
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with endless(folder) as process:
+        assert process.stdout.read(30).startswith(b"It is")  # long before the last token
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in err
 
 
 def test_a_closed_pipe_ends_it_quietly(folder):
-    process = endless(folder)
-    process.stdout.read(30)
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait(timeout=60) == 128 + signal.SIGPIPE
-    process.stderr.close()
+    with endless(folder) as process:
+        process.stdout.read(30)
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(timeout=60) == 128 + signal.SIGPIPE
     assert [line for line in err.splitlines() if not line.startswith(b"tinytf: note:")] == []
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tests.run.toy_run import BATCH, SEQ, Dies, ToyModule, fit, records
 from tinytf.run.callbacks import journal
-from tinytf.run.callbacks.journal import JournalCallback, exit_reason, log_to_row, to_floats
+from tinytf.run.callbacks.journal import JournalCallback, exit_reason, log_to_row, shortest_float32, to_floats
 from tinytf.run.journal import NONDETERMINISTIC_METRICS, Journal
 from tinytf.utils import machine as process
 
@@ -75,6 +75,17 @@ def test_values_are_short_and_exact_in_float32() -> None:
     assert row == {"lr": 0.001, "double": 0.1, "n": 3.0}
     assert torch.tensor(row["lr"]).item() == torch.tensor(0.001).item()
     assert math.isnan(to_floats({"x": torch.tensor(math.nan)})["x"])
+
+
+def test_a_number_on_a_gpu_is_the_number() -> None:
+    class OnGPU(torch.Tensor):
+        """Refuses NumPy as a tensor on CUDA does."""
+
+        def numpy(self, *_: Any, **__: Any) -> Any:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    # ModelCheckpoint's best_model_score is one.
+    assert shortest_float32(torch.tensor(0.001).as_subclass(OnGPU)) == 0.001
 
 
 @pytest.mark.parametrize("kills", [(7,), (3, 9), (6, 7, 11)])

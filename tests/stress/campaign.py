@@ -135,7 +135,8 @@ def prepare(folder: Path) -> None:
 def end_of(folder: Path) -> End:
     """How the one run in a folder ended."""
     (run,) = (folder / "checkpoints" / "killed").iterdir()
-    final = torch.load(run / "last.ckpt", weights_only=True)
+    # A process that has used a GPU cannot fork one that does.
+    final = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)
     (best,) = (state for key, state in final["callbacks"].items() if key.startswith("BestCheckpoints"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return End(

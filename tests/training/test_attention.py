@@ -11,7 +11,26 @@ from torch.nn.attention import SDPBackend
 
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import attention
-from tinytf.training.attention import MATH_UP_TO, choose_attention, cpu_bf16_sdpa
+from tinytf.training.attention import MATH_UP_TO, aligned_linear, choose_attention, choose_unembedding, cpu_bf16_sdpa
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_padded_logits_are_the_logits(autocast: bool) -> None:
+    torch.manual_seed(0)
+    found = []
+    x, weight = torch.randn(5, 16, requires_grad=True), torch.randn(37, 16, requires_grad=True)
+    for project in (F.linear, aligned_linear):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = project(x, weight)
+        found.append((logits, *torch.autograd.grad(logits.float().square().sum(), (x, weight))))
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain)
+    model = Transformer(TransformerConfig(37, 16, 2, 1))
+    choose_unembedding(model, CPU)
+    assert model.project is F.linear
+    choose_unembedding(model, torch.device("cuda"))
+    assert model.project is aligned_linear
+
 
 CPU = torch.device("cpu")
 

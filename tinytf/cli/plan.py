@@ -69,6 +69,7 @@ class Machine:
 
     Args:
         device: its name.
+        kind: cpu, cuda or mps.
         devices: how many.
         peak_flops: FLOP/s of one at most.
         mfu: the share of it that the model is expected to use.
@@ -76,6 +77,7 @@ class Machine:
     """
 
     device: str
+    kind: str
     devices: int
     peak_flops: float
     mfu: float
@@ -117,7 +119,7 @@ def find_machine(args: argparse.Namespace) -> Machine:
     if args.gpu is not None and args.tflops is not None:
         raise UserError("--gpu and --tflops both say how fast a device is: give one")
     if args.tflops is not None:
-        return Machine("device", args.gpus, args.tflops * 1e12, args.mfu, memory)
+        return Machine("device", "cuda", args.gpus, args.tflops * 1e12, args.mfu, memory)
     if args.gpu is not None:
         peak = gpu_peak(args.gpu)
         if peak is None:
@@ -127,7 +129,7 @@ def find_machine(args: argparse.Namespace) -> Machine:
                 near = difflib.get_close_matches(args.gpu.upper(), KNOWN_GPUS, n=3, cutoff=0.5)
                 why = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(KNOWN_GPUS)}"
             raise UserError(f"--gpu {args.gpu}: its peak is not known ({why}); give it as --tflops, in dense bfloat16")
-        return Machine(args.gpu, args.gpus, peak, args.mfu, memory)
+        return Machine(args.gpu, "cuda", args.gpus, peak, args.mfu, memory)
     device = torch.device(training_device("auto"))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
     peak = peak_flops(device)
@@ -135,7 +137,7 @@ def find_machine(args: argparse.Namespace) -> Machine:
         raise UserError(f"the peak of {name} is not known: give --tflops, or --gpu")
     if memory is None and device.type == "cuda":
         memory = float(torch.cuda.get_device_properties(device).total_memory)
-    return Machine(name, args.gpus, peak, args.mfu, memory)
+    return Machine(name, device.type, args.gpus, peak, args.mfu, memory)
 
 
 def find_vocab_size(cli: CommandLine) -> int:
@@ -181,6 +183,7 @@ def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dic
     step = StepSpec(
         config, data.batch_size, data.seq_len, trainer.precision, state, muon, accumulate > 1,
         devices=devices, checkpointing=cli.config.model.activation_checkpointing,
+        device=machine.kind,
     )  # fmt: skip
     flops = config.flops_per_token(data.seq_len)
     speed = devices * machine.peak_flops * machine.mfu / flops

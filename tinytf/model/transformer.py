@@ -164,6 +164,8 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        # An attribute like `Attention.attend`: of hidden states and the embedding's weights.
+        self.project: Callable[[Tensor, Tensor], Tensor] = F.linear
         cos, sin = rotary_tables(config.max_seq_len, config.head_dim, config.rope_theta)
         # Not in checkpoints: they follow from the config.
         self.register_buffer("cos", cos, persistent=False)
@@ -202,7 +204,7 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, by the embedding's own weights (Press & Wolf 2017, arXiv:1608.05859)."""
-        return F.linear(hidden, self.embed_tokens.weight)
+        return self.project(hidden, self.embed_tokens.weight)
 
 
 @torch.no_grad()

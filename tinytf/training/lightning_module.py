@@ -24,7 +24,7 @@ from torchmetrics import SumMetric
 from tinytf.data.windows import IGNORE_INDEX
 from tinytf.errors import RunError, UserError
 from tinytf.model import KVCache, Transformer, TransformerConfig
-from tinytf.training.attention import choose_attention
+from tinytf.training.attention import choose_attention, choose_unembedding
 from tinytf.training.distributed.dtensor import clip_by_norm, total_norm
 from tinytf.training.distributed.fsdp import shard_model
 from tinytf.training.loss import mean_loss, token_losses
@@ -115,6 +115,8 @@ class LanguageModel(LightningModule):
             # Lightning converts the module after it has restored the weights, which would be rounded on the way.
             self.double()
         choose_attention(self.model, self.trainer.strategy.root_device, self.trainer.precision)
+        if self.device_mesh is None:  # FSDP's weights are no plain tensors.
+            choose_unembedding(self.model, self.trainer.strategy.root_device)
         for block in self.model.layers:
             if self.activation_checkpointing:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)

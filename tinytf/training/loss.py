@@ -10,14 +10,14 @@ from torch.utils.checkpoint import checkpoint
 from tinytf.data.windows import IGNORE_INDEX
 from tinytf.model import Transformer
 
-LOGITS_AT_ONCE = 2**25
-"""Logits in one chunk: 128 MiB of float32."""
+LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**28}
+"""Logits in one chunk, by device: 128 MiB and 1 GiB of float32."""
 
 
 def token_losses(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood of each target in nats, 0 where it is padding; all ``[batch, seq]``."""
     hidden = model.hidden(tokens).flatten(0, 1)
-    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    rows = logits_at_once(model.config.vocab_size, hidden.device.type)
     if len(hidden) <= rows:
         return _losses(model, hidden, targets.flatten()).view_as(targets)
     # Each chunk's logits are made again in the backward pass: a third more work in the head, none of its memory.
@@ -29,6 +29,11 @@ def token_losses(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
         for h, t in zip(hidden.split(rows), targets.flatten().split(rows), strict=True)  # type: ignore[no-untyped-call]
     ]
     return torch.cat(chunks).view_as(targets)
+
+
+def logits_at_once(vocab_size: int, device: str) -> int:
+    """Rows of logits in one chunk."""
+    return max(1, LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE["cpu"]) // vocab_size)
 
 
 def mean_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:

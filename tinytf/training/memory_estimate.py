@@ -16,7 +16,7 @@ import torch
 from torch.optim import Optimizer
 
 from tinytf.model import Transformer, TransformerConfig
-from tinytf.training.loss import LOGITS_AT_ONCE
+from tinytf.training.loss import logits_at_once
 from tinytf.training.optim.groups import parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
 
@@ -46,6 +46,7 @@ class StepSpec:
         devices: over how many.
         checkpointing: whether each block keeps its input alone and computes the rest again (Chen et al. 2016,
             arXiv:1604.06174).
+        device: its type, cpu or cuda.
     """
 
     config: TransformerConfig
@@ -58,6 +59,7 @@ class StepSpec:
     strategy: Strategy = "one device"
     devices: int = 1
     checkpointing: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,7 @@ def projection_inputs(names: tuple[str, ...], width: int, precision: str) -> lis
 def loss_rows(step: StepSpec) -> Iterator[Row]:
     """The loss at its largest (`tinytf.training.loss`): as many rows of logits as are alive at once, in float32."""
     config, tokens = step.config, step.batch * step.seq_len
-    at_once = min(tokens, max(1, LOGITS_AT_ONCE // config.vocab_size))
+    at_once = min(tokens, logits_at_once(config.vocab_size, step.device))
     alive: dict[Phase, float] = {"backward begins": 1.0}
     for name in ("log-probabilities", "log-probabilities' gradient", "logits' gradient"):
         yield Row("logits", f"loss: {name}", at_once * config.vocab_size, 4, "cross-entropy", alive)

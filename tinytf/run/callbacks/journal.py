@@ -299,7 +299,7 @@ def to_floats(values: Mapping[str, float | Tensor]) -> Row:
 
 def shortest_float32(number: Any) -> float:
     """The float with the fewest digits that is the same number in float32: 0.001, not 0.0010000000474974513."""
-    return float(str(np.float32(number)))
+    return float(str(np.float32(float(number))))  # NumPy itself takes no tensor of a GPU.
 
 
 def early_stop_reason(trainer: Trainer) -> str:
