@@ -33,8 +33,7 @@ VALUES: dict[str, Any] = {
     "trainer.strategy": "ddp", "trainer.devices": 2, "trainer.num_nodes": 2,
     "trainer.logger": [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}],
     "trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}],
-    "trainer.min_steps": 5, "trainer.limit_val_batches": 2, "trainer.limit_test_batches": 2,
-    "trainer.limit_predict_batches": 2, "trainer.enable_progress_bar": False,
+    "trainer.min_steps": 5, "trainer.limit_val_batches": 2, "trainer.enable_progress_bar": False,
     "trainer.gradient_clip_algorithm": "value", "trainer.deterministic": True, "trainer.benchmark": True,
     "trainer.inference_mode": False, "trainer.profiler": "simple", "trainer.detect_anomaly": True,
     "trainer.plugins": [{"class_path": "lightning.fabric.plugins.environments.LightningEnvironment"}],
@@ -73,6 +72,8 @@ ALSO: dict[str, dict[str, Any]] = {
 
 UNSEEN = {
     "ckpt_path": "what it does is all of tests/end_to_end/test_resume.py",
+    "trainer.limit_test_batches": "refused: fit has no such batches",
+    "trainer.limit_predict_batches": "refused: fit has no such batches",
     "trainer.accelerator": "on a machine without another one, auto is cpu",
     "tracking.git_diff": "needs a changed git checkout: tests/run/test_provenance.py writes its patch",
     "data.prepare_processes": "promises to change nothing: tests/data compares the token ids",

@@ -45,6 +45,8 @@ FLAGS = [
     (["--trainer.max_steps"], ["trainer.max_steps", "expected one argument"]),
     (["--trainer.val_check_interval", "0.5"], ["trainer.val_check_interval", "an integer"]),
     (["--trainer.devices", "0"], ["trainer", "devices"]),
+    (["--trainer.limit_test_batches", "1"], ["trainer.limit_test_batches", "give it to tinytf test"]),
+    (["--trainer.limit_predict_batches", "0.5"], ["trainer.limit_predict_batches", "give it to tinytf predict"]),
     (["--trainer.strategy", "ddpp"], ["trainer", "ddpp"]),
     (["--trainer.gradient_clip_algorithm", "half"], ["trainer", "half"]),
     (["--trainer.accelerator", "gpuu"], ["trainer.accelerator", "cpu", "gpuu"]),
@@ -132,6 +134,14 @@ def test_a_key_without_its_section_is_one_line(capsys: pytest.CaptureFixture[str
 ])  # fmt: skip
 def test_a_command_of_another_program_names_ours(command: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused([command, "--config", TINY], capsys) == f"unknown command {command!r}; did you mean tinytf {near}?"
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_before_a_command_is_its_help(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([flag, "runs"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: tinytf runs ")
 
 
 def test_each_other_name_of_a_command_stands_for_one_that_there_is() -> None:

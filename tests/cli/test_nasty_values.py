@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,9 @@ import torch
 from tests.cli.tiny_checkpoint import write_checkpoint
 from tests.cli.wrong_input import TINY, refused, says
 from tests.cli.wrong_input import in_an_empty_folder as in_an_empty_folder
+from tinytf.cli.config.validate import check_gpus
 from tinytf.cli.main import LONGEST, main
+from tinytf.errors import UserError
 
 LONG = "x" * 5_000
 
@@ -228,3 +233,24 @@ def test_a_mistyped_key_with_print_config(capsys: pytest.CaptureFixture[str]) ->
     says(refused(["fit", "--config", TINY, "--model.optimizer.lrr", "3", "--print_config"], capsys), ["lrr"])
     says(refused(["fit", "--config", TINY, "--print_config=model.x"], capsys), ["print_config"])
     assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("devices", "refused"),
+    [
+        (1, False),
+        (2, False),
+        (3, True),
+        ("auto", False),
+        (-1, False),
+        ([0, 1], False),
+        ([2], True),
+        ("1,", False),
+        ("0,2", True),
+    ],
+)
+def test_more_gpus_than_there_are(devices: Any, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    trainer = SimpleNamespace(accelerator="cuda", devices=devices)
+    with pytest.raises(UserError, match="this machine has 2 GPUs") if refused else nullcontext():
+        check_gpus(trainer)

@@ -127,6 +127,8 @@ def dispatch(argv: list[str]) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"tinytf {__version__}")
         return 0
+    if argv[0] in ("-h", "--help") and argv[1] in COMMANDS:
+        argv = [argv[1], "--help", *argv[2:]]
     command = argv[0]
     if command not in COMMANDS:
         word = command.lower().replace("-", "_")

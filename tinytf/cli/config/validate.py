@@ -69,6 +69,9 @@ def validate(command: str, config: Any) -> None:
     for name, callback in get_type_hints(OptionalCallbacks).items():
         callback(**config.tracking[name])
     if command == "fit":
+        for other in ("test", "predict"):
+            if config.trainer[f"limit_{other}_batches"] is not None:
+                raise UserError(f"trainer.limit_{other}_batches: fit has no such batches; give it to tinytf {other}")
         check_optimizer(config.model.optimizer, config.model.schedule, config.trainer.max_steps)
         check_run_dir(config.name, config.checkpoint.dir)
         require_trackers(config.tracking.wandb, config.tracking.mlflow)
@@ -124,7 +127,21 @@ def check_numbers(config: Any) -> None:
 def check_machine(config: Any) -> None:
     """Refuse, before anything is started, more processes than this machine can be meant to run, or a larger model."""
     check_processes(config)
+    check_gpus(config.trainer)
     check_memory(config)
+
+
+def check_gpus(trainer: Any) -> None:
+    """Refuse more GPUs than there are, or one by a number that none has."""
+    devices = str(trainer.devices).strip("[]")
+    if training_device(str(trainer.accelerator)) != "cuda" or not re.fullmatch(r"[\d\s,]+", devices):
+        return
+    numbers, here = [int(number) for number in re.findall(r"\d+", devices)], torch.cuda.device_count()
+    # Several are named by their numbers, as in Lightning: 2 is two GPUs, "2," and [2] the third.
+    named = isinstance(trainer.devices, list) or "," in devices
+    if (max(numbers) >= here) if named else (numbers[0] > here):
+        there = f"{here} GPU{'' if here == 1 else 's'}"
+        raise UserError(f"trainer.devices is {trainer.devices}, but this machine has {there}, numbered from 0")
 
 
 def check_processes(config: Any) -> None:
