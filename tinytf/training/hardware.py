@@ -18,8 +18,8 @@ MatmulPrecision = Literal["auto", "highest", "high", "medium"]
 
 COMPILE_PAYS_AFTER = {"cpu": 4e13, "cuda": 1e16}
 """FLOPs of a run. On two cores of a Zen 5 it is some three minutes, of which compiled blocks save the half minute
-that compiling them takes at most. On an H200 with 16 cores, compiling took 10 s and saved a third of the time at GPT-2's
-size (206,000 and 305,000 tokens/s): it pays after 5e15."""
+that compiling them takes at most. On an H200 with 16 cores, compiling took 10 s and saved a third of the time at
+GPT-2's size (206,000 and 305,000 tokens/s): it paid after 5e15."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h: how much may lie unused at the end of the heap, and from which size on
