@@ -68,6 +68,25 @@ def test_a_run_that_is_not_validated_says_so_twice(
     assert "generate --ckpt_path checkpoints/killed/version_0/last.ckpt" in said
 
 
+def test_a_prompt_that_begins_with_a_dash_can_be_pasted() -> None:
+    from tinytf.cli.generate import parser
+
+    config = {
+        "checkpoint": {"dir": "checkpoints"}, "export": {"at_end": True},
+        "tracking": {"samples": {"prompts": ["-- to be"]}, "tensorboard": False},
+    }  # fmt: skip
+    generate, _ = fit.next_commands(config, "run", "best.ckpt")
+    assert parser().parse_args(shlex.split(generate)[2:]).prompt == "-- to be"
+
+
+def test_a_run_on_another_drive_is_named_by_its_whole_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_way(path: str) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(fit.os.path, "relpath", no_way)
+    assert fit.from_here(Path("D:/runs")) == str(Path("D:/runs"))
+
+
 def test_a_program_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = tmp_path / "my tools"
     tools.mkdir()

@@ -88,7 +88,7 @@ def user_loggers(given: Any) -> list[Any]:
 
 def announce(run: Run, trainer: Trainer, data: TextDataModule) -> None:
     """Log where the run is written, how it resumes, and how often it reads its text."""
-    here, max_steps, resume = os.path.relpath(run.directory), trainer.max_steps, run.resume
+    here, max_steps, resume = from_here(run.directory), trainer.max_steps, run.resume
     if resume and resume.step >= max_steps:
         at = f"already at step {resume.step} of {max_steps}"
         log.info("run %s: %s; raise --trainer.max_steps to continue", here, at)
@@ -109,7 +109,7 @@ def announce(run: Run, trainer: Trainer, data: TextDataModule) -> None:
 
 def summarize(run: Run, trainer: Trainer) -> None:
     """Log how the run ended, its best checkpoint, and the commands that come next, ready to paste."""
-    here, journal, best = os.path.relpath(run.directory), journal_of(trainer), best_checkpoints(trainer)
+    here, journal, best = from_here(run.directory), journal_of(trainer), best_checkpoints(trainer)
     took = f" in {clock(journal.seconds())}" if journal else ""
     at = f"at step {trainer.global_step} of {trainer.max_steps}{took}"
     if steps_remain(trainer):
@@ -117,7 +117,7 @@ def summarize(run: Run, trainer: Trainer) -> None:
     else:
         log.info("run %s: finished %s", here, at)
     if best and best.best_model_path and best.best_model_score is not None:
-        log.info("best checkpoint: %s, val/loss %.4f", os.path.relpath(best.best_model_path), best.best_model_score)
+        log.info("best checkpoint: %s, val/loss %.4f", from_here(best.best_model_path), best.best_model_score)
     else:
         why = "nothing was validated" if best and best.save_top_k else "checkpoint.save_top_k is 0"
         log.info("best checkpoint: none, because %s", why)
@@ -134,11 +134,20 @@ def next_commands(config: Mapping[str, Any], run_dir: str, name: str) -> list[st
     # Of a run outside of it, validate and export would ask for its text again.
     at = "" if root == str(ROOT) else f" {shlex.quote(root)}"
     return [
-        f"{tinytf} generate {ckpt}" + (f" --prompt {shlex.quote(prompts[0])}" if prompts else ""),
+        # With "=", because a prompt may begin with a dash.
+        f"{tinytf} generate {ckpt}" + (f" --prompt={shlex.quote(prompts[0])}" if prompts else ""),
         f"{tinytf} validate {ckpt}" + (at and f" --checkpoint.dir{at}"),
         *([] if config["export"]["at_end"] else [f"{tinytf} export {ckpt}" + (at and f" --root{at}")]),
         *([f"{console_script('tensorboard')} --logdir {shlex.quote(root)}"] if tensorboard else []),
     ]
+
+
+def from_here(path: str | Path) -> str:
+    """A path as one would type it in this folder."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # On Windows, between two drives.
+        return str(path)
 
 
 def console_script(name: str) -> str:
