@@ -33,7 +33,8 @@ def test_a_run_ends_with_its_best_checkpoint_and_commands_that_can_be_pasted(
     said = capfd.readouterr().err.splitlines()
     run = Path("all runs/killed/version_0")
     assert f"run {run}: 20 steps, " in said[0]
-    assert f"run {run}: 2,149 tokens of training text, read 19 times" in said[1]
+    of_what = f"run {run}: 4,464 parameters; text.txt (tokenizer char): "
+    assert f"{of_what}2,149 tokens of training text, read 19 times" in said[1]
     assert "a model learns it by heart and val/loss rises; give more text, or trainer.max_steps 16" in said[2]
     (best,) = run.glob("step-0000020-val_loss-*.ckpt")
     at = said.index(f"best checkpoint: {best}, val/loss {best.stem.rpartition('-')[2]}")
@@ -66,6 +67,15 @@ def test_a_run_that_is_not_validated_says_so_twice(
     assert "trainer.limit_val_batches is 0: nothing is validated, so there will be no best checkpoint" in said
     assert "best checkpoint: none, because nothing was validated" in said
     assert "generate --ckpt_path checkpoints/killed/version_0/last.ckpt" in said
+
+
+def test_a_run_that_ends_within_its_warmup_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    assert main(fresh({"trainer.max_steps": 2, "model.schedule.warmup_steps": 2})) == 0
+    assert "warmup_steps is 2: this run of 2 steps ends before" in capfd.readouterr().err
 
 
 def test_a_prompt_that_begins_with_a_dash_can_be_pasted() -> None:

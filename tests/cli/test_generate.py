@@ -314,10 +314,15 @@ def test_ctrl_c_stops_the_text_and_ctrl_d_ends_the_program(folder):
     os.close(theirs)
     seen = ""
 
-    def read_until(pattern):
+    def read_until(pattern, interrupts=0):
         nonlocal seen
         while not re.search(pattern, seen, re.DOTALL):
-            assert select.select([ours], [], [], 60)[0], f"nothing more comes after {seen!r}"
+            if not select.select([ours], [], [], 10 if interrupts else 60)[0]:
+                assert interrupts, f"nothing more comes after {seen!r}"
+                # Up to Python 3.10, readline misses one that arrives just before it waits for a key.
+                os.kill(process.pid, signal.SIGINT)
+                interrupts -= 1
+                continue
             seen += os.read(ours, 4096).decode()
         seen = ""
 
@@ -330,7 +335,7 @@ def test_ctrl_c_stops_the_text_and_ctrl_d_ends_the_program(folder):
         os.write(ours, b"\x1b[A")  # The arrow up.
         read_until("It is$")
         os.kill(process.pid, signal.SIGINT)
-        read_until(r"\n> $")
+        read_until(r"\n> $", interrupts=3)
         os.write(ours, b"\x04")
         assert process.wait(timeout=60) == 0
     finally:

@@ -29,8 +29,12 @@ FLAGS = [
     (["--model.n_kv_heads", "3"], ["n_heads 2", "n_kv_heads 3"]),
     (["--model.dropout", "1.5"], ["model.dropout is 1.5", "[0, 1)"]),
     (["--model.norm_eps", "0"], ["model.norm_eps is 0", "positive"]),
-    (["--model.optimizer.lrr", "3"], ["model.optimizer.lrr", "did you mean model.optimizer.lr?"]),
+    (
+        ["--model.optimizer.lrr", "3"],
+        ["optimizer.lrr", "did you mean model.optimizer.lr or model"],
+    ),
     (["--model.optimizer.lr", "x"], ["model.optimizer.lr", "a number"]),
+    (["--model.optimizer", "AdamW", "--model.optimizer.lr", "abc"], ["model.optimizer.lr", "a number", "got abc"]),
     (["--model.optimizer.lr", "-1"], ["model.optimizer", "lr is -1", "negative"]),
     (["--model.optimizer", "Foo"], ["model.optimizer", "Foo"]),
     (["--model.optimizer", "torch.optim.LBFGS"], ["model.optimizer: LBFGS", "parameter groups"]),
@@ -76,9 +80,9 @@ FLAGS = [
 
 
 WORDS = {
-    "lr": "did you mean model.optimizer.lr?",
-    "optimizer.lr": "did you mean model.optimizer.lr?",
-    "trainer.learning-rate": "did you mean model.optimizer.lr?",
+    "lr": "did you mean model.optimizer.lr or model.optimizer.muon_lr?",
+    "optimizer.lr": "did you mean model.optimizer.lr or model.optimizer.muon_lr?",
+    "trainer.learning-rate": "did you mean model.optimizer.lr or model.optimizer.muon_lr?",
     "max_steps": "did you mean trainer.max_steps?",
     "max-step": "did you mean trainer.max_steps?",
     "steps": "did you mean trainer.max_steps?",
@@ -122,7 +126,7 @@ def test_each_word_of_another_program_stands_for_a_key_that_there_is(keys: Keys)
 
 def test_a_key_without_its_section_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = refused(["fit", "--config", TINY, "--lr", "3"], capsys)
-    assert line == "unknown key lr; did you mean model.optimizer.lr?"
+    assert line == "unknown key lr; did you mean model.optimizer.lr or model.optimizer.muon_lr?"
     (tmp_path / "bad.yaml").write_text("model:\n  n_embd: 3\n")
     line = refused(["fit", "--config", "bad.yaml"], capsys)
     assert line == "bad.yaml:2: unknown key model.n_embd; did you mean model.d_model?"
@@ -216,7 +220,7 @@ FILES = [
     ("model:\n  d_ff: 64\n  d_ff: 128\n", ["bad.yaml:3: ", "model.d_ff is set twice", "line 2", "keep one"]),
     (
         "model:\n  optimizer:\n    class_path: tinytf.training.MuonAdamW\n    init_args:\n      lrr: 3\n",
-        ["bad.yaml:5: ", "model.optimizer.lrr", "did you mean model.optimizer.lr?"],
+        ["bad.yaml:5: ", "model.optimizer.lrr", "did you mean model.optimizer.lr or model.optimizer.muon_lr?"],
     ),
     (
         "model:\n  optimizer:\n    class_path: nosuch.Thing\n",

@@ -24,7 +24,10 @@ from tinytf.run.callbacks.journal import early_stop_reason, journal_of
 from tinytf.run.callbacks.progress import clock
 from tinytf.run.directory import ROOT
 from tinytf.run.run import Run
+from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.trainer import Trainer, describe_readings, overfitting
+from tinytf.utils.files import shorten
+from tinytf.utils.text import public
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ def fit(cli: CommandLine) -> None:
         if cli.data.global_batch_size is not None:
             trainer.keep_global_batch(cli.data.global_batch_size, cli.data.batch_size)
         if trainer.is_global_zero:
-            announce(run, trainer, cli.data)
+            announce(run, trainer, cli.model, cli.data)
             warn_of_another_schedule(cli, run)
         with refusals_of_checkpoint(cli.config.ckpt_path):
             trainer.fit(cli.model, datamodule=cli.data, ckpt_path=cli.config.ckpt_path)
@@ -86,8 +89,8 @@ def user_loggers(given: Any) -> list[Any]:
     return [] if given is True else as_list(given)
 
 
-def announce(run: Run, trainer: Trainer, data: TextDataModule) -> None:
-    """Log where the run is written, how it resumes, and how often it reads its text."""
+def announce(run: Run, trainer: Trainer, model: LanguageModel, data: TextDataModule) -> None:
+    """Log where the run is written, how it resumes, what it trains, and how often it reads its text."""
     here, max_steps, resume = from_here(run.directory), trainer.max_steps, run.resume
     if resume and resume.step >= max_steps:
         at = f"already at step {resume.step} of {max_steps}"
@@ -100,7 +103,15 @@ def announce(run: Run, trainer: Trainer, data: TextDataModule) -> None:
     tokens = len(data.split("train"))
     windows = data.batch_size * trainer.accumulate_grad_batches * trainer.num_devices * trainer.num_nodes
     readings = max_steps * windows * data.seq_len / tokens
-    log.info("run %s: %s", here, describe_readings(tokens, readings))
+    size, corpus = f"{model.config.parameter_count:,}", shorten(public(data.config.corpus), 80)
+    text = f"{corpus} (tokenizer {shorten(data.config.tokenizer, 80)})"
+    log.info("run %s: %s parameters; %s: %s", here, size, text, describe_readings(tokens, readings))
+    warmup = run.config["model"]["schedule"].get("init_args", {}).get("warmup_steps")
+    if isinstance(warmup, int) and warmup >= max_steps:
+        log.warning(
+            "model.schedule.warmup_steps is %d: this run of %d steps ends before the learning rate is at its peak",
+            warmup, max_steps,
+        )  # fmt: skip
     if warning := overfitting(readings, max_steps):
         log.warning("%s", warning)
     if not trainer.limit_val_batches:

@@ -53,9 +53,13 @@ def explain(message: str, error: BaseException | None, command: str) -> ConfigEr
         return ConfigError(key, f"{key}: cannot import {kind or value} ({missing}); give the full path of a class")
     if "Unable to load config" in message:
         return ConfigError(key, f"{key}: expected keys and values; give them as --{key}.KEY VALUE")
-    if short := _cut(r"Expected a dot import path string: (\S+)", message):
+    short = _cut(r"Expected a dot import path string: (\S+)", message)
+    # torch's optimizers take a tensor for a number too: who gives a word has not meant a class.
+    is_number = re.search(r"Expected an? <class '(?:int|float)'>", message)
+    if short and not is_number:
         return ConfigError(key, f"{key}: cannot import {short}; give the full path of a class")
-    wanted = [_type_name(each) for each in re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message)]
+    types = re.findall(r"Expected an? (?!dot import)(.+?)(?:\. Got value|\n|$)", message)
+    wanted = [_type_name(each) for each in types]
     subclass = re.findall(r"[Nn]ot a valid subclass of (\w+)", message)
     wanted += ["keys and values" if name.endswith(SETTINGS) else f"the class_path of a {name}" for name in subclass]
     wanted += [

@@ -137,6 +137,8 @@ def unknown_key(key: str, known: Iterable[str], command: str = "tinytf fit") -> 
     refused = next((name for name in (key, *near) if name in REFUSED), None)
     if refused:
         return ConfigError(key, f"{key} is not a setting of tinytf: {REFUSED[refused]}")
+    if "model.optimizer.lr" in near and "model.optimizer.muon_lr" in choices:
+        near.append("model.optimizer.muon_lr")  # The matrices' own, under MuonAdamW.
     if near:
         return ConfigError(key, f"unknown key {key}; did you mean {' or '.join(near)}?")
     section = key.rpartition(".")[0]

@@ -71,7 +71,8 @@ class GracefulStop(Callback):
         number = self.received or signal.SIGTERM
         if steps_remain(trainer):
             self.periodic.save(trainer)
-            log.info("%s: saved step %d, stopping", signal.Signals(number).name, trainer.global_step)
+            name = signal.Signals(number).name
+            log.info("%s: saved step %d, stopping; --ckpt_path last goes on", name, trainer.global_step)
             raise SystemExit(128 + number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -33,8 +33,8 @@ class MuonAdamW(Optimizer):
 
     Args:
         params: parameter groups, each a dict with ``params`` and ``name``, as `parameter_groups` makes them.
-        lr: AdamW's step size, by the name it has in torch, so that a change of class keeps its meaning.
-        muon_lr: Muon's step size: an update is this times a matrix whose singular values are about 1.
+        lr: AdamW's step size, of embedding and norms; the matrices have muon_lr.
+        muon_lr: Muon's step size, of the matrices: an update is this times a matrix whose singular values are about 1.
         momentum: Muon's momentum, in Nesterov's form.
         ns_steps: Newton-Schulz iterations.
         per_neuron: give each neuron of a matrix its own step size (NorMuon); false is Muon as it was published.
