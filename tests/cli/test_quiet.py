@@ -26,7 +26,6 @@ OURS = re.compile(
     r"|[\w-]+: (writing|comparing with the model)"
     r"|comparing with .*"
     r"|wrote \S+"
-    r"|--ckpt_path (best|last): .*"
     r"|model\.schedule\.warmup_steps is 5: this run of 4 steps ends .*"
     r"|trainer\.max_steps was \d+ and is \d+: .*"
 )

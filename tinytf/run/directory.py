@@ -203,8 +203,6 @@ def resolve_checkpoint(
                     "--ckpt_path %s: the newest run, %s, has no intact %s checkpoint yet, so it is that of %s",
                     ckpt_path, found[-1], ckpt_path, run_dir,
                 )  # fmt: skip
-            else:
-                log.info("--ckpt_path %s: %s", ckpt_path, path)
             return path
     where = f"{root}/{name}" if name else str(root)
     if found:
