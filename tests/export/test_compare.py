@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def last_position_off(model: Transformer) -> None:
 
 
 def other_base(model: Transformer) -> None:
-    model.cos, model.sin = rotary_tables(model.config.max_seq_len, model.config.head_dim, 10_001.0)
+    model.cos, model.sin = rotary_tables(replace(model.config, rope_theta=10_001.0))
 
 
 def interleaved(model: Transformer) -> None:
@@ -112,7 +113,7 @@ def fused(model: Transformer) -> Runner:
     graph, config = FusedTransformer(model), model.config
 
     def start(batch_size: int) -> Feed:
-        empty = (batch_size, config.kv_heads, 0, config.head_dim)
+        empty = (batch_size, config.kv_heads, 0, config.head_size)
         past = [torch.zeros(empty) for _ in range(2 * config.n_layers)]
 
         def feed(tokens: torch.Tensor) -> torch.Tensor:

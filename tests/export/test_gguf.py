@@ -116,7 +116,7 @@ def test_the_file_states_shape_and_tokenizer(tmp_path: Path) -> None:
     assert stated["general.architecture"] == "qwen3"
     assert stated["qwen3.context_length"] == config.max_seq_len
     assert stated["qwen3.attention.head_count_kv"] == config.kv_heads
-    assert stated["qwen3.attention.key_length"] == config.head_dim
+    assert stated["qwen3.attention.key_length"] == config.head_size
     assert stated["qwen3.rope.freq_base"] == config.rope_theta
     assert stated["qwen3.attention.layer_norm_rms_epsilon"] == pytest.approx(config.norm_eps)
     assert stated["tokenizer.ggml.model"] == "gpt2"

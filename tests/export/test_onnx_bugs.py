@@ -51,14 +51,14 @@ def last_position_off(graph: Graph, loaded: LoadedModel) -> None:
 
 def other_base(graph: Graph, loaded: LoadedModel) -> None:
     config, old = loaded.model.config, loaded.model.cos.numpy()
-    cos, _ = rotary_tables(config.max_seq_len, config.head_dim, 10_001.0)
+    cos, _ = rotary_tables(replace(config, rope_theta=10_001.0))
     change(graph, like(graph, old), lambda _: cos.numpy())
 
 
 def interleaved(graph: Graph, loaded: LoadedModel) -> None:
     config = loaded.model.config
     for layer in range(config.n_layers):
-        change(graph, f"layers.{layer}.attention.qkv", lambda qkv: pairs_for_halves(qkv, config.head_dim))
+        change(graph, f"layers.{layer}.attention.qkv", lambda qkv: pairs_for_halves(qkv, config.head_size))
 
 
 def pairs_for_halves(qkv: Array, head_dim: int) -> Array:

@@ -11,13 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinytf.model import KVCache, Transformer, TransformerConfig
+from tinytf.model import KVCache, RopeScaling, Transformer, TransformerConfig
 
 LAYOUTS = {
     "qwen3": {},
     "qwen3 grouped": {"n_kv_heads": 2},
     "llama": {"qk_norm": False},
     "llama one kv head": {"n_kv_heads": 1, "qk_norm": False},
+    "qwen3 untied, wide heads": {"n_kv_heads": 2, "head_dim": 12, "tie_embeddings": False},
+    "linear scaling": {"rope_scaling": RopeScaling("linear", 4.0)},
+    "llama3 scaling, untied": {
+        "qk_norm": False,
+        "tie_embeddings": False,
+        # With heads of 8 the frequencies are 1, 0.1, 0.01, 0.001: kept, in between, and divided twice.
+        "rope_scaling": RopeScaling("llama3", 8.0, original_max_seq_len=96),
+    },
 }
 
 
@@ -86,10 +94,29 @@ def rms_norm(x, weight, eps):
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 
-def turned(x, theta):
+def frequency(pair, half, theta, scaling):
+    """Radians per position of one pair, by Llama 3.1's rule of wave lengths if it is asked for."""
+    plain = theta ** (-pair / half)
+    if scaling is None:
+        return plain
+    slow = plain / scaling.factor
+    if scaling.rope_type == "linear":
+        return slow
+    wavelength, original = 2 * math.pi / plain, scaling.original_max_seq_len
+    if wavelength < original / scaling.high_freq_factor:
+        return plain
+    if wavelength > original / scaling.low_freq_factor:
+        return slow
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    share = (original / wavelength - low) / (high - low)
+    return (1 - share) * slow + share * plain
+
+
+def turned(x, config):
     """Each pair (i, i + half) of a head as a complex number, turned by position times frequency."""
     half = x.shape[-1] // 2
-    angle = torch.arange(x.shape[-2])[:, None] * theta ** (-torch.arange(half) / half)
+    speed = torch.tensor([frequency(i, half, config.rope_theta, config.rope_scaling) for i in range(half)])
+    angle = torch.arange(x.shape[-2])[:, None] * speed
     turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
     return torch.cat((turned.real, turned.imag), dim=-1)
 
@@ -104,23 +131,24 @@ def by_hand(model, tokens):
         normed = rms_norm(x, weights[at + "input_layernorm.weight"], config.norm_eps)
         q, k, v = (
             (normed @ weights[f"{at}self_attn.{name}_proj.weight"].T)
-            .unflatten(-1, (-1, config.head_dim))
+            .unflatten(-1, (-1, config.head_size))
             .transpose(1, 2)
             for name in "qkv"
         )
         if config.qk_norm:
             q = rms_norm(q, weights[at + "self_attn.q_norm.weight"], config.norm_eps)
             k = rms_norm(k, weights[at + "self_attn.k_norm.weight"], config.norm_eps)
-        q, k = turned(q, config.rope_theta), turned(k, config.rope_theta)
+        q, k = turned(q, config), turned(k, config)
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-        scores = q @ k.mT / math.sqrt(config.head_dim)
+        scores = q @ k.mT / math.sqrt(config.head_size)
         future = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
         y = scores.masked_fill(future, -math.inf).softmax(-1) @ v
         x = x + y.transpose(1, 2).flatten(2) @ weights[at + "self_attn.o_proj.weight"].T
         normed = rms_norm(x, weights[at + "post_attention_layernorm.weight"], config.norm_eps)
         gate, up, down = (weights[f"{at}mlp.{name}_proj.weight"].T for name in ("gate", "up", "down"))
         x = x + (F.silu(normed @ gate) * (normed @ up)) @ down
-    return rms_norm(x, weights["norm.weight"], config.norm_eps) @ weights["embed_tokens.weight"].T
+    unembedding = weights["embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
+    return rms_norm(x, weights["norm.weight"], config.norm_eps) @ unembedding.T
 
 
 @torch.no_grad()
@@ -139,6 +167,14 @@ def test_logits_are_those_of_the_papers(model):
         ({"n_kv_heads": 0}, ["n_kv_heads", "0"]),
         ({"dropout": 1.0}, ["dropout", "1.0"]),
         ({"norm_eps": 0.0}, ["norm_eps", "0.0"]),
+        ({"head_dim": 7}, ["head_dim", "7", "even"]),
+        ({"head_dim": 0}, ["head_dim", "0"]),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ["rope_scaling.rope_type", "yarn", "llama3"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, ["rope_scaling.factor", "0.5"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, ["rope_scaling.factor", "'2'"]),
+        ({"rope_scaling": {"factor": 2.0}}, ["rope_scaling.rope_type", "missing"]),
+        ({"rope_scaling": 3}, ["rope_scaling", "3", "mapping"]),
+        ({"rope_scaling": RopeScaling("llama3", 2.0, 4.0, 1.0)}, ["rope_scaling.low_freq_factor", "4.0", "1.0"]),
     ],
     ids=str,
 )
@@ -159,11 +195,12 @@ def test_past_max_seq_len_is_refused_with_and_without_a_cache(model):
 
 
 def test_the_parameter_formula_counts_what_is_there():
-    grid = itertools.product((32, 96), (2, 4), (1, 3), (None, 1, 2), (None, 40), (True, False))
-    for d_model, n_heads, n_layers, n_kv_heads, d_ff, qk_norm in grid:
-        config = small(
-            d_model=d_model, n_heads=n_heads, n_layers=n_layers, n_kv_heads=n_kv_heads, d_ff=d_ff, qk_norm=qk_norm
-        )
+    names = ("d_model", "n_heads", "n_layers", "n_kv_heads", "d_ff", "qk_norm", "head_dim", "tie_embeddings")
+    grid = itertools.product(
+        (32, 96), (2, 4), (1, 3), (None, 1, 2), (None, 40), (True, False), (None, 6), (True, False)
+    )
+    for values in grid:
+        config = small(**dict(zip(names, values, strict=True)))
         assert config.parameter_count == sum(weight.numel() for weight in Transformer(config).parameters()), config
 
 
@@ -180,6 +217,38 @@ def test_the_first_loss_is_that_of_knowing_nothing(d_model, n_layers, vocab_size
     tokens = torch.randint(vocab_size, (4, 65))
     loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
     assert loss.item() == pytest.approx(math.log(vocab_size), rel=0.01)
+
+
+@torch.no_grad()
+def test_untied_the_first_loss_is_that_too():
+    model = Transformer(small(tie_embeddings=False))
+    assert F.cross_entropy(model(torch.zeros(1, 8, dtype=torch.long))[0], torch.arange(8)).item() == pytest.approx(
+        math.log(61), rel=1e-6
+    )
+
+
+@torch.no_grad()
+def test_a_row_of_documents_gives_each_the_logits_it_has_alone(model):
+    lengths = (5, 1, 11, 7)
+    tokens = torch.randint(61, (2, sum(lengths)))
+    positions = torch.cat([torch.arange(n) for n in lengths]).expand(2, -1)
+    packed = model(tokens, positions=positions)
+    alone = torch.cat([model(document) for document in tokens.split(lengths, dim=1)], dim=1)
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_no_token_of_another_document_moves_a_logit(model):
+    lengths = (9, 4, 11)
+    tokens = torch.randint(61, (1, sum(lengths)))
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    before = model(tokens, positions=positions)
+    changed = tokens.clone()
+    changed[:, 9:13] = (changed[:, 9:13] + 1) % 61
+    moved = (model(changed, positions=positions) - before).abs().amax(dim=(0, 2))
+    assert not moved[:9].any()
+    assert not moved[13:].any()
+    assert (moved[9:13] > 1e-4).all()
 
 
 def test_llama_has_no_norm_on_queries_and_keys():
@@ -233,7 +302,7 @@ class WithCache(nn.Module):
 @pytest.mark.parametrize("layout", ["qwen3 grouped", "llama"])
 def test_torch_export_traces_the_cache_with_a_dynamic_past(layout):
     model = perturbed(small(**LAYOUTS[layout], n_layers=2))
-    shape = (2, model.config.kv_heads, 3, model.config.head_dim)
+    shape = (2, model.config.kv_heads, 3, model.config.head_size)
     past = [torch.randn(shape) for _ in range(model.config.n_layers)]
     batch, seq, length = torch.export.Dim.AUTO, torch.export.Dim.AUTO, torch.export.Dim.AUTO
     program = torch.export.export(

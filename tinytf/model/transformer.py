@@ -5,22 +5,37 @@ Parameter names are those of ``transformers``' Qwen3 and Llama, so that exported
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinytf.model.config import TransformerConfig
+from tinytf.model.config import RopeScaling, TransformerConfig
 
 EMBEDDING_STD = 0.2
 """Ten times GPT-2's: the blocks' first updates are then small compared with the token they are added to."""
 
 
-def rotary_tables(max_seq_len: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every position's angles (Su et al. 2021, arXiv:2104.09864), ``[max_seq_len, head_dim]``."""
+def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
+    """Radians per position of each pair of features (Su et al. 2021, arXiv:2104.09864), ``[head_dim / 2]``."""
     frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angle = torch.outer(torch.arange(max_seq_len, dtype=torch.float32), frequency)
+    if scaling is None:
+        return frequency
+    if scaling.rope_type == "linear":
+        return frequency / scaling.factor
+    # Llama 3.1's: by how many turns a pair makes within the original context.
+    turns = scaling.original_max_seq_len * frequency / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return kept * frequency + (1 - kept) * frequency / scaling.factor
+
+
+def rotary_tables(config: TransformerConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position's angles, ``[max_seq_len, head_size]``."""
+    frequency = rotary_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
+    angle = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), frequency)
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()
 
@@ -38,6 +53,13 @@ def causal_mask(past: int, total: int, device: torch.device) -> Tensor:
     """True if the query in row i (position past + i) may attend to the key in column j: ``[total - past, total]``."""
     position = torch.arange(total, device=device)
     return position[None, :] <= position[past:, None]
+
+
+def document_mask(positions: Tensor) -> Tensor:
+    """`causal_mask` inside of each document of a row, ``[batch, 1, seq, seq]``; positions are ``[batch, seq]``."""
+    document = (positions == 0).cumsum(-1)
+    same = document[:, :, None] == document[:, None, :]
+    return (same & causal_mask(0, positions.shape[1], positions.device))[:, None]
 
 
 class KVCache:
@@ -63,7 +85,7 @@ class KVCache:
 
         def no_tokens() -> list[Tensor]:
             # One tensor per layer: an exporter merges inputs that share one object.
-            shape = (batch_size, config.kv_heads, 0, config.head_dim)
+            shape = (batch_size, config.kv_heads, 0, config.head_size)
             return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
 
         return cls(no_tokens(), no_tokens())
@@ -86,17 +108,17 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.head_dim = config.head_dim
+        self.head_dim = config.head_size
         self.grouped = config.kv_heads != config.n_heads
-        kv_dim = config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        kv_dim = config.kv_heads * config.head_size
+        self.q_proj = nn.Linear(config.d_model, config.attention_dim, bias=False)
         self.k_proj = nn.Linear(config.d_model, kv_dim, bias=False)
         self.v_proj = nn.Linear(config.d_model, kv_dim, bias=False)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = nn.Linear(config.attention_dim, config.d_model, bias=False)
         # Dehghani et al. 2023 (arXiv:2302.05442): bounded attention logits allow higher learning rates.
         norm = nn.RMSNorm if config.qk_norm else nn.Identity  # Identity takes any arguments, and ignores them.
-        self.q_norm = norm(config.head_dim, eps=config.norm_eps)
-        self.k_norm = norm(config.head_dim, eps=config.norm_eps)
+        self.q_norm = norm(config.head_size, eps=config.norm_eps)
+        self.k_norm = norm(config.head_size, eps=config.norm_eps)
         # An attribute, so that training can swap in a form that its hardware runs faster (training/attention.py).
         self.attend: Callable[..., Tensor] = F.scaled_dot_product_attention
 
@@ -164,20 +186,24 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
-        # An attribute like `Attention.attend`: of hidden states and the embedding's weights.
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        # An attribute like `Attention.attend`: of hidden states and the unembedding's weights.
         self.project: Callable[[Tensor, Tensor], Tensor] = F.linear
-        cos, sin = rotary_tables(config.max_seq_len, config.head_dim, config.rope_theta)
+        cos, sin = rotary_tables(config)
         # Not in checkpoints: they follow from the config.
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         initialize(self)
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
         """Logits of every position.
 
         Args:
             tokens: ids, ``[batch, seq]``; with a cache, those that follow the ones in it.
             cache: these tokens' keys and values are appended to it.
+            positions: of each token in its document, ``[batch, seq]``; where it is 0 a document begins, and attention
+                stays inside of it. None: the whole row is one document. Not with a cache.
 
         Returns:
             ``[batch, seq, vocab_size]``.
@@ -185,17 +211,22 @@ class Transformer(nn.Module):
         Raises:
             ValueError: past ``max_seq_len``.
         """
-        return self.unembed(self.hidden(tokens, cache))
+        return self.unembed(self.hidden(tokens, cache, positions))
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
         """The normed last hidden states, ``[batch, seq, d_model]``: all of `forward` but the unembedding."""
         past = 0 if cache is None else cache.length
         total = past + tokens.shape[1]
         if total > self.config.max_seq_len:
             raise ValueError(f"a sequence of {total} tokens is past max_seq_len {self.config.max_seq_len}")
-        # Without a cache, SDPA's own causal mask, which its fused kernels know.
-        mask = None if cache is None else causal_mask(past, total, tokens.device)
-        cos, sin = self.cos[past:total], self.sin[past:total]
+        if positions is None:
+            # Without a cache, SDPA's own causal mask, which its fused kernels know.
+            mask = None if cache is None else causal_mask(past, total, tokens.device)
+            cos, sin = self.cos[past:total], self.sin[past:total]
+        else:
+            assert cache is None, "a cache holds one document a row"
+            mask = document_mask(positions)
+            cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         x = self.dropout(self.embed_tokens(tokens))
         for block in self.layers:
             x = block(x, cos, sin, mask, cache)
@@ -203,8 +234,13 @@ class Transformer(nn.Module):
         return out
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states, by the embedding's own weights (Press & Wolf 2017, arXiv:1608.05859)."""
-        return self.project(hidden, self.embed_tokens.weight)
+        """Logits of hidden states."""
+        return self.project(hidden, self.unembedding)
+
+    @property
+    def unembedding(self) -> Tensor:
+        """The matrix that gives logits, ``[vocab_size, d_model]``: tied, the embedding's own (arXiv:1608.05859)."""
+        return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
 
 
 @torch.no_grad()
@@ -214,9 +250,9 @@ def initialize(model: Transformer) -> None:
     - Matrices are uniform with standard deviation ``1 / sqrt(fan_in)``: the variance of what comes in goes out.
     - The matrices that write to the residual stream (``o_proj``, ``down_proj``) are zero: each block starts as the
       identity, so depth does not change the scale of the stream (Zhang et al. 2019, arXiv:1901.09321).
-    - The final norm's weight starts at ``1 / (std * d_model)``. With tied embeddings a token's own logit starts as
-      ``std * d_model`` (51 at 256 wide): the model would insist on repeating its input. Scaled so, that logit is 1,
-      the others near 0, and the first loss near ln(vocab_size).
+    - Tied, the final norm's weight starts at ``1 / (std * d_model)``: a token's own logit would be ``std * d_model``
+      (51 at 256 wide), and the model insist on repeating its input. Scaled so, that logit is 1, the others near 0, and
+      the first loss near ln(vocab_size). Untied, the unembedding starts at zero, for the same loss.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -228,4 +264,7 @@ def initialize(model: Transformer) -> None:
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             nn.init.zeros_(weight)
     nn.init.normal_(model.embed_tokens.weight, std=EMBEDDING_STD)
-    nn.init.constant_(model.norm.weight, 1.0 / (EMBEDDING_STD * model.config.d_model))
+    if model.config.tie_embeddings:
+        nn.init.constant_(model.norm.weight, 1.0 / (EMBEDDING_STD * model.config.d_model))
+    else:
+        nn.init.zeros_(model.lm_head.weight)

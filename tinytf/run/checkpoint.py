@@ -219,7 +219,7 @@ def config_of(content: dict[str, Any]) -> TransformerConfig:
     layers = {key.split(".")[2] for key in content["state_dict"] if key.startswith(f"{MODEL_PREFIX}layers.")}
     if config.n_layers != len(layers):
         raise ValueError(f"n_layers is {config.n_layers}, but it has weights of {len(layers)} layers")
-    tables = 16 * config.max_seq_len * config.head_dim
+    tables = 16 * config.max_seq_len * config.head_size
     if tables > (usable_memory() or tables):
         raise ValueError(f"max_seq_len is {config.max_seq_len}, which is more positions than fit into memory")
     return config

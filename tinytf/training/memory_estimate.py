@@ -143,9 +143,10 @@ def largest_batch(step: StepSpec, limit: float) -> int:
 
 def matrices(config: TransformerConfig) -> dict[str, tuple[int, int]]:
     """Shapes of one block's matrices: what Muon takes and autocast casts."""
-    d, kv, ff = config.d_model, config.kv_heads * config.head_dim, config.ff_dim
+    d, kv, ff = config.d_model, config.kv_heads * config.head_size, config.ff_dim
+    heads = config.attention_dim
     return {
-        "q_proj": (d, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, d),
+        "q_proj": (heads, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, heads),
         "gate_proj": (ff, d), "up_proj": (ff, d), "down_proj": (d, ff),
     }  # fmt: skip
 
@@ -172,8 +173,8 @@ def model_rows(step: StepSpec) -> Iterator[Row]:
             # As large as all gradients together, in addition to them (torch's DistributedDataParallel,
             # gradient_as_bucket_view).
             yield Row("gradients", f"{name}: buckets", count, size, "DDP's reducer", ALWAYS)
-    embedding = step.config.vocab_size * step.config.d_model
-    # The lookup has a dense gradient of its own, which is added to the unembedding's.
+    # The lookup has a dense gradient of its own; tied, it is added to the unembedding's.
+    embedding = step.config.vocab_size * step.config.d_model * step.config.tie_embeddings
     yield Row("passing", "embed_tokens: the lookup's gradient", embedding, size, "autograd", {"backward ends": 1.0})
 
 
@@ -182,13 +183,13 @@ def gathered_rows(step: StepSpec) -> Iterator[Row]:
     if step.strategy != "fsdp2":
         return
     config, size = step.config, BYTES[step.precision]
-    root = config.vocab_size * config.d_model + config.d_model
+    root = (1 if config.tie_embeddings else 2) * config.vocab_size * config.d_model + config.d_model
     block = (config.parameter_count - root) // config.n_layers
     for name, count in (
         ("the block at work", block),
         ("the prefetched block", block),
         # From the start of the forward pass to the end of the backward pass.
-        ("embed_tokens and norm", root),
+        ("embeddings and norm", root),
     ):
         both: dict[Phase, float] = {"backward begins": 1.0, "backward ends": 1.0}
         yield Row("gathered", f"{name}: whole weights", count, size, "FSDP's all-gather", both)
@@ -246,8 +247,8 @@ def block_tensors(config: TransformerConfig, precision: str) -> list[tuple[str, 
     Operation by operation, in the order of `Block.forward`, as they run eagerly; compiled blocks keep less. Rotation
     keeps nothing: its other factor takes no gradient.
     """
-    d, kv, ff = config.d_model, config.kv_heads * config.head_dim, config.ff_dim
-    mixed = precision.endswith("-mixed")
+    d, kv, ff = config.d_model, config.kv_heads * config.head_size, config.ff_dim
+    heads, mixed = config.attention_dim, precision.endswith("-mixed")
     wide = BYTES[precision]  # The residual stream and norms.
     narrow = 2 if mixed else wide  # What enters a matrix product, attention or SiLU.
     rows = [
@@ -255,19 +256,19 @@ def block_tensors(config: TransformerConfig, precision: str) -> list[tuple[str, 
         ("input_layernorm: normalized", d, wide, "RMSNorm"),
         ("input_layernorm: 1 / rms", 1, wide, "RMSNorm"),
         *projection_inputs(("q_proj", "k_proj", "v_proj"), d, precision),
-        ("q_norm: input", d * config.qk_norm, wide, "RMSNorm"),
-        ("q_norm: normalized", d * config.qk_norm, wide, "RMSNorm"),
+        ("q_norm: input", heads * config.qk_norm, wide, "RMSNorm"),
+        ("q_norm: normalized", heads * config.qk_norm, wide, "RMSNorm"),
         ("q_norm: 1 / rms", config.n_heads * config.qk_norm, wide, "RMSNorm"),
         ("k_norm: input", kv * config.qk_norm, wide, "RMSNorm"),
         ("k_norm: normalized", kv * config.qk_norm, wide, "RMSNorm"),
         ("k_norm: 1 / rms", config.kv_heads * config.qk_norm, wide, "RMSNorm"),
-        ("attention: q", d, narrow, "SDPA"),
+        ("attention: q", heads, narrow, "SDPA"),
         ("attention: k", kv, narrow, "SDPA"),
         ("attention: v", kv, narrow, "SDPA"),
-        ("attention: output", d, narrow, "SDPA"),
+        ("attention: output", heads, narrow, "SDPA"),
         ("attention: log-sum-exp", config.n_heads, wide, "SDPA"),
         # The heads side by side: without QK-norm, attention's output lies in memory like that already.
-        ("o_proj: input", d * config.qk_norm, narrow, "matrix product"),
+        ("o_proj: input", heads * config.qk_norm, narrow, "matrix product"),
         ("attention: dropout_mask", d * bool(config.dropout), narrow, "dropout"),
         ("post_attention_layernorm: input", d, wide, "RMSNorm"),
         ("post_attention_layernorm: normalized", d, wide, "RMSNorm"),

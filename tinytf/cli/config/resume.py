@@ -17,7 +17,10 @@ from tinytf.errors import UserError
 from tinytf.utils.files import shorten
 from tinytf.utils.text import flatten, public
 
-SHAPE = tuple(f"model.{key}" for key in ("d_model", "n_heads", "n_layers", "n_kv_heads", "d_ff", "qk_norm"))
+SHAPE = tuple(
+    f"model.{key}"
+    for key in ("d_model", "n_heads", "n_layers", "n_kv_heads", "head_dim", "d_ff", "qk_norm", "tie_embeddings")
+)
 TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.bpe_sample_bytes")
 TEXT = ("seq_len", "val_fraction", "test_fraction", "split_by", "text_field")
 """Not the corpora: their texts are compared, by checksum, when they are read; a path may be spelled anew or moved."""

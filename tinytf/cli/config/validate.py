@@ -168,7 +168,7 @@ def check_memory(config: Any) -> None:
     size = 2 if str(config.trainer.precision) in ("bf16-true", "16-true") else 4
     # Each block keeps at least its input, in the layout of the weights, for the backward.
     kept = config.data.batch_size * config.data.seq_len * model.d_model * model.n_layers
-    needed = size * (2 * model.parameter_count + kept) + 8 * model.max_seq_len * model.head_dim
+    needed = size * (2 * model.parameter_count + kept) + 8 * model.max_seq_len * model.head_size
     on_gpu = training_device(str(config.trainer.accelerator)) == "cuda"
     # Sharded over GPUs, a model may be larger than one; over processes of a CPU, the memory is the same.
     here = sum_of_gpu_memory() * int(config.trainer.num_nodes) if on_gpu else usable_memory()

@@ -132,9 +132,9 @@ def stated_config(config: TransformerConfig) -> dict[str, int | float]:
         "feed_forward_length": config.ff_dim,
         "attention.head_count": config.n_heads,
         "attention.head_count_kv": config.kv_heads,
-        "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim,
-        "rope.dimension_count": config.head_dim,
+        "attention.key_length": config.head_size,
+        "attention.value_length": config.head_size,
+        "rope.dimension_count": config.head_size,
         "rope.freq_base": float(config.rope_theta),
         "attention.layer_norm_rms_epsilon": config.norm_eps,
     }
@@ -149,7 +149,7 @@ def to_llama_cpp(name: str, weight: Array, config: TransformerConfig) -> Array:
     if config.qk_norm or heads is None:
         return weight
     # Without it a file loads and runs, and agrees with the model on 0.185 of the likeliest tokens.
-    halves = weight.reshape(heads, 2, config.head_dim // 2, -1)
+    halves = weight.reshape(heads, 2, config.head_size // 2, -1)
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
 
 
@@ -158,7 +158,7 @@ def from_llama_cpp(name: str, weight: Array, config: TransformerConfig) -> Array
     heads = {"q_proj": config.n_heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
     if config.qk_norm or heads is None:
         return weight
-    size = config.head_dim
+    size = config.head_size
     order = [head * size + 2 * (row % (size // 2)) + row // (size // 2) for head in range(heads) for row in range(size)]
     back: Array = weight[order]
     return back

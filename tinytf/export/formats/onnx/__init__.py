@@ -72,7 +72,7 @@ class WithCache(Writer):
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         config = loaded.model.config
         tokens = example_tokens()
-        sizes = (len(tokens), config.kv_heads, EXAMPLE_PAST, config.head_dim)
+        sizes = (len(tokens), config.kv_heads, EXAMPLE_PAST, config.head_size)
         # Distinct tensors: the exporter merges inputs that share one object. onnx's checker is content with the graph,
         # a prefill is exact, and every decoding step is wrong, by up to 19.
         past = [torch.randn(sizes) for _ in range(2 * config.n_layers)]

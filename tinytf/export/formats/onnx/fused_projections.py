@@ -109,11 +109,13 @@ class FusedTransformer(nn.Module):
         super().__init__()
         config = model.config
         self.embed_tokens = model.embed_tokens
+        # Tied, it is the embedding's own object, which the file then holds once.
+        self.lm_head = None if config.tie_embeddings else frozen(model.lm_head.weight)
         blocks = [block for block in model.layers if isinstance(block, Block)]
         self.layers = nn.ModuleList(FusedBlock(block, config.n_heads, config.kv_heads) for block in blocks)
         self.norm = Norm(model.norm.weight, model.norm.eps)
         # Swapping the halves and negating one of them is swapping them under a sine of two signs.
-        half = config.head_dim // 2
+        half = config.head_size // 2
         self.sin = frozen(torch.cat((-model.sin[:, :half], model.sin[:, half:]), dim=1))
         self.cos = frozen(model.cos)
 
@@ -129,4 +131,5 @@ class FusedTransformer(nn.Module):
         for block, key, value in zip(self.layers, past[0::2], past[1::2], strict=True):
             x, present = block(x, cos, sin, bias, (key, value))
             presents += present
-        return (self.norm(x) @ self.embed_tokens.weight.t(), *presents)
+        unembedding = self.embed_tokens.weight if self.lm_head is None else self.lm_head
+        return (self.norm(x) @ unembedding.t(), *presents)

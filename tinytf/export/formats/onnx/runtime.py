@@ -111,7 +111,7 @@ def require_cache(session: Any, config: TransformerConfig) -> None:
     ]
     if not whole or names != ["logits", *cache_names(PRESENT, config.n_layers)]:
         raise ValueError("its inputs and outputs are not those of the model that its metadata states")
-    if any([shape[1], shape[3]] != [config.kv_heads, config.head_dim] for shape in list(inputs.values())[1:]):
+    if any([shape[1], shape[3]] != [config.kv_heads, config.head_size] for shape in list(inputs.values())[1:]):
         raise ValueError("its key-values are not of the size that its metadata states")
 
 
