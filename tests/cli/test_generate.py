@@ -17,7 +17,7 @@ import torch
 from tests.cli.tiny_checkpoint import write_checkpoint
 from tinytf.cli import generate
 from tinytf.errors import UserError
-from tinytf.run.checkpoint import load_model
+from tinytf.weights.checkpoint import load_model
 
 
 @pytest.fixture(scope="module", name="folder")

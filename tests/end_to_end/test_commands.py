@@ -17,7 +17,7 @@ import yaml
 from tokenizers import Tokenizer
 
 from tests.end_to_end.conftest import Tinytf
-from tinytf.run.checkpoint import load_model
+from tinytf.weights.checkpoint import load_model
 
 
 def rows(run: Path, event: str = "metrics") -> list[dict[str, object]]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tests.end_to_end.processes import Fit, events, newest_run
 from tests.stress.campaign import end_of, prepare
 from tinytf.data.datamodule import TextDataModule
-from tinytf.run.checkpoint import load_model
+from tinytf.weights.checkpoint import load_model
 
 ONE: dict[str, Any] = {
     "trainer.devices": 1,

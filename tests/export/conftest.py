@@ -16,7 +16,7 @@ from tinytf.cli import export as export_command
 from tinytf.export.formats import FORMATS
 from tinytf.export.parity import runner
 from tinytf.export.parity.cases import Evaluation
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
 from tinytf.model import Transformer, TransformerConfig
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 TEXT = (
     "Now is the winter of our discontent\nMade glorious summer by this sun of York;\nAnd all the clouds that lour'd "

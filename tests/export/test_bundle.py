@@ -18,8 +18,8 @@ from tinytf.errors import RunError, UserError
 from tinytf.export import formats, manifest
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS
 from tinytf.export.formats.torch_programs import TORCHSCRIPT, Pt2, TorchScript
-from tinytf.run.checkpoint import LoadedModel
 from tinytf.utils.files import sha256_of
+from tinytf.weights.checkpoint import LoadedModel
 
 
 def files(folder: Path) -> set[str]:

@@ -19,7 +19,7 @@ from tinytf.export.parity.runner import Feed, Runner, eager
 from tinytf.export.parity.thresholds import THRESHOLDS, breaches
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.model.transformer import rotary_tables
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 
 def measured(artifact: Transformer, loaded: LoadedModel, evaluation: Evaluation) -> ParityMetrics:

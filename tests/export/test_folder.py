@@ -17,8 +17,8 @@ from tinytf.export import manifest
 from tinytf.export.folder import publish, staging_folder
 from tinytf.export.formats.huggingface import HuggingFace
 from tinytf.export.formats.torch_programs import Pt2
-from tinytf.run.checkpoint import LoadedModel
 from tinytf.utils.files import sha256_of
+from tinytf.weights.checkpoint import LoadedModel
 
 
 def files(folder: Path) -> set[str]:

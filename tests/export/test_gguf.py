@@ -22,7 +22,7 @@ from tinytf.export.formats.gguf.llama_cpp import open_llama_cpp, tokenizer_probl
 from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import NOT_VERIFIED, PASSED, ParityCheck
 from tinytf.export.parity.thresholds import with_overrides
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 gguf = pytest.importorskip("gguf")
 

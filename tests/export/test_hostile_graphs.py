@@ -16,7 +16,7 @@ from tests.export.small_model import Exported
 from tests.export.test_strangers import DEEP, outcome
 from tinytf.cli import generate
 from tinytf.errors import UserError
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 onnx = pytest.importorskip("onnx")
 resource = pytest.importorskip("resource", reason="Windows has none")

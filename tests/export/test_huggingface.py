@@ -15,7 +15,7 @@ from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, enco
 from tinytf.export.formats.huggingface import HUGGINGFACE, model_card
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
-from tinytf.run.checkpoint import LoadedModel, load_model
+from tinytf.weights.checkpoint import LoadedModel, load_model
 
 transformers = pytest.importorskip("transformers")
 

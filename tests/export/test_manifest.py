@@ -12,7 +12,7 @@ import pytest
 from tests.export.small_model import save_checkpoint
 from tinytf.cli.verify import run as run_verify
 from tinytf.errors import UserError
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 
 @pytest.fixture(scope="module")

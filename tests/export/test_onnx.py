@@ -14,7 +14,7 @@ from tinytf.export.formats.onnx import quantize
 from tinytf.export.formats.onnx.graph import Graph
 from tinytf.export.formats.onnx.quantize import per_column
 from tinytf.export.formats.onnx.runtime import open_session
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

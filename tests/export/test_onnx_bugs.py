@@ -19,7 +19,7 @@ from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import FAILED, PASSED, ParityCheck
 from tinytf.export.parity.thresholds import with_overrides
 from tinytf.model.transformer import rotary_tables
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -18,7 +18,7 @@ from tinytf.export.formats.onnx import WITH_CACHE
 from tinytf.export.formats.onnx.runtime import OnnxEngine, bundled_tokenizer
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -22,8 +22,8 @@ from tinytf.errors import UserError
 from tinytf.export.folder import publish, staging_folder
 from tinytf.export.formats.torch_programs import PT2, TORCHSCRIPT
 from tinytf.export.parity import cases, check
-from tinytf.run.checkpoint import LoadedModel
 from tinytf.utils.files import sha256_of
+from tinytf.weights.checkpoint import LoadedModel
 
 NASTY: list[Any] = [
     None, True, -1, 0, 5.5, 10**400, float("nan"), float("inf"), "", "../victim", "/etc/passwd", "huggingface",

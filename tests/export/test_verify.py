@@ -18,8 +18,8 @@ from tinytf.errors import UserError
 from tinytf.export import formats
 from tinytf.export.formats import FORMATS
 from tinytf.export.formats.torch_programs import TORCHSCRIPT, TorchScript
-from tinytf.run.checkpoint import LoadedModel
 from tinytf.utils.files import sha256_of
+from tinytf.weights.checkpoint import LoadedModel
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tinytf.cli.export import run as run_export
 from tinytf.errors import UserError
 from tinytf.export import formats
 from tinytf.export.formats import FORMATS, GROUPS
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 
 def test_without_data_settings_it_asks_for_text(exported: Exported) -> None:

@@ -13,7 +13,6 @@ import torch
 from tests.stress.campaign import prepare, run
 from tests.stress.killing import attempt
 from tinytf.errors import UserError
-from tinytf.run.checkpoint import damage, read_checkpoint, write_checkpoint
 from tinytf.run.directory import (
     best_intact,
     last_intact,
@@ -24,6 +23,7 @@ from tinytf.run.directory import (
     saved_checkpoints,
 )
 from tinytf.run.recovery import recover_run_dir
+from tinytf.weights.checkpoint import damage, read_checkpoint, write_checkpoint
 
 
 def write(path: Path, number: int = 0) -> Path:

@@ -14,7 +14,6 @@ import pytest
 from tinytf.errors import UserError
 from tinytf.run import recovery
 from tinytf.run.callbacks.checkpoints import BestCheckpoints
-from tinytf.run.checkpoint import write_checkpoint
 from tinytf.run.directory import (
     best_intact,
     create_run_dir,
@@ -27,6 +26,7 @@ from tinytf.run.directory import (
 )
 from tinytf.run.journal import FILE_NAME, encode
 from tinytf.run.recovery import acquire_run_lock, release_run_locks
+from tinytf.weights.checkpoint import write_checkpoint
 
 
 def run_started(root: Path, name: str, hour: int | None) -> Path:

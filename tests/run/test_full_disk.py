@@ -18,8 +18,8 @@ import torch
 from tests.stress.campaign import arguments, end_of, prepare
 from tinytf.cli.main import main
 from tinytf.errors import RunError
-from tinytf.run.checkpoint import damage, write_checkpoint
 from tinytf.training.lightning_module import LanguageModel
+from tinytf.weights.checkpoint import damage, write_checkpoint
 
 SETTINGS = {"trainer.max_steps": 12, "checkpoint.every_n_steps": 1, "checkpoint.keep_last": 0}
 

@@ -18,7 +18,7 @@ from tests.stress.campaign import arguments, prepare
 from tests.stress.killing import attempt
 from tinytf.cli.main import main
 from tinytf.errors import UserError
-from tinytf.run.checkpoint import load_model, read_checkpoint
+from tinytf.weights.checkpoint import load_model, read_checkpoint
 
 COMMANDS = {
     "fit": [],
@@ -325,7 +325,7 @@ def test_only_what_is_wrong_with_the_file_is_blamed_on_it(
     def fail(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("tinytf.run.checkpoint.tokenizer_from_text", fail)
+    monkeypatch.setattr("tinytf.weights.checkpoint.tokenizer_from_text", fail)
     with pytest.raises(MemoryError):
         load_model("good.ckpt")
 

@@ -46,9 +46,9 @@ def checkpoint_facts(path: Path) -> Sections:
     """All that a checkpoint says of itself, as plain JSON types in sections.
 
     Raises:
-        UserError: as [read_checkpoint][tinytf.run.checkpoint.read_checkpoint].
+        UserError: as [read_checkpoint][tinytf.weights.checkpoint.read_checkpoint].
     """
-    from tinytf.run.checkpoint import read_checkpoint
+    from tinytf.weights.checkpoint import read_checkpoint
 
     content = read_checkpoint(path, mmap=True)
     entry = content["tinytf"]

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from tinytf.errors import RunError
 from tinytf.export.formats import DEFAULT, Format, choose
 from tinytf.model import Transformer, TransformerConfig
-from tinytf.run.checkpoint import LoadedModel
 from tinytf.run.loggers.follower import Follower
+from tinytf.weights.checkpoint import LoadedModel
 
 log = logging.getLogger(__name__)
 

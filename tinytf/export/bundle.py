@@ -18,9 +18,9 @@ from tinytf.export.formats.huggingface import write_weights
 from tinytf.export.parity.cases import held_out_text
 from tinytf.export.parity.check import FAILED, CheckResult, ParityCheck, failed_result
 from tinytf.export.parity.thresholds import with_overrides
-from tinytf.run.checkpoint import LoadedModel, load_model
 from tinytf.utils.files import is_disk_full, remove, sha256_of
 from tinytf.utils.text import printable
+from tinytf.weights.checkpoint import LoadedModel, load_model
 
 Say = Callable[[str], None]
 

@@ -16,8 +16,8 @@ from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import FAILED, NOT_VERIFIED, CheckResult, ParityCheck, failed_result
 from tinytf.export.parity.thresholds import THRESHOLDS, with_overrides
 from tinytf.model import Transformer, TransformerConfig
-from tinytf.run.checkpoint import MODEL_PREFIX, LoadedModel, load_model
 from tinytf.utils.files import open_user_file, sha256_of
+from tinytf.weights.checkpoint import MODEL_PREFIX, LoadedModel, load_model
 
 LONGEST = 2**17
 """Tokens. Tables of positions and masks grow with a number that a stranger may state; no preset has over 2**12."""

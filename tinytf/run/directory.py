@@ -147,8 +147,8 @@ def is_periodic(path: Path) -> bool:
 
 
 def damage(path: Path) -> str | None:
-    """As `tinytf.run.checkpoint.damage`; torch is imported when a file is read, which `tinytf runs` never does."""
-    from tinytf.run import checkpoint
+    """As `tinytf.weights.checkpoint.damage`; torch is imported when a file is read, which `tinytf runs` never does."""
+    from tinytf.weights import checkpoint
 
     return checkpoint.damage(path)
 

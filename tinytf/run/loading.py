@@ -10,8 +10,8 @@ from tinytf.errors import UserError
 from tinytf.generation.decoding import TransformerEngine
 from tinytf.generation.generator import TextGenerator, available_device
 from tinytf.model import Transformer
-from tinytf.run.checkpoint import load_model
 from tinytf.run.directory import resolve_checkpoint
+from tinytf.weights.checkpoint import load_model
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from tinytf.errors import UserError
-from tinytf.run.checkpoint import damage
 from tinytf.run.directory import CHECKPOINT, link_best, link_last, saved_checkpoints
 from tinytf.utils.files import atomic_write, remove_temporaries
+from tinytf.weights.checkpoint import damage
 
 if sys.platform == "win32":
     import msvcrt

@@ -34,7 +34,6 @@ from tinytf.run.callbacks.samples import Samples
 from tinytf.run.callbacks.signals import GracefulStop
 from tinytf.run.callbacks.throughput import Throughput
 from tinytf.run.callbacks.validation import Validation
-from tinytf.run.checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
 from tinytf.run.config import CheckpointConfig
 from tinytf.run.directory import create_run_dir, last_intact, newest_step, saved_checkpoints
 from tinytf.run.journal import FILE_NAME, Journal, run_id_of
@@ -43,6 +42,7 @@ from tinytf.run.provenance import collect, write_uncommitted_patch
 from tinytf.run.recovery import acquire_run_lock, recover_run_dir, release_run_locks
 from tinytf.utils.files import atomic_write
 from tinytf.utils.text import public, yaml_text
+from tinytf.weights.checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from tinytf.errors import UserError
 
 if TYPE_CHECKING:
     from tinytf.export.parity.runner import Runner
-    from tinytf.run.checkpoint import LoadedModel
+    from tinytf.weights.checkpoint import LoadedModel
 
 
 class Writer(ABC):

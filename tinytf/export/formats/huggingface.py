@@ -19,9 +19,9 @@ from tinytf.errors import UserError
 from tinytf.export.formats import Writer
 from tinytf.export.parity.runner import Feed, Runner, quiet
 from tinytf.model import TransformerConfig
-from tinytf.run.checkpoint import MODEL_PREFIX, LoadedModel
 from tinytf.utils.files import read_text
 from tinytf.utils.text import read_json
+from tinytf.weights.checkpoint import MODEL_PREFIX, LoadedModel
 
 WEIGHTS = "model.safetensors"
 FILES = {WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}

@@ -16,7 +16,7 @@ from torch.export import Dim
 from tinytf.export.formats import Writer
 from tinytf.export.parity.cases import example_tokens, too_short_to_trace
 from tinytf.export.parity.runner import Runner, quiet, recomputing
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 MAX_BATCH = 4096
 """torch.export asks for a bound; what is larger is refused by the program itself."""

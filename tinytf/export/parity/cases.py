@@ -19,8 +19,8 @@ from tinytf.data.sources.builtin import BUILTIN
 from tinytf.data.tokenizer import encode
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
-from tinytf.run.checkpoint import LoadedModel
 from tinytf.utils.files import read_bytes, read_text, shorten
+from tinytf.weights.checkpoint import LoadedModel
 
 # Some seconds of work. A difference in loss below 1e-3 is not measurable on so few, and no threshold asks for it.
 MAX_TOKENS = 4096

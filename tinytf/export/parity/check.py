@@ -15,7 +15,7 @@ from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.compare import ParityMetrics, ReferenceLogits, compare
 from tinytf.export.parity.runner import Runner, Speed, eager, measure, quiet, reference_precision
 from tinytf.export.parity.thresholds import Limits, breaches
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 PASSED, FAILED, NOT_VERIFIED = "passed", "failed", "not verified"
 SPEED_PASSAGE = 1024

@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tinytf.errors import RunError, UserError
 from tinytf.run.callbacks import run_dir_of
 from tinytf.run.callbacks.journal import log_to_row
-from tinytf.run.checkpoint import write_checkpoint
 from tinytf.training.lightning_module import NonFiniteError
+from tinytf.weights.checkpoint import write_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tinytf.run.checkpoint import FORMAT
 from tinytf.utils.text import public
+from tinytf.weights.checkpoint import FORMAT
 
 
 class CheckpointMetadata(Callback):

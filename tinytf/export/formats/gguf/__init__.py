@@ -23,7 +23,7 @@ from tinytf.export.formats import Writer
 from tinytf.export.formats.gguf.llama_cpp import open_llama_cpp, tokenizer_problems
 from tinytf.export.parity.runner import Runner, quiet
 from tinytf.model import TransformerConfig
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 Array = npt.NDArray[Any]
 

@@ -26,7 +26,7 @@ from tinytf.export.formats.onnx.runtime import (
 from tinytf.export.parity.cases import example_tokens, too_short_to_trace
 from tinytf.export.parity.runner import Runner, quiet, recomputing
 from tinytf.model import TransformerConfig
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 # The oldest that every operator here needs, so that old runtimes load the file too. 23 would decode a tenth faster, 567
 # tokens per second for 522 at 14 million parameters.

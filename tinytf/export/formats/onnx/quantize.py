@@ -32,7 +32,7 @@ from tinytf.export.formats.onnx.graph import (
 )
 from tinytf.export.formats.onnx.runtime import cached_runner, open_session, require_own_kind
 from tinytf.export.parity.runner import Runner, quiet
-from tinytf.run.checkpoint import LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
 
 LARGEST = 127
 """Of a weight, and of the sum of two neighbors on an input: processors without VNNI add the products of two

@@ -1,0 +1,1 @@
+"""Files that hold weights: ours, and those of pretrained models."""
