@@ -34,6 +34,7 @@ FLAGS = [
         ["optimizer.lrr", "did you mean model.optimizer.lr or model"],
     ),
     (["--model.optimizer.lr", "x"], ["model.optimizer.lr", "a number"]),
+    (["--model.optimizer", "torch.optim.Adamw"], ["model.optimizer", "Adamw", "did you mean torch.optim.AdamW?"]),
     (["--model.optimizer", "AdamW", "--model.optimizer.lr", "abc"], ["model.optimizer.lr", "a number", "got abc"]),
     (["--model.optimizer.lr", "-1"], ["model.optimizer", "lr is -1", "negative"]),
     (["--model.optimizer", "Foo"], ["model.optimizer", "Foo"]),
@@ -135,6 +136,7 @@ def test_a_key_without_its_section_is_one_line(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(("command", "near"), [
     ("train", "fit"), ("chat", "generate --interactive"), ("eval", "validate"), ("sample", "generate"),
     ("resume", "fit --ckpt_path last"), ("convert", "export"), ("fitt", "fit"), ("help", "--help"),
+    ("finetune", "fit --config … --model.base PATH"),
 ])  # fmt: skip
 def test_a_command_of_another_program_names_ours(command: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused([command, "--config", TINY], capsys) == f"unknown command {command!r}; did you mean tinytf {near}?"

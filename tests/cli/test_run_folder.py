@@ -58,3 +58,14 @@ def test_a_folder_without_one_is_refused(command: str, runs: Path, capsys: pytes
     for given, at in ((runs, str(empty)), (Path("checkpoints"), "it")):
         line = refused([command, "--ckpt_path", str(given)], capsys)
         assert line.startswith(f"--ckpt_path {given}: it is a folder, and {at} has no intact {kind} checkpoint; give ")
+
+
+def test_best_says_which_file_it_is_and_a_run_name_alone_how_it_is_given(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "--ckpt_path", "best", "--max_new_tokens", "1"]) == 0
+    found = runs / "version_1" / BEST
+    assert capsys.readouterr().err.splitlines() == [f"tinytf: note: --ckpt_path best is {found}"]
+    for command in ("generate", "validate"):
+        line = refused([command, "--ckpt_path", "base"], capsys)
+        assert line.endswith("there is no such file; for the run of that name: --ckpt_path best --name base")

@@ -12,7 +12,7 @@ from torch import Tensor
 from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.config.resume import notice_of_other_text
 from tinytf.cli.config.validate import refusals_of_checkpoint
-from tinytf.cli.fit import build_trainer
+from tinytf.cli.fit import build_trainer, from_here
 from tinytf.cli.main import heavy_command
 from tinytf.data.datamodule import TextDataModule
 from tinytf.data.windows import IGNORE_INDEX
@@ -42,6 +42,8 @@ def evaluate(command: str, argv: list[str]) -> int:
         if command == "validate" and is_first_process():
             note_other_batches(cli)
         path, verbose = cli.config.ckpt_path, cli.config.verbose
+        if is_first_process():
+            log.info("evaluating %s", from_here(path))
         with refusals_of_checkpoint(path):
             measure(cli.model, datamodule=cli.data, ckpt_path=path, verbose=verbose, weights_only=True)
     return 0

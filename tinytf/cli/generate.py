@@ -192,7 +192,10 @@ def from_checkpoint(args: argparse.Namespace) -> TextGenerator:
         device = available_device(args.device)
     except UserError as error:
         raise UserError(f"--{error}") from error
-    return tinytf.load(checkpoint_path(args), device=device)
+    path = checkpoint_path(args)
+    if args.ckpt_path in ("best", "last"):  # Which of many: a text goes on the screen without its model's name.
+        note(f"--ckpt_path {args.ckpt_path} is {path}")
+    return tinytf.load(path, device=device)
 
 
 def from_export(args: argparse.Namespace) -> TextGenerator:

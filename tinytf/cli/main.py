@@ -45,7 +45,8 @@ COMMANDS = {
 """Of each command: the module in this folder and its function, and what it does in a line."""
 
 OTHER_NAMES = {
-    "fit": "train training pretrain finetune run start",
+    "fit": "train training pretrain run start",
+    "fit --config … --model.base PATH": "finetune fine_tune tune",
     "fit --ckpt_path last": "resume continue",
     "generate": "sample complete infer inference",
     "generate --interactive": "chat talk repl",

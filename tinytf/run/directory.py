@@ -232,7 +232,10 @@ def _checkpoint_at(ckpt_path: str | Path, of_folder: str) -> Path:
     if path.is_symlink() and not path.exists():
         raise UserError(f"--ckpt_path {ckpt_path}: it links to {path.readlink()}, which is gone; give another file")
     if not path.exists():
-        raise UserError(f"--ckpt_path {ckpt_path}: there is no such file")
+        hint = (
+            f"; for the run of that name: --ckpt_path best --name {ckpt_path}" if run_dirs(ROOT, str(ckpt_path)) else ""
+        )
+        raise UserError(f"--ckpt_path {ckpt_path}: there is no such file{hint}")
     if path.is_dir():
         return _checkpoint_in(path, of_folder)
     open_user_file(path, what="--ckpt_path").close()

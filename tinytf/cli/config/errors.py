@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 import sys
@@ -50,7 +51,9 @@ def explain(message: str, error: BaseException | None, command: str) -> ConfigEr
         return ConfigError(key, f"{key}: {kind.rpartition('.')[2]} needs {required.rstrip('.')}; give it in init_args")
     missing = next((e for e in causes(error) if isinstance(e, (ImportError, AttributeError))), None)
     if isinstance(missing, (ModuleNotFoundError, AttributeError)):
-        return ConfigError(key, f"{key}: cannot import {kind or value} ({missing}); give the full path of a class")
+        near = nearest_class(kind or value)
+        hint = f"did you mean {near}?" if near else "give the full path of a class"
+        return ConfigError(key, f"{key}: cannot import {kind or value} ({missing}); {hint}")
     if "Unable to load config" in message:
         return ConfigError(key, f"{key}: expected keys and values; give them as --{key}.KEY VALUE")
     short = _cut(r"Expected a dot import path string: (\S+)", message)
@@ -89,6 +92,16 @@ def _arguments_of(kind: str) -> list[str]:
     module, _, name = kind.rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
     return [name for name in inspect.signature(found).parameters if name != "params"] if callable(found) else []
+
+
+def nearest_class(path: str) -> str | None:
+    """A class of the same module, which is imported already, whose name is nearest to a mistyped one."""
+    module, _, name = path.rpartition(".")
+    classes = {
+        each.lower(): each for each, found in vars(sys.modules.get(module, object)).items() if isinstance(found, type)
+    }
+    near = difflib.get_close_matches(name.lower(), classes, n=1)
+    return f"{module}.{classes[near[0]]}" if near else None
 
 
 def _type_name(kind: str) -> str:
