@@ -25,14 +25,18 @@ from tinytf.data.windows import IGNORE_INDEX
 from tinytf.errors import RunError, UserError
 from tinytf.model import KVCache, Transformer, TransformerConfig
 from tinytf.training.attention import choose_attention, choose_unembedding
-from tinytf.training.distributed.dtensor import clip_by_norm, total_norm
+from tinytf.training.distributed.dtensor import clip_by_norm, local_shards, total_norm
 from tinytf.training.distributed.fsdp import shard_model
 from tinytf.training.loss import mean_loss, token_losses
 from tinytf.training.optim.groups import parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
 from tinytf.training.optim.schedules import Linear, Schedule
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
+"""(tokens, targets) or (tokens, targets, positions), ``[batch, seq]`` each, int64."""
+
+SUM_OVER = 4096
+"""Targets: sums of losses over this have the size of a mean, as float16's gradient scaler expects."""
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,8 @@ class LanguageModel(LightningModule):
     """Trains a `Transformer` to predict the next token.
 
     It trains with any data module or loader whose batches are (tokens, targets), both ``[batch, seq]`` of int64;
-    targets of -100 are ignored. Its weights are `model`, on the CPU and in float32 until a Trainer moves them.
+    targets of -100 are ignored. A third tensor, positions, says where in a row documents begin: attention stays inside
+    of each, and a step's gradient is that of the mean over all its targets, however they are spread. Its weights are `model`, on the CPU and in float32 until a Trainer moves them.
     ``LanguageModel.load_from_checkpoint("best.ckpt")`` rebuilds it from a checkpoint alone; optimizer, schedule and
     compile are the defaults again unless given to it.
 
@@ -94,6 +99,7 @@ class LanguageModel(LightningModule):
         self.group_settings: list[dict[str, Any]] = []
         self.grad_norm = torch.zeros(())
         self.micro_losses: list[Tensor] = []
+        self.micro_counts: list[Tensor] = []
         self.skipped_steps = 0
         self.log_to_loggers = True
         """The journal callback sets it to False: it writes rows to the loggers itself, before the step's checkpoint."""
@@ -187,7 +193,13 @@ class LanguageModel(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = mean_loss(self.model, *batch)
         self.micro_losses.append(loss.detach())
-        return loss
+        if len(batch) < 3:
+            return loss
+        # Of packed examples some micro-batches have fewer targets than others. Lightning averages over micro-batches
+        # and processes: each gives its sum over a constant, and `_weigh_gradients` puts the step's count in its place.
+        count = (batch[1] != IGNORE_INDEX).sum()
+        self.micro_counts.append(count)
+        return loss * (count / SUM_OVER)
 
     def configure_gradient_clipping(
         self,
@@ -197,6 +209,8 @@ class LanguageModel(LightningModule):
     ) -> None:
         """Clip as Lightning would, with the norm measured once: for the clipping, the log and the check."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.micro_counts:
+            self._weigh_gradients(gradients)
         self.grad_norm = total_norm(gradients)
         if not self._finite():
             self._on_nonfinite(optimizer)
@@ -205,16 +219,31 @@ class LanguageModel(LightningModule):
         elif gradient_clip_val:
             clip_by_norm(gradients, gradient_clip_val, self.grad_norm)
 
+    def _weigh_gradients(self, gradients: list[Tensor]) -> None:
+        """From the mean over micro-batches and processes of sums over a constant to the mean over all targets."""
+        counts = self._over_processes(torch.stack(self.micro_counts).sum())
+        averaged = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        torch._foreach_mul_(local_shards(gradients), averaged * SUM_OVER / counts)
+
+    def _over_processes(self, total: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(total, reduce_op="sum") if self.trainer.world_size > 1 else total
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         losses, self.micro_losses = self.micro_losses, []
+        counts, self.micro_counts = self.micro_counts, []
         step = self.trainer.global_step + 1  # Lightning counts the step after this hook.
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log_step(torch.stack(losses).mean())
+            self._log_step(torch.stack(losses), counts)
 
-    def _log_step(self, loss: Tensor) -> None:
-        if self.trainer.world_size > 1:
-            loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
+    def _log_step(self, losses: Tensor, counts: list[Tensor]) -> None:
+        if counts:
+            weights = torch.stack(counts)
+            loss = self._over_processes((losses * weights).sum()) / self._over_processes(weights.sum())
+        else:
+            loss = losses.mean()
+            if self.trainer.world_size > 1:
+                loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
         (optimizer, *_) = self.trainer.optimizers
         # Those of an optimizer that a subclass configures may have no names.
         rates = {group.get("name"): group["lr"] for group in optimizer.param_groups}
@@ -269,10 +298,9 @@ class LanguageModel(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Each token's loss, for a look at where the model is surprised."""
-        tokens, targets = batch
         with eager():
-            losses = token_losses(self.model, tokens, targets)
-        return {"losses": losses, "targets": targets}
+            losses = token_losses(self.model, *batch)
+        return {"losses": losses, "targets": batch[1]}
 
     def _start_evaluation(self) -> None:
         # A float32 sum over 10^8 tokens drifts in the sixth digit; MPS has no float64. Two sums, not a weighted
@@ -285,11 +313,10 @@ class LanguageModel(LightningModule):
     def _evaluate(self, batch: Batch) -> None:
         assert self.loss_sum is not None
         assert self.token_count is not None
-        tokens, targets = batch
         with eager():
-            losses = token_losses(self.model, tokens, targets)
+            losses = token_losses(self.model, *batch)
         self.loss_sum.update(losses)
-        self.token_count.update(targets != IGNORE_INDEX)
+        self.token_count.update(batch[1] != IGNORE_INDEX)
 
     def _finish_evaluation(self, split: str) -> None:
         """Log loss (nats per token), perplexity and bits per byte over the whole split and all processes."""

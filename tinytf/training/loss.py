@@ -14,9 +14,13 @@ LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**28}
 """Logits in one chunk, by device: 128 MiB and 1 GiB of float32."""
 
 
-def token_losses(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of each target in nats, 0 where it is padding; all ``[batch, seq]``."""
-    hidden = model.hidden(tokens).flatten(0, 1)
+def token_losses(model: Transformer, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of each target in nats, 0 where it is -100; all ``[batch, seq]``.
+
+    Args:
+        positions: of each token in its document, as `Transformer.forward` takes them.
+    """
+    hidden = model.hidden(tokens, positions=positions).flatten(0, 1)
     rows = logits_at_once(model.config.vocab_size, hidden.device.type)
     if len(hidden) <= rows:
         return _losses(model, hidden, targets.flatten()).view_as(targets)
@@ -36,9 +40,9 @@ def logits_at_once(vocab_size: int, device: str) -> int:
     return max(1, LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE["cpu"]) // vocab_size)
 
 
-def mean_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
-    """The mean of `token_losses` over the targets that are not padding, a scalar."""
-    losses = token_losses(model, tokens, targets)
+def mean_loss(model: Transformer, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:
+    """The mean of `token_losses` over the targets that are not -100, a scalar."""
+    losses = token_losses(model, tokens, targets, positions)
     return losses.sum() / (targets != IGNORE_INDEX).sum().clamp(min=1)
 
 
