@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -74,10 +75,7 @@ def test_a_packed_batch_has_the_loss_of_the_unpacked_one(precision: str) -> None
     cuts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     with torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"):
         together = mean_loss(network, tokens, targets, positions)
-        alone = [
-            token_losses(network, tokens[:, a:b], targets[:, a:b]).sum()
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
-        ]
+        alone = [token_losses(network, tokens[:, a:b], targets[:, a:b]).sum() for a, b in itertools.pairwise(cuts)]
     torch.testing.assert_close(
         together, sum(alone) / sum(lengths), atol=1e-5 if precision == "32-true" else 2e-2, rtol=0
     )

@@ -46,7 +46,8 @@ class LanguageModel(LightningModule):
 
     It trains with any data module or loader whose batches are (tokens, targets), both ``[batch, seq]`` of int64;
     targets of -100 are ignored. A third tensor, positions, says where in a row documents begin: attention stays inside
-    of each, and a step's gradient is that of the mean over all its targets, however they are spread. Its weights are `model`, on the CPU and in float32 until a Trainer moves them.
+    of each, and a step's gradient is that of the mean over all its targets, however they are spread. Its weights are
+    `model`, on the CPU and in float32 until a Trainer moves them.
     ``LanguageModel.load_from_checkpoint("best.ckpt")`` rebuilds it from a checkpoint alone; optimizer, schedule and
     compile are the defaults again unless given to it.
 

@@ -89,8 +89,9 @@ class LossMonitor(Callback):
 class SaveNonFinite(Callback):
     """Write ``nonfinite-step-….pt`` into the run directory: the step's micro-batches and losses; added automatically.
 
-    ``torch.load(path, weights_only=True)`` gives ``step``, ``message``, ``batches`` (tokens, targets and, if
-    documents are kept apart, positions, [B, T] each, as they came from the data) and ``losses`` (one per batch). Every process writes its own.
+    ``torch.load(path, weights_only=True)`` gives ``step``, ``message``, ``batches`` (tokens, targets and, if documents
+    are kept apart, positions, [B, T] each, as they came from the data) and ``losses`` (one per batch). Every process
+    writes its own.
     """
 
     def __init__(self) -> None:
