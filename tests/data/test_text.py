@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,3 +133,17 @@ def test_what_cannot_be_used_is_one_clear_line(corpus: str, message: str, tmp_pa
     with pytest.raises(UserError, match=message) as caught:
         scan(corpus if "://" in corpus else str(tmp_path / corpus), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bar_of_bytes_leaves_no_semaphore_if_the_process_is_killed() -> None:
+    # Under the start method that is Linux's own from Python 3.14 on, a semaphore of tqdm outlives a kill.
+    code = """
+import multiprocessing, os, signal
+multiprocessing.set_start_method("forkserver")
+from tinytf.data.sources.files import byte_progress
+with byte_progress("reading", 10):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    assert "leaked semaphore" not in ended.stderr
