@@ -332,8 +332,8 @@ def byte_progress(label: str, total: int) -> Any:
     """tqdm over bytes on stderr, shown once the work has lasted a second; a line per half minute without a terminal."""
     from tqdm import tqdm
 
-    # Its own lock is a semaphore of multiprocessing: from Python 3.14 on, a killed process would leave it, and a line of
-    # Python's resource tracker about it. Bars of several processes are none of ours.
+    # Its own lock is a semaphore of multiprocessing: from Python 3.14 on, a killed process would leave it, and a line
+    # of Python's resource tracker about it. Bars of several processes are none of ours.
     tqdm.set_lock(threading.RLock())
     interval = 0.1 if sys.stderr.isatty() else 30.0
     return tqdm(
