@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.run.toy_run import BATCH, SEQ, fit, records
-from tinytf.model import TransformerConfig
+from tinytf.model import Transformer, TransformerConfig
 from tinytf.run.callbacks import throughput
 from tinytf.run.callbacks.journal import JournalCallback
 from tinytf.run.callbacks.throughput import Throughput
@@ -40,7 +40,7 @@ class Bench(JournalCallback):
         )  # fmt: skip
         self.logged: list[dict[str, float]] = []
         self.module: Any = SimpleNamespace(
-            device=torch.device("cpu"), model=SimpleNamespace(config=self.config),
+            device=torch.device("cpu"), model=Transformer(self.config),
         )  # fmt: skip
         self.callback = Throughput()
         self.add = self.logged.append  # type: ignore[assignment, method-assign]

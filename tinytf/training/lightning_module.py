@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -28,6 +28,7 @@ from tinytf.training.attention import choose_attention, choose_unembedding
 from tinytf.training.distributed.dtensor import clip_by_norm, local_shards, total_norm
 from tinytf.training.distributed.fsdp import shard_model
 from tinytf.training.loss import mean_loss, token_losses
+from tinytf.training.optim.groups import freeze as freeze_parameters
 from tinytf.training.optim.groups import parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
 from tinytf.training.optim.schedules import Linear, Schedule
@@ -61,6 +62,8 @@ class LanguageModel(LightningModule):
         activation_checkpointing: keep only the input of each block and compute the rest again in the backward pass:
             a quarter slower, for a fraction of the memory.
         on_nonfinite: at a loss or gradient that is not finite, stop the run or skip that optimizer step.
+        freeze: name patterns of the parameters that are not trained, such as embed_tokens.* or layers.0.*; null trains
+            all.
         seed: of the dropout; the command line sets it from seed_everything.
         bytes_per_token: UTF-8 bytes that a token of each split stands for on average, such as ``{"val": 4.1}``;
             with it, ``val/bits_per_byte`` is logged.
@@ -75,6 +78,7 @@ class LanguageModel(LightningModule):
         compile: Literal["auto"] | bool = "auto",
         activation_checkpointing: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
+        freeze: Sequence[str] | None = None,
         seed: int = 0,
         bytes_per_token: dict[str, float] | None = None,
         **config: Any,
@@ -95,6 +99,8 @@ class LanguageModel(LightningModule):
         self.seed = seed
         self.bytes_per_token = bytes_per_token or {}
         self.model = Transformer(self.config)
+        self.frozen = list(freeze or ())
+        freeze_parameters(self.model, self.frozen)
         self.loss_sum: SumMetric | None = None
         self.token_count: SumMetric | None = None
         self.group_settings: list[dict[str, Any]] = []
@@ -246,9 +252,9 @@ class LanguageModel(LightningModule):
             if self.trainer.world_size > 1:
                 loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
         (optimizer, *_) = self.trainer.optimizers
-        # Those of an optimizer that a subclass configures may have no names.
-        rates = {group.get("name"): group["lr"] for group in optimizer.param_groups}
-        lr = rates.get("embedding", optimizer.param_groups[0]["lr"])
+        # Those of an optimizer that a subclass configures may have no names, and one of frozen parameters has none.
+        rates = {group.get("name"): group["lr"] for group in optimizer.param_groups if group["params"]}
+        lr = rates.get("embedding", next(iter(rates.values())))
         values = {"train/loss": loss, "train/perplexity": loss.exp(), "train/grad_norm": self.grad_norm, "lr": lr}
         if rates.get("matrices", lr) != lr:  # MuonAdamW's muon_lr.
             values["muon_lr"] = rates["matrices"]
@@ -346,6 +352,7 @@ class LanguageModel(LightningModule):
             "weight_decay_on": self.weight_decay_on,
             "activation_checkpointing": self.activation_checkpointing,
             "on_nonfinite": self.on_nonfinite,
+            "freeze": self.frozen,
             "seed": self.seed,
             "bytes_per_token": self.bytes_per_token,
         }

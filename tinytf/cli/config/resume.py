@@ -26,12 +26,14 @@ TEXT = ("seq_len", "val_fraction", "test_fraction", "split_by", "text_field")
 """Not the corpora: their texts are compared, by checksum, when they are read; a path may be spelled anew or moved."""
 TRAINING = (
     "model.optimizer.class_path",
+    "model.freeze",
     *(f"data.{key}" for key in TEXT),
     "seed_everything",
 )
 WHY = {
     "model": "a checkpoint's shape is that of its weights",
     "model.optimizer": "its state is that of its class",
+    "model.freeze": "the optimizer's state is that of what was trained",
     "model.optimizer.init_args": "a scheduler of torch takes each learning rate from the one before",
     "model.schedule": "a scheduler of torch takes each learning rate from the one before",
     "data": "a resumed run continues with the text it has begun",
@@ -46,6 +48,7 @@ WORDS: dict[str, Collection[str] | None] = {
     "data.split_by": None,
     "data.text_field": None,
     "model.compile": None,
+    "model.freeze": None,
     "model.on_nonfinite": None,
     "model.weight_decay_on": None,
     "trainer.gradient_clip_algorithm": None,
@@ -146,11 +149,13 @@ def numbers(
 
 def is_plain(key: str, value: Any) -> bool:
     """Whether a value is a number, a list of numbers, or a text that names nothing outside tinytf."""
-    if isinstance(value, str):
-        words = WORDS.get(key, ())
-        return words is None or value in words
-    values = value if isinstance(value, list) and value else [value]
-    return all(each is None or isinstance(each, (bool, int, float)) for each in values)
+    values, words = value if isinstance(value, list) and value else [value], WORDS.get(key, ())
+    return all(
+        (words is None or each in words)
+        if isinstance(each, str)
+        else each is None or isinstance(each, (bool, int, float))
+        for each in values
+    )
 
 
 def refuse_changes(

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinytf.run.callbacks.journal import log_to_row
+from tinytf.training.optim.groups import flops_per_token
 from tinytf.training.peak_flops import peak_flops
 
 if sys.platform != "win32":
@@ -86,8 +87,8 @@ class Throughput(Callback):
             values["train/tokens_per_sec"] = speed
             values["train/data_wait"] = self._waited / self._seconds
             if self.peak is not None:
-                flops: float = pl_module.model.config.flops_per_token(seq_len)  # type: ignore[union-attr, operator]
-                mfu = speed * flops / (self.peak * trainer.world_size)
+                model: Any = pl_module.model
+                mfu = speed * flops_per_token(model, seq_len) / (self.peak * trainer.world_size)
                 # Over 1, the peak was measured too low, on a processor that was busy: it is unknown, not exceeded.
                 values |= {"train/mfu": mfu} if mfu <= 1 else {}
         if pl_module.device.type == "cuda":
