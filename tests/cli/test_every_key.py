@@ -74,6 +74,7 @@ ALSO: dict[str, dict[str, Any]] = {
 
 UNSEEN = {
     "ckpt_path": "what it does is all of tests/end_to_end/test_resume.py",
+    "model.base": "what it does is all of tests/weights",
     "trainer.limit_test_batches": "refused: fit has no such batches",
     "trainer.limit_predict_batches": "refused: fit has no such batches",
     "trainer.accelerator": "on a machine without another one, auto is cpu",

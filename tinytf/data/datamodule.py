@@ -68,23 +68,28 @@ class TextDataModule(LightningDataModule):
         self.batch_size, self.seq_len, self.num_workers, self.seed = batch_size, seq_len, num_workers, seed
         self._given: Tokenizer | None = None
         self._known: dict[str, Any] | None = None
+        self.chat_template: str | None = None
         self._prepared: PreparedCorpus | None = None
         # Position: samples consumed before the attempt that was resumed last, and batches Lightning counted then.
         self._samples_before = 0
         self._batches_before = 0
 
-    def use_tokenizer(self, json_text: str, fingerprint: dict[str, Any] | None = None) -> None:
-        """Encode with this tokenizer, the one a checkpoint carries, whatever the settings say.
+    def use_tokenizer(
+        self, json_text: str, fingerprint: dict[str, Any] | None = None, chat_template: str | None = None
+    ) -> None:
+        """Encode with this tokenizer, the one that a checkpoint or a base model carries, whatever the settings say.
 
         Args:
             json_text: the tokenizer's JSON.
             fingerprint: the checkpoint's, to find its tokens by if its address is stored without a credential.
+            chat_template: the tokenizer's own, in Jinja; None if it has none.
 
         Raises:
             UserError: if it is none.
         """
         self._known = fingerprint
         self._given = tokenizer_from_text(json_text, "of the checkpoint")
+        self.chat_template = chat_template
         self._prepared = None
 
     def prepare_data(self) -> None:

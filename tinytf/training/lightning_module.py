@@ -32,6 +32,7 @@ from tinytf.training.optim.groups import freeze as freeze_parameters
 from tinytf.training.optim.groups import parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
 from tinytf.training.optim.schedules import Linear, Schedule
+from tinytf.weights.base import open_base
 
 Batch = tuple[Tensor, ...]
 """(tokens, targets) or (tokens, targets, positions), ``[batch, seq]`` each, int64."""
@@ -67,7 +68,10 @@ class LanguageModel(LightningModule):
         seed: of the dropout; the command line sets it from seed_everything.
         bytes_per_token: UTF-8 bytes that a token of each split stands for on average, such as ``{"val": 4.1}``;
             with it, ``val/bits_per_byte`` is logged.
-        config: the arguments of `TransformerConfig`.
+        base: pretrained model to start from: a Hugging Face folder, hf://owner/name (also with ?revision=COMMIT), a
+            checkpoint or run of tinytf, or a bundle. Its sizes and its tokenizer are the model's; a setting that
+            contradicts them is refused. dropout is free, max_seq_len may be shorter, or longer with a rope_scaling.
+        config: the arguments of `TransformerConfig`; with a base, those that differ from its own.
     """
 
     def __init__(
@@ -81,12 +85,15 @@ class LanguageModel(LightningModule):
         freeze: Sequence[str] | None = None,
         seed: int = 0,
         bytes_per_token: dict[str, float] | None = None,
+        base: str | None = None,
         **config: Any,
     ) -> None:
         super().__init__()
         # lazy_instance is how jsonargparse knows a default class. `config` and not named arguments: it follows
         # ``**config`` to TransformerConfig's fields, so that ``model.d_model`` is declared there alone.
-        self.config = TransformerConfig(**config)
+        opened = open_base(base) if base else None
+        self.config = opened.config_with(config) if opened else TransformerConfig(**config)
+        self.base_identity = opened.identity if opened else None
         # A function of our own, because a copy of a function is itself: callbacks that average weights copy the module,
         # and jsonargparse's partial holds on to the whole command line.
         self.build_optimizer: Callable[[Iterable[Any]], Optimizer] = lambda groups: optimizer(groups)
@@ -99,6 +106,8 @@ class LanguageModel(LightningModule):
         self.seed = seed
         self.bytes_per_token = bytes_per_token or {}
         self.model = Transformer(self.config)
+        if opened:
+            opened.load_into(self.model)
         self.frozen = list(freeze or ())
         freeze_parameters(self.model, self.frozen)
         self.loss_sum: SumMetric | None = None
@@ -359,6 +368,8 @@ class LanguageModel(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped_steps = int(checkpoint.get("skipped_steps", 0))
+        # A checkpoint has the weights: what they began from is not opened again.
+        self.base_identity = checkpoint.get("tinytf", {}).get("base")
 
 
 class NonFiniteError(RunError):

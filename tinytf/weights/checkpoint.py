@@ -206,6 +206,12 @@ class LoadedModel:
         known = type(stated) is int and 0 <= stated < self.model.config.vocab_size
         return stated if known else end_of_text_id(self.tokenizer)
 
+    @property
+    def chat_template(self) -> str | None:
+        """How its tokenizer writes conversations, in Jinja; None if nothing says so."""
+        stated = self.entry.get("chat_template")
+        return stated if isinstance(stated, str) else None
+
     @cached_property
     def sha256(self) -> str | None:
         """Of the checkpoint, in hex; computed when first asked for."""

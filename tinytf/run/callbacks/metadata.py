@@ -25,6 +25,10 @@ class CheckpointMetadata(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        optional = {
+            "base": getattr(pl_module, "base_identity", None),
+            "chat_template": getattr(data, "chat_template", None),
+        }
         checkpoint["tinytf"] = {
             "format": FORMAT,
             "model": asdict(pl_module.model.config),  # type: ignore[arg-type, union-attr]
@@ -33,4 +37,5 @@ class CheckpointMetadata(Callback):
             "data": public(data.fingerprint),
             "provenance": self.provenance,
             "world_size": trainer.world_size,
+            **{key: value for key, value in optional.items() if value is not None},
         }
