@@ -58,7 +58,8 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
 CONNECTS = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}
 STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"}
-PROGRAMS = {"git", "uname", "g++", "python", "python3", Path(sys.executable).name}
+PROGRAMS = {"git", "uname", "g++", "openssl", "python", "python3", Path(sys.executable).name}
+"""What tinytf and torch start; the third and the fourth are those of torch.compile."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class Sandbox:
         if name in before:  # Changed or deleted; an export replaces its own files.
             return not (case.argv[:1] == ["export"] and name.startswith("work/stranger/"))
         # What is new may lie where the user says.
-        named = [word.partition("=")[2] or word for word in case.argv] if case.users else []
+        named = [place for word in case.argv for place in (word, word.partition("=")[2])] if case.users else []
         named += ["stranger/export"] if case.argv[:1] == ["export"] else []
         if case.users and case.files:
             return False  # A config of the user's names folders of its own.
