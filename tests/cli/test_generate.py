@@ -15,7 +15,10 @@ import pytest
 import torch
 
 from tests.cli.tiny_checkpoint import write_checkpoint
+from tests.weights.folders import write_folder
 from tinytf.cli import generate
+from tinytf.cli.main import main
+from tinytf.data.tokenizer import encode, tokenizer_from_file
 from tinytf.errors import UserError
 from tinytf.weights.checkpoint import load_model
 
@@ -349,3 +352,19 @@ def test_tokens_do_nothing_to_a_terminal_and_a_pipe_gets_them_exact(is_terminal,
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     generate.Printer("p\x1b[2J", [SimpleNamespace(text="\tq\x07\n", finish="length", seed=0)]).show()
     assert capsys.readouterr().out == expected
+
+
+def test_a_hugging_face_folder_is_read_as_it_is(tmp_path, capsys):
+    model = write_folder(tmp_path / "pretrained").eval()
+    tokenizer = tokenizer_from_file(tmp_path / "pretrained" / "tokenizer.json")
+    ids = encode(tokenizer, "It is")
+    for _ in range(5):
+        ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
+    flags = ["--prompt", "It is", "--max_new_tokens", "5", "--temperature", "0"]
+    assert main(["generate", "--model", str(tmp_path / "pretrained"), *flags]) == 0
+    assert capsys.readouterr().out == tokenizer.decode(ids) + "\n"
+    (tmp_path / "pretrained" / "config.json").write_text('{"model_type": "gpt2"}')
+    assert main(["generate", "--model", str(tmp_path / "pretrained"), *flags]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"tinytf: error: --model {tmp_path / 'pretrained'}: config.json: ")
+    assert "learned positions" in line

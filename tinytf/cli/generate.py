@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinytf.cli.config.flags import (
@@ -56,7 +57,9 @@ def parser() -> CommandParser:
     )
     add_checkpoint_flags(flags, required=False)
     flags.add_argument(
-        "--model", metavar="FILE", help="an exported .onnx file with a key-value cache, in place of --ckpt_path"
+        "--model",
+        metavar="PATH",
+        help="in place of --ckpt_path: an exported .onnx file with a key-value cache, or a Hugging Face folder",
     )
     prompt = flags.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default="", help="text to complete (default: empty)")
@@ -180,32 +183,58 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
         raise UserError(f"--{error}") from error
 
 
-def from_checkpoint(args: argparse.Namespace) -> TextGenerator:
-    """The model of --ckpt_path, on the device and threads that the flags ask for."""
+def device_for(args: argparse.Namespace) -> str:
+    """The device of --device; torch gets as many threads as --threads asks for."""
     import torch
 
-    import tinytf
     from tinytf.generation.generator import available_device
 
     torch.set_num_threads(args.threads)
     try:
-        device = available_device(args.device)
+        return available_device(args.device)
     except UserError as error:
         raise UserError(f"--{error}") from error
+
+
+def from_checkpoint(args: argparse.Namespace) -> TextGenerator:
+    """The model of --ckpt_path."""
+    import tinytf
+
+    device = device_for(args)
     path = checkpoint_path(args)
     if args.ckpt_path in ("best", "last"):  # Which of many: a text goes on the screen without its model's name.
         note(f"--ckpt_path {args.ckpt_path} is {path}")
     return tinytf.load(path, device=device)
 
 
+def from_folder(args: argparse.Namespace, path: Path) -> TextGenerator:
+    """The pretrained model of a Hugging Face folder, as `model.base` takes it."""
+    from tinytf.data.tokenizer import end_of_text_id
+    from tinytf.generation.decoding import TransformerEngine
+    from tinytf.generation.generator import TextGenerator
+    from tinytf.model import Transformer
+    from tinytf.weights.base import open_base
+
+    device = device_for(args)
+    try:
+        base = open_base(str(path))
+    except UserError as error:
+        raise UserError(*(problem.replace("model.base", "--model", 1) for problem in error.problems)) from error
+    model = Transformer(base.config)
+    base.load_into(model)
+    return TextGenerator(TransformerEngine(model.to(device)), base.tokenizer, end_of_text_id(base.tokenizer))
+
+
 def from_export(args: argparse.Namespace) -> TextGenerator:
-    """The model of --model, in onnxruntime."""
+    """The model of --model: a folder's in torch, a file's in onnxruntime."""
+    path = user_path(args.model, what="--model")
+    if path.is_dir():
+        return from_folder(args, path)
     from tinytf.export.formats.onnx.runtime import OnnxEngine, bundled_tokenizer
     from tinytf.generation.generator import TextGenerator
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"--device {args.device}: an exported model runs on the CPU here")
-    path = user_path(args.model, what="--model")
     engine = OnnxEngine(path, args.threads)
     return TextGenerator(engine, bundled_tokenizer(path), engine.start_token)
 
