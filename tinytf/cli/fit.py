@@ -47,7 +47,7 @@ def fit(cli: CommandLine) -> None:
     if objects.export.at_end:  # A format that cannot express the model is refused before it is trained.
         require_exportable_config(choose(objects.export.formats), cli.model.config, cli.data.tokenizer)
 
-    with Run.open(config, cli.data.fingerprint, cli.resume) as run:
+    with Run.open(config, cli.data.fingerprint, cli.resume, cli.model.base_identity) as run:
         callbacks = run.callbacks(objects.tracking, objects.checkpoint, cli.callbacks)
         loggers = run.loggers(objects.tracking, user_loggers(objects.trainer.logger))
         trainer = build_trainer(

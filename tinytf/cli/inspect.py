@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ LONGEST = 160
 
 def parser() -> CommandParser:
     """The command's flags."""
-    flags = CommandParser(prog="tinytf inspect", description="What a checkpoint is, or in what two differ.")
+    flags = CommandParser(
+        prog="tinytf inspect",
+        description="What a checkpoint or a pretrained model is, or in what two checkpoints differ.",
+    )
     add_checkpoint_flags(flags)
     flags.add_argument("--diff", metavar="PATH", help="a second checkpoint: print only what differs, old -> new")
     flags.add_argument("--json", action="store_true", help="one JSON object; with --diff, [old, new] a key")
@@ -32,6 +36,12 @@ def parser() -> CommandParser:
 def run(argv: list[str]) -> int:
     """Print what a checkpoint is, or in what two differ."""
     args = parser().parse_args(argv)
+    if args.ckpt_path and is_base(args.ckpt_path):
+        if args.diff is not None:
+            raise UserError("--diff compares two checkpoints, and a pretrained model is none")
+        found = base_facts(args.ckpt_path)
+        print(strict_json(found, indent=2) if args.json else sections_text(found))
+        return 0
     found = checkpoint_facts(checkpoint_path(args))
     if args.diff is None:
         print(strict_json(found, indent=2) if args.json else sections_text(found))
@@ -65,9 +75,37 @@ def checkpoint_facts(path: Path) -> Sections:
         },
         "model": shape(entry.get("model") or {}),
         "config": entry.get("config") or {},
+        **{name: entry[name] for name in ("base",) if name in entry},
         "data": {**(entry.get("data") or {}), "tokenizer": tokenizer(entry, path)},
         "code": code,
         "environment": {**provenance, "world_size": entry.get("world_size")},
+    }
+    return {name: strict(section) for name, section in sections.items()}
+
+
+def is_base(place: str) -> bool:
+    """Whether a pretrained model is meant, as ``model.base`` names it: a folder with a config.json, or hf://."""
+    return place.startswith("hf://") or os.path.isfile(os.path.join(place, "config.json"))  # noqa: PTH113, PTH118
+
+
+def base_facts(place: str) -> Sections:
+    """What a pretrained model is; of the hub, without fetching its weights. UserError as `open_base`."""
+    from tinytf.data.tokenizer import tokenizer_sha256
+    from tinytf.weights.base import open_base
+
+    local = "://" not in place
+    base = open_base(place, weights=local)
+    found = base.tokenizer
+    identity = base.identity if local else {"name": base.place, "kind": base.kind, "revision": base.revision}
+    sections = {
+        "base": identity,
+        "model": {"parameters": base.config.parameter_count, "vocab_size": base.config.vocab_size, **base.settings},
+        "tokenizer": {
+            "kind": type(found.model).__name__,
+            "size": found.get_vocab_size(),
+            "sha256": tokenizer_sha256(found),
+            "chat_template": base.chat_template,
+        },
     }
     return {name: strict(section) for name, section in sections.items()}
 
@@ -119,8 +157,8 @@ def tokenizer(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def differences(old: Sections, new: Sections) -> dict[str, dict[str, list[Any]]]:
     """What differs, as ``{section: {dotted key: [old, new]}}``. Where the files lie and how large they are does not."""
     changes: dict[str, dict[str, list[Any]]] = {}
-    for section in old:
-        before, after = (dict(flatten(side[section])) for side in (old, new))
+    for section in dict.fromkeys([*old, *new]):
+        before, after = (dict(flatten(side.get(section, {}))) for side in (old, new))
         keys = [*before, *(key for key in after if key not in before)]
         changes[section] = {
             key: [before.get(key), after.get(key)]

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import instantiate_class
 
+from tinytf.cli.config.base import take_base
+from tinytf.cli.config.files import Arguments
 from tinytf.cli.config.flags import CommandParser, above_zero, positive, share
 from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.config.resume import look_up
 from tinytf.cli.main import quiet_libraries
-from tinytf.data.config import cache_root
+from tinytf.data.config import OF_BASE, cache_root
 from tinytf.data.datamodule import TextDataModule
 from tinytf.data.sources import find_files
 from tinytf.data.sources.builtin import BUILTIN, builtin_text
-from tinytf.data.tokenizer import tokenizer_from_text
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
 from tinytf.training.hardware import training_device
@@ -53,6 +54,11 @@ class DryRunCLI(CommandLine):
 
     def instantiate_classes(self) -> None:
         """A plan needs numbers alone."""
+
+    def take_base(self, config: Any, given: Arguments) -> None:
+        """A plan needs no weights."""
+        if self.resume is None:
+            self.base = take_base(config, given, weights=False)
 
     def check_machine(self, config: Any) -> None:
         """A plan is for any machine."""
@@ -143,7 +149,9 @@ def find_machine(args: argparse.Namespace) -> Machine:
 def find_vocab_size(cli: CommandLine) -> int:
     """Entries of the vocabulary; if only the text can tell (char), it is read."""
     if cli.resume:
-        return int(tokenizer_from_text(cli.resume.entry["tokenizer"], "of the checkpoint").get_vocab_size())
+        return TransformerConfig.from_mapping(cli.resume.entry["model"]).vocab_size
+    if cli.base:
+        return cli.base.config.vocab_size
     data = cli.config.data
     return int(data.vocab_size) if data.tokenizer == "bpe" else TextDataModule(**data).vocab_size
 
@@ -154,7 +162,7 @@ def find_train_tokens(cli: CommandLine) -> tuple[int | None, bool]:
     if cli.resume:
         tokens = look_up(cli.resume.entry, "data.split_tokens.train")
         return tokens if isinstance(tokens, int) and tokens > 0 else None, False
-    if data.tokenizer != "bpe":
+    if data.tokenizer not in ("bpe", OF_BASE):
         return len(TextDataModule(**data).split("train")), False
     # Not tokenized for this: training a tokenizer on 10 MB takes ten seconds, and plan answers at once.
     try:

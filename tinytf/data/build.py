@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
-from tinytf.data.config import CorpusConfig, PreparedCorpus, digest
+from tinytf.data.config import OF_BASE, CorpusConfig, PreparedCorpus, digest
 from tinytf.data.sources import find_files
 from tinytf.data.sources.builtin import BUILTIN
 from tinytf.data.sources.hub import HUB
@@ -44,6 +44,10 @@ def prepare(
     Raises:
         UserError: for input that cannot be used; the message names file and place.
     """
+    if given is None and config.tokenizer == OF_BASE:
+        raise UserError(
+            f"data.tokenizer {OF_BASE}: it is that of model.base, which is not here: give its tokenizer.json"
+        )
     with _one_at_a_time(config):
         if found := _find_prepared(config, given, known):
             return found

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from tinytf.data.tokens.store import TokenStore
 
+OF_BASE = "base"
+"""What `CorpusConfig.tokenizer` is where a base model brings its own."""
+
 SPLIT_BY = ("auto", "position", "document")
 
 ABANDONED_AFTER = 24 * 3600.0
@@ -41,7 +44,7 @@ class CorpusConfig:
             https://… with a glob or {000..127}; a Hugging Face data set is
             hf://name?config=…&split=train&revision=….
         tokenizer: What a token is: char (one character), bpe (byte-level, trained on the training part), or the path
-            of a tokenizer.json.
+            of a tokenizer.json. With a model.base it is that model's own, and is called base.
         vocab_size: Entries of the bpe vocabulary, at least 258. Other tokenizers have a size of their own.
         val_fraction: Fraction of the text that is for validation and never trained on: its end, by bytes, or if
             data.split_by is document about this fraction of the documents. Not used if val_corpus is given.

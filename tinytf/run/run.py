@@ -95,16 +95,24 @@ class Run:
         config: the resolved config, in plain types.
         data: the data's fingerprint.
         resume: the checkpoint that the run resumes from; None for a new run.
+        base: the identity of the pretrained model that the run began from; None if it began from noise.
     """
 
     directory: Path
     config: dict[str, Any]
     data: dict[str, Any]
     resume: Resume | None
+    base: dict[str, Any] | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, config: dict[str, Any], data: dict[str, Any], resume: Resume | None = None) -> Iterator[Run]:
+    def open(
+        cls,
+        config: dict[str, Any],
+        data: dict[str, Any],
+        resume: Resume | None = None,
+        base: dict[str, Any] | None = None,
+    ) -> Iterator[Run]:
         """Open a new run, or the one that a checkpoint belongs to; nobody else trains in it until the block ends.
 
         What the run stores of config and data is `public`: no credential of an address is in config.yaml, journal,
@@ -116,7 +124,7 @@ class Run:
         """
         config, data = public(config), public(data)
         if not is_first_process():
-            yield cls(Path(), config, data, resume)
+            yield cls(Path(), config, data, resume, base)
             return
         if resume:
             refuse_other_text(data, resume.entry["data"], resume.path)
@@ -129,7 +137,7 @@ class Run:
                 finished = resume.stopped or resume.step >= config["trainer"]["max_steps"]
                 recover_run_dir(directory, resume.path, finished)
             write_config(directory, config, resume)
-            yield cls(directory, config, data, resume)
+            yield cls(directory, config, data, resume, base)
         except Exception:
             if is_new and not has_trained(directory):
                 release_run_locks()  # Windows removes no open file.
@@ -153,6 +161,7 @@ class Run:
             suffix = f"-{self.resume.step:07d}" if self.resume else ""
             write_uncommitted_patch(self.directory / f"uncommitted{suffix}.patch", Path.cwd())
         start = {"run_id": self.run_id, "provenance": provenance, "data": self.data, "config": self.config}
+        start |= {"base": self.base} if self.base else {}
         periodic = PeriodicCheckpoint(checkpoint.every_n_steps, checkpoint.keep_last)
         return [
             *given,

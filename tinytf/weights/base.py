@@ -64,10 +64,8 @@ class BaseModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its config as the section ``model`` holds it: complete, without the vocabulary, which is the tokenizer's."""
-        config = self.config
-        whole = {"n_kv_heads": config.kv_heads, "head_dim": config.head_size, "d_ff": config.ff_dim}
-        return {key: value for key, value in (asdict(config) | whole).items() if key != "vocab_size"}
+        """Its config as the section ``model`` holds it: without the vocabulary, which is the tokenizer's."""
+        return {key: value for key, value in asdict(self.config).items() if key != "vocab_size"}
 
     def config_with(self, given: Mapping[str, Any]) -> TransformerConfig:
         """Its config with the user's settings, of which only those may differ that leave the weights' function alone.
@@ -175,6 +173,11 @@ def open_base(place: str | BaseModel, *, weights: bool = True) -> BaseModel:
     return _from_folder(HuggingFaceFolder(path, place), place, None, weights)
 
 
+def complete(config: TransformerConfig) -> TransformerConfig:
+    """The config with what follows from others stated, and without the dropout, which is none of the weights'."""
+    return replace(config, n_kv_heads=config.kv_heads, head_dim=config.head_size, d_ff=config.ff_dim, dropout=0.0)
+
+
 def _from_folder(folder: HuggingFaceFolder, place: str, revision: str | None, weights: bool) -> BaseModel:
     if weights:
         folder.check_weights()
@@ -249,7 +252,7 @@ def _from_checkpoint(path: Path, place: str) -> BaseModel:
     refuse_misfit(content, path)
     entry = content["tinytf"]
     template = entry.get("chat_template")
-    config = config_of(content)
+    config = complete(config_of(content))
     tokenizer = tokenizer_from_text(entry["tokenizer"], f"in checkpoint {path}")
 
     def load_into(model: Transformer) -> None:

@@ -365,7 +365,7 @@ def transformer_config(stated: Mapping[str, Any]) -> TransformerConfig:
     kind = stated.get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         why = OTHERS.get(str(kind), f"expected {', '.join(ARCHITECTURES)}")
-        raise UserError(f"model_type {shorten(repr(kind), 60)} is not one that tinytf has the layout of: {why}")
+        raise UserError(f"model_type is {shorten(repr(kind), 60)}, which is not supported: {why}")
     architecture = ARCHITECTURES[kind]
     if problems := list(_properties(stated, architecture)):
         raise UserError(*problems)

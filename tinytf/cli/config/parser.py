@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from tinytf.cli.config import resume as resuming
 from tinytf.cli.config.auto import resolve_auto
+from tinytf.cli.config.base import take_base
 from tinytf.cli.config.errors import OneLineErrors, causes
 from tinytf.cli.config.files import Arguments, as_config, read_arguments
 from tinytf.cli.config.help import help_text, refuse_unused, topic_of
@@ -41,6 +42,7 @@ from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.trainer import Trainer
 from tinytf.utils.files import user_path
 from tinytf.utils.text import HIDDEN, hidden_keys
+from tinytf.weights.base import BaseModel
 
 SEED = 1337
 NOT_SETTINGS = ("config", "ckpt_path")
@@ -71,10 +73,12 @@ class CommandLine(LightningCLI):
     Attributes:
         config: every key, `auto` resolved.
         resume: the checkpoint that the command starts from.
+        base: the pretrained model that a new run starts from; a resumed one has its weights, and does not open it.
         data, model, callbacks: what the config describes; the Trainer is the command's to build.
     """
 
     resume: Resume | None = None
+    base: BaseModel | None = None
     data: TextDataModule
     model: LanguageModel
     callbacks: list[Callback]
@@ -162,6 +166,10 @@ class CommandLine(LightningCLI):
         if config.checkpoint.dir.startswith("~"):  # Which shells leave as it is after a "=".
             config.checkpoint.dir = str(user_path(config.checkpoint.dir, what="checkpoint.dir"))
         try:
+            self.take_base(config, given)
+        except ConfigError as error:
+            raise UserError(f"{given.location(error.key)}{error}") from None
+        try:
             refuse_hidden(config)
             validate(self.command, config)
             self.check_machine(config)
@@ -182,6 +190,11 @@ class CommandLine(LightningCLI):
             return resuming.own_defaults(self.command, config, ckpt)
         usual = self.plain(self.parser.get_defaults())
         return resuming.strangers_defaults(self.command, config, ckpt, usual, given.keys)
+
+    def take_base(self, config: Any, given: Arguments) -> None:
+        """Write what `model.base` says into the config."""
+        if self.resume is None:
+            self.base = take_base(config, given, weights=True)
 
     def check_machine(self, config: Any) -> None:
         """Refuse what this machine cannot run."""
@@ -213,7 +226,11 @@ class CommandLine(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the data, then the model, whose vocabulary is the data's, then the callbacks."""
-        builders = [(self._build_data, TextDataModule, False), (build, object, True)]
+        builders = [
+            (self._build_data, TextDataModule, False),
+            (self._build_model, LanguageModel, False),
+            (build, object, True),
+        ]
         try:
             self.objects = self.parser.instantiate(self.config, instantiators=builders)
         except (TypeError, ValueError) as error:  # jsonargparse's, of a type that may be several.
@@ -225,11 +242,25 @@ class CommandLine(LightningCLI):
         ]
 
     def _build_data(self, kind: type[TextDataModule], *args: Any, **kwargs: Any) -> TextDataModule:
-        """Data that encode with the checkpoint's own tokenizer, if there is one, whatever the settings say."""
+        """Data that encode with the checkpoint's or the base model's own tokenizer, if there is one."""
         data = kind(*args, **kwargs)
         if self.resume:
-            data.use_tokenizer(self.resume.entry["tokenizer"], self.resume.entry["data"])
+            entry = self.resume.entry
+            data.use_tokenizer(entry["tokenizer"], entry["data"], entry.get("chat_template"))
+        elif self.base:
+            data.use_tokenizer(self.base.tokenizer.to_str(), chat_template=self.base.chat_template)
         return data
+
+    def _build_model(self, kind: type[LanguageModel], *args: Any, **kwargs: Any) -> LanguageModel:
+        """A model that starts from the base that is open; or as large as the checkpoint's, whose weights it gets."""
+        kwargs["base"] = self.base
+        if self.resume:
+            # The link is to the tokenizer's entries, and a base's embedding may have more rows.
+            kwargs["vocab_size"] = self.resume.entry["model"]["vocab_size"]
+        model = kind(*args, **kwargs)
+        if self.resume:
+            model.base_identity = self.resume.entry.get("base")
+        return model
 
 
 def refuse_made_of_schedulers(given: Arguments) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinytf.cli.config.validate import is_ours
+from tinytf.data.config import OF_BASE
 from tinytf.data.sources.builtin import BUILTIN
 from tinytf.errors import UserError
 from tinytf.utils.files import shorten
@@ -44,12 +45,13 @@ WORDS: dict[str, Collection[str] | None] = {
     "data.corpus": BUILTIN,
     "data.val_corpus": BUILTIN,
     "data.test_corpus": BUILTIN,
-    "data.tokenizer": ("char", "bpe"),
+    "data.tokenizer": ("char", "bpe", OF_BASE),
     "data.split_by": None,
     "data.text_field": None,
     "model.compile": None,
     "model.freeze": None,
     "model.on_nonfinite": None,
+    "model.rope_scaling.rope_type": None,
     "model.weight_decay_on": None,
     "trainer.gradient_clip_algorithm": None,
     "trainer.matmul_precision": None,
@@ -140,7 +142,15 @@ def numbers(
                 taken[name] = numbers(value, default, named, f"{key}.")
             else:
                 named[key] = str(value.get("class_path"))
-        elif value == default or (key not in OURS_TO_DECIDE and is_plain(key, value)):
+        elif (
+            (
+                isinstance(value, Mapping)
+                and default is None
+                and all(is_plain(f"{key}.{inner}", each) for inner, each in value.items())
+            )
+            or value == default
+            or (key not in OURS_TO_DECIDE and is_plain(key, value))
+        ):
             taken[name] = value
         elif key not in OURS_TO_DECIDE:
             named[key] = str(value)
@@ -166,13 +176,18 @@ def refuse_changes(
     fixed = (*SHAPE, *TOKENIZER, *((*TRAINING, *arguments_of_torch(now, saved)) if command == "fit" else ()))
     for key in fixed:
         old, new = look_up(saved, key), look_up(now, key)
-        if key == "data.tokenizer" and old not in ("char", "bpe") and key not in given:
+        if key == "data.tokenizer" and old not in ("char", "bpe", OF_BASE) and key not in given:
             continue  # Read from the checkpoint, which has its content, whatever its path was.
         if old != new and not has(saved, key):
             missing.append(key)
         elif old != new:
             why = next(WHY[prefix] for prefix in prefixes(key) if prefix in WHY)
             changed.append(f"{key} is {new} here but {old} in {ckpt}: {why}")
+    if "model.base" in given and look_up(now, "model.base") != look_up(saved, "model.base"):
+        changed.append(
+            f"model.base is {look_up(now, 'model.base')} here but {look_up(saved, 'model.base')} in {ckpt}: "
+            "a resumed run has its weights"
+        )
     if missing:
         raise UserError(f"checkpoint {ckpt}: its config has no {', '.join(missing)}")
     if changed:

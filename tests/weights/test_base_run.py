@@ -1,0 +1,113 @@
+"""`tinytf fit --model.base`: what the config takes over, and a run that no longer needs its base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.data.shards import documents
+from tests.weights.folders import TEMPLATE, write_folder
+from tinytf.cli.main import main
+from tinytf.training.lightning_module import LanguageModel
+from tinytf.weights.checkpoint import load_model, read_checkpoint
+
+RUN = Path("checkpoints/tuned/version_0")
+FIT = [
+    "fit", "--model.base", "base", "--data.corpus", "text.txt", "--data.seq_len", "32", "--data.batch_size", "2",
+    "--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1",
+    "--checkpoint.every_n_steps", "2", "--checkpoint.keep_last", "9", "--checkpoint.save_top_k", "0",
+    "--model.schedule.warmup_steps", "1", "--model.dropout", "0.1", "--tracking.tensorboard", "false",
+    "--name", "tuned", "--data.cache_dir", "cache",
+]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("\n".join(documents(60)))
+    return tmp_path
+
+
+def last(run: Path) -> dict[str, Any]:
+    return read_checkpoint(run / "last.ckpt")
+
+
+def test_a_killed_run_is_resumed_bitwise_without_its_base(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_folder(here / "base")
+    assert main(FIT) == 0
+    whole = last(RUN)
+    assert not torch.equal(whole["state_dict"]["model.norm.weight"], base.norm.weight)
+
+    # As it is after a kill between steps 2 and 4, on a machine that has no base.
+    shutil.rmtree("base")
+    killed = RUN.with_name("version_1")
+    shutil.copytree(RUN, killed, symlinks=True)
+    (killed / "step-0000004.ckpt").unlink()
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path", str(killed)]) == 0
+    assert "resuming from step 2 of 4" in capsys.readouterr().err
+    resumed = last(killed)
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][key]), key
+    states = [content["optimizer_states"][0]["state"] for content in (whole, resumed)]
+    for number, state in states[0].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][number][name]))
+
+    # It keeps saying what it began from; and opens without it.
+    identity = whole["tinytf"]["base"]
+    assert identity == resumed["tinytf"]["base"]
+    assert (identity["name"], identity["kind"], len(identity["sha256"])) == ("base", "qwen3", 64)
+    start = json.loads((RUN / "metrics.jsonl").read_text().splitlines()[0])
+    assert start["base"] == identity
+    assert load_model(killed / "last.ckpt").chat_template == TEMPLATE
+    assert LanguageModel.load_from_checkpoint(killed / "last.ckpt").base_identity == identity
+    assert main(["validate", "--ckpt_path", str(killed / "last.ckpt")]) == 0
+    assert main(["inspect", "--ckpt_path", str(killed / "last.ckpt")]) == 0
+    assert identity["sha256"] in capsys.readouterr().out
+
+
+def test_config_yaml_is_complete_and_repeats_the_run(here: Path) -> None:
+    write_folder(here / "base")
+    assert main([*FIT, "--model.max_seq_len", "48"]) == 0
+    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    wanted = {"d_model": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 32, "d_ff": 96, "max_seq_len": 48}
+    assert wanted.items() <= config["model"].items()
+    assert (config["model"]["base"], config["data"]["tokenizer"]) == ("base", "base")
+    assert main(["fit", "--config", str(RUN / "config.yaml"), "--name", "again"]) == 0
+    first, second = (last(Path("checkpoints", name, "version_0"))["state_dict"] for name in ("tuned", "again"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_checkpoint_and_a_bundle_and_a_run_are_bases(here: Path) -> None:
+    from tests.export.small_model import save_checkpoint
+    from tinytf.weights.base import open_base
+    from tinytf.weights.checkpoint import LoadedModel
+
+    model = write_folder(here / "bundle/huggingface")
+    Path("bundle/export.json").write_text("{}")
+    opened = open_base("bundle")
+    loaded = LoadedModel(model, opened.tokenizer, {"data": {}, "chat_template": TEMPLATE})
+    save_checkpoint(here / "run/step-0000007.ckpt", loaded)
+    Path("run/best.ckpt").write_text("step-0000007.ckpt")  # As where links cannot be made.
+    for place in ("bundle", "run", "run/step-0000007.ckpt"):
+        found = LanguageModel(base=place)
+        assert all(torch.equal(value, found.model.state_dict()[key]) for key, value in model.state_dict().items())
+        assert found.base_identity["name"] == place
+
+
+def test_plan_and_inspect_know_a_base(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(here / "base")
+    assert main(["inspect", "--ckpt_path", "base", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["base"]["kind"], found["model"]["head_dim"], found["tokenizer"]["size"]) == ("qwen3", 32, 300)
+    assert found["tokenizer"]["chat_template"] == TEMPLATE
+    Path("base/model.safetensors").unlink()  # A plan needs no weights.
+    assert main(["plan", *FIT[1:], "--tflops", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["parameters"] == found["model"]["parameters"]
