@@ -20,6 +20,7 @@ from tests.data.shards import compress, config_of, documents, serve, texts_of, w
 from tinytf.data import documents as documents_file
 from tinytf.data.build import prepare
 from tinytf.data.documents import shards_of
+from tinytf.data.examples.records import Records
 from tinytf.data.sources.files import local_file
 from tinytf.data.splits import SplitFractions
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
@@ -265,10 +266,10 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     for number in range(3):
         write_jsonl(tmp_path / f"in/{number}.jsonl", documents(40, number))
     gate = threading.Event()
-    with serve(tmp_path / "in", **{"0": gate}) as (address, asked):
+    with serve(tmp_path / "in", **{"2": gate}) as (address, asked):
         command = prepare_command(f"{address}/{{0..2}}.jsonl", tmp_path / "cache")
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(lambda: len(list((tmp_path / "cache/shards").rglob("*.json"))) == 1 and "GET /0.jsonl" in asked)
+        wait_until(lambda: len(list((tmp_path / "cache/shards").rglob("*.json"))) == 2 and "GET /2.jsonl" in asked)
         workers = children(first.pid)
         assert len(workers) >= 2
         first.kill()
@@ -449,7 +450,7 @@ def test_a_tokenizer_without_end_of_text_is_refused_before_the_work(tmp_path: Pa
 def test_a_file_that_changes_meanwhile_leaves_no_shard(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     (shard,) = shards_of(replace(local_file(path), stamp="then"))
-    work = ShardTokenizer(tmp_path / "shards", "text", None, 0, "uint32", SplitFractions(0.1, 0.0))
+    work = ShardTokenizer(tmp_path / "shards", Records("text"), None, 0, "uint32", SplitFractions(0.1, 0.0))
     with pytest.raises(UserError, match=r"a\.jsonl: it changed while it was read"):
         work.tokenize_all([shard], 1, "reading")
     assert list((tmp_path / "shards").iterdir()) == []

@@ -25,6 +25,7 @@ from tinytf.data import documents as documents_file
 from tinytf.data.build import prepare
 from tinytf.data.config import CorpusConfig
 from tinytf.data.documents import read_documents, shards_of
+from tinytf.data.examples.records import Records
 from tinytf.data.sources import addresses, files
 from tinytf.data.sources.files import local_file
 from tinytf.data.tokenizer import END_OF_TEXT, character_tokenizer, encode, tokenizer_from_file
@@ -115,7 +116,7 @@ def test_a_small_parquet_file_of_much_text_takes_little_memory(tmp_path: Path) -
     assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
     before = pyarrow.default_memory_pool().max_memory()
     (shard,) = shards_of(local_file(tmp_path / "a.parquet"))
-    assert sum(1 for _ in read_documents(shard, "text")) == 1200
+    assert sum(1 for _ in read_documents(shard, Records("text"))) == 1200
     assert pyarrow.default_memory_pool().max_memory() < max(before, 150 << 20)
 
 

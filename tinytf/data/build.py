@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 
 
 def prepare(
-    config: CorpusConfig, given: Tokenizer | None = None, known: dict[str, Any] | None = None
+    config: CorpusConfig,
+    given: Tokenizer | None = None,
+    known: dict[str, Any] | None = None,
+    chat_template: str | None = None,
 ) -> PreparedCorpus:
     """Tokenize a corpus, or find it tokenized.
 
@@ -40,6 +43,7 @@ def prepare(
         given: a tokenizer to use in place of the one the config asks for, as when a checkpoint brings its own.
         known: the fingerprint of what was prepared before, by which it is found again if the config's address lacks
             what a checkpoint does not store: user, password, query.
+        chat_template: of the given tokenizer, by which conversations become text.
 
     Raises:
         UserError: for input that cannot be used; the message names file and place.
@@ -50,10 +54,17 @@ def prepare(
         )
     with _one_at_a_time(config):
         if found := _find_prepared(config, given, known):
-            return found
+            return replace(found, chat_template=chat_template)
         if is_split_by_document(config):
-            return DocumentBuild(config, given).run()
-        return prepare_text(config, given)
+            return DocumentBuild(config, given, chat_template).run()
+        return replace(prepare_text(config, given), chat_template=chat_template)
+
+
+def locate_example(
+    config: CorpusConfig, given: Tokenizer | None, chat_template: str | None, split: str, number: int
+) -> str:
+    """File and line, or row, of an example by its place in a split."""
+    return DocumentBuild(config, given, chat_template).locate(split, number)
 
 
 def _find_prepared(
@@ -68,7 +79,8 @@ def _find_prepared(
     sha256, split = known.get("sha256"), known.get("split")
     if not (isinstance(sha256, str) and isinstance(split, dict) and fractions.items() <= split.items()):
         return None  # Another part of the text is asked for, or the checkpoint does not say which it had.
-    key = digest({"sha256": sha256, "split": split, "tokenizer_sha256": tokenizer_sha256(tokenizer)})
+    records = {"records": known["records"]} if "records" in known else {}
+    key = digest({"sha256": sha256, "split": split, "tokenizer_sha256": tokenizer_sha256(tokenizer), **records})
     store = open_store(config.cache / "tokens" / key, key)
     return PreparedCorpus(tokenizer, store, known) if store else None
 

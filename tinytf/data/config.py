@@ -39,10 +39,10 @@ class CorpusConfig:
 
     Args:
         corpus: The text to learn: shakespeare, shakespeare-complete (both with the extra "shakespeare"), python-docs,
-            a file, a folder, a glob, or a URL ending in #sha256=<checksum>. Files are text (.txt, .md) or documents
-            (.jsonl, .parquet), and may be compressed (.gz, .zst, .bz2, .xz). Many remote files are s3://…, gs://… or
-            https://… with a glob or {000..127}; a Hugging Face data set is
-            hf://name?config=…&split=train&revision=….
+            a file, a folder, a glob, or a URL ending in #sha256=<checksum>. Files are text (.txt, .md) or records
+            (.jsonl, .parquet): texts, prompts with completions, or conversations. They may be compressed (.gz, .zst,
+            .bz2, .xz). Many remote files are s3://…, gs://… or https://… with a glob or {000..127}; a Hugging Face
+            data set is hf://name?config=…&split=train&revision=….
         tokenizer: What a token is: char (one character), bpe (byte-level, trained on the training part), or the path
             of a tokenizer.json. With a model.base it is that model's own, and is called base.
         vocab_size: Entries of the bpe vocabulary, at least 258. Other tokenizers have a size of their own.
@@ -56,7 +56,8 @@ class CorpusConfig:
         split_by: position: the text's end is for validation; document: a checksum of each document's text decides
             its split, which never changes when files are added; auto: document if the corpus holds documents
             (.jsonl, .parquet, hf://), position for text files.
-        text_field: Field of a .jsonl, .parquet or hf:// document that holds its text.
+        text_field: Field of a .jsonl, .parquet or hf:// record that holds its text. Records without it may have prompt
+            and completion, or messages (a list of role and content): completions alone are learned.
         bpe_sample_bytes: Bytes of the training part that a bpe tokenizer is trained on, taken from all over it; a
             shorter one is used whole.
         prepare_processes: Processes that tokenize a corpus of documents; 0 takes one per CPU. It does not change the
@@ -113,11 +114,13 @@ class PreparedCorpus:
 
     Attributes:
         fingerprint: plain types only; it goes into every checkpoint.
+        chat_template: of the tokenizer, if it came with one or conversations were tokenized by it.
     """
 
     tokenizer: Tokenizer
     store: TokenStore
     fingerprint: dict[str, Any]
+    chat_template: str | None = None
 
 
 def cache_root(cache_dir: str | Path | None) -> Path:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from tinytf.data.build import prepare
+from tinytf.data.build import locate_example, prepare
 from tinytf.data.config import CorpusConfig, PreparedCorpus, require_processes
+from tinytf.data.examples.packing import Packing, SequentialExamples, ShuffledExamples, pack
 from tinytf.data.tokenizer import tokenizer_from_text
-from tinytf.data.tokens.store import TokenIds
+from tinytf.data.tokens.store import TokenIds, separator_of
 from tinytf.data.windows import Batch, InfiniteSampler, SequentialWindows, ShuffledWindows, require_window
 from tinytf.errors import UserError, require_at_least
+
+log = logging.getLogger(__name__)
 
 LOADER_TIMEOUT = 120
 """Seconds to wait for a batch, which takes microseconds. A loader process that cannot hand one over, as when /dev/shm
@@ -40,6 +45,8 @@ class TextDataModule(LightningDataModule):
         num_workers: Processes that read batches ahead, on each device; 0 reads in the training process, which takes
             microseconds per batch.
         seed: Chooses the order of the training windows; the same seed gives the same batches.
+        mask_documents: Keep the documents of a window apart: attention stays inside of each, and each begins at
+            position 0. Examples of prompts and completions always are.
         corpus: the arguments of `CorpusConfig`.
     """
 
@@ -50,6 +57,7 @@ class TextDataModule(LightningDataModule):
         seq_len: int = 256,
         num_workers: int = 0,
         seed: int = 0,
+        mask_documents: bool = False,
         **corpus: Any,
     ) -> None:
         super().__init__()
@@ -64,12 +72,14 @@ class TextDataModule(LightningDataModule):
         # `corpus` and not named arguments: jsonargparse follows ``**corpus`` to CorpusConfig's fields, so that
         # ``data.corpus`` is declared there alone.
         self.config = CorpusConfig(**corpus)
+        self.mask_documents = mask_documents
         self.global_batch_size = global_batch_size
         self.batch_size, self.seq_len, self.num_workers, self.seed = batch_size, seq_len, num_workers, seed
         self._given: Tokenizer | None = None
         self._known: dict[str, Any] | None = None
-        self.chat_template: str | None = None
+        self._chat_template: str | None = None
         self._prepared: PreparedCorpus | None = None
+        self._packings: dict[str, Packing] = {}
         # Position: samples consumed before the attempt that was resumed last, and batches Lightning counted then.
         self._samples_before = 0
         self._batches_before = 0
@@ -82,14 +92,14 @@ class TextDataModule(LightningDataModule):
         Args:
             json_text: the tokenizer's JSON.
             fingerprint: the checkpoint's, to find its tokens by if its address is stored without a credential.
-            chat_template: the tokenizer's own, in Jinja; None if it has none.
+            chat_template: the tokenizer's own, in Jinja, by which conversations become text; None if it has none.
 
         Raises:
             UserError: if it is none.
         """
         self._known = fingerprint
         self._given = tokenizer_from_text(json_text, "of the checkpoint")
-        self.chat_template = chat_template
+        self._chat_template = chat_template
         self._prepared = None
 
     def prepare_data(self) -> None:
@@ -104,16 +114,42 @@ class TextDataModule(LightningDataModule):
     def prepared(self) -> PreparedCorpus:
         """Token ids, tokenizer and fingerprint."""
         if self._prepared is None:
-            prepared = prepare(self.config, self._given, self._known)
-            for name, count in prepared.store.tokens.items():
+            prepared = prepare(self.config, self._given, self._known, self._chat_template)
+            self._packings = {name: self._pack(prepared, name) for name in prepared.store.examples or ()}
+            for name, count in {} if self._packings else prepared.store.tokens.items():
                 require_window(name, count, self.seq_len)
             self._prepared = prepared
         return self._prepared
+
+    def _pack(self, prepared: PreparedCorpus, name: str) -> Packing:
+        """The examples of a split in windows; says how many are cut, and refuses one of which nothing is learned."""
+        lengths = prepared.store.lengths(name)
+        learns_nothing = np.flatnonzero(lengths[:, 1] > self.seq_len)
+        if learns_nothing.size:
+            ids, prompt = lengths[learns_nothing[0]].tolist()
+            where = locate_example(self.config, self._given, self._chat_template, name, int(learns_nothing[0]))
+            raise UserError(
+                f"{where}: its prompt has {prompt:,} tokens, so that nothing of its completion is left in a window of "
+                f"{self.seq_len} (data.seq_len): raise data.seq_len and model.max_seq_len to {ids - 1}, which holds "
+                f"both, or leave it out (1 of {learns_nothing.size:,} such examples in the {name} split)"
+            )
+        packing = pack(lengths[:, 0], self.seq_len)
+        if packing.cut:
+            log.warning(
+                "%d of the %d %s examples are longer than a window, and their ends are cut off: data.seq_len is %d, "
+                "and the longest would take %d", packing.cut, len(lengths), name, self.seq_len, packing.longest - 1,
+            )  # fmt: skip
+        return packing
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that is used: trained, given by a file, or a checkpoint's own."""
         return self.prepared.tokenizer
+
+    @property
+    def chat_template(self) -> str | None:
+        """The tokenizer's, if it came with one, as Jinja."""
+        return self.prepared.chat_template
 
     @property
     def vocab_size(self) -> int:
@@ -122,9 +158,18 @@ class TextDataModule(LightningDataModule):
 
     @property
     def bytes_per_token(self) -> dict[str, float]:
-        """UTF-8 bytes per token of each split, on average: what turns nats per token into bits per byte."""
+        """UTF-8 bytes per token of each split, on average: what turns nats per token into bits per byte.
+
+        Of prompts and completions, those of completions.
+        """
         store = self.prepared.store
-        return {name: store.bytes[name] / count for name, count in store.tokens.items()}
+        return {name: store.bytes[name] / count for name, count in (store.learned_tokens or store.tokens).items()}
+
+    @property
+    def windows_per_epoch(self) -> float:
+        """How many windows hold the training split once."""
+        split = self.split("train")
+        return len(self._packings["train"]) if self._packings else len(split) / self.seq_len
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -140,11 +185,24 @@ class TextDataModule(LightningDataModule):
         return self.prepared.store.split(name)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        rank, world = self._rank_and_world_size()
-        batches = ShuffledWindows(
-            self.split("train"), self.batch_size, self.seq_len, self.seed, rank, world, self._samples_before
-        )
+        ids, rank_and_world = self.split("train"), self._rank_and_world_size()
+        stream = (self.batch_size, self.seq_len, self.seed, *rank_and_world, self._samples_before)
+        batches: Dataset[Batch]
+        if self._packings:
+            batches = ShuffledExamples(ids, self.prepared.store.learned("train"), self._packings["train"], *stream)
+        else:
+            batches = ShuffledWindows(ids, *stream, separator=self._separator())
         return self._loader(batches, InfiniteSampler(0))
+
+    def _separator(self) -> int | None:
+        """The id that ends documents, if they are to be kept apart."""
+        if not self.mask_documents:
+            return None
+        if self.fingerprint["documents"] < 2:
+            raise UserError(
+                f"data.mask_documents is true, but the corpus {self.config.corpus} is one text: leave it out"
+            )
+        return separator_of(self.tokenizer)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
@@ -156,9 +214,13 @@ class TextDataModule(LightningDataModule):
         return self._in_order("val")
 
     def _in_order(self, name: str) -> DataLoader[Batch]:
-        batches = SequentialWindows(
-            self.split(name), self.batch_size, self.seq_len, *self._rank_and_world_size(), name=name
-        )
+        walk = (self.batch_size, self.seq_len, *self._rank_and_world_size())
+        batches: SequentialExamples | SequentialWindows
+        if self._packings:
+            store = self.prepared.store
+            batches = SequentialExamples(self.split(name), store.learned(name), self._packings[name], *walk)
+        else:
+            batches = SequentialWindows(self.split(name), *walk, name=name, separator=self._separator())
         return self._loader(batches, SequentialSampler(range(batches.count)))
 
     def _loader(self, batches: Dataset[Batch], order: SequentialSampler) -> DataLoader[Batch]:

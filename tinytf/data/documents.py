@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from tinytf.data.examples.records import KINDS, Document, Records, kind_of_record
 from tinytf.data.sources import find_files
 from tinytf.data.sources.addresses import keep_local
 from tinytf.data.sources.builtin import BUILTIN, builtin_text
@@ -182,14 +183,6 @@ class Shard:
         return isinstance(self.file, SourceFile) and self.file.kind == "text"
 
 
-@dataclass(frozen=True)
-class Document:
-    """One document: what stands for it in messages, and its text as blocks (a list, unless `is_one_document`)."""
-
-    name: object
-    blocks: Iterable[str]
-
-
 def shards_of(file: SourceFile | HubFile) -> list[Shard]:
     """The shards of a file, in order. Only a .jsonl file of this machine can be read from the middle."""
     if isinstance(file, HubFile):
@@ -203,26 +196,49 @@ def shards_of(file: SourceFile | HubFile) -> list[Shard]:
     return [Shard(file, 0, file.size, file.size)]
 
 
-def read_documents(shard: Shard, text_field: str) -> Iterator[Document]:
+def read_documents(shard: Shard, records: Records) -> Iterator[Document]:
     """The documents of a shard, in their order; each must be read before the next.
 
     Raises:
-        UserError: naming file and line or row, if something is no record with such a field.
+        UserError: naming file and line or row, if something is no record as the others are.
     """
+    file = shard.file
+    if isinstance(file, SourceFile) and file.kind == "text":
+        if records.kind != "text":
+            raise UserError(f"{file.path}: it is a plain text, but the corpus begins with {KINDS[records.kind]}")
+        with open_source(file) as source:
+            yield Document(file.path, _blocks(source, file.path))
+        return
+    for record, where in _records(shard, records):
+        yield records.document(record, where)
+
+
+def kind_of_corpus(shards: Iterable[Shard], text_field: str) -> str:
+    """What the first record of a corpus holds, as which all others are read; ``text`` if there is none."""
+    for shard in shards:
+        file = shard.file
+        if isinstance(file, SourceFile) and file.kind == "text":
+            return "text"
+        if isinstance(file, SourceFile) and file.kind == "parquet":
+            with _parquet(file) as table:
+                return kind_of_record(table.schema_arrow.names, text_field)
+        for record, _ in _records(shard, None):
+            return kind_of_record(record if isinstance(record, dict) else (), text_field)
+    return "text"
+
+
+def _records(shard: Shard, records: Records | None) -> Iterator[tuple[Any, object]]:
     file = shard.file
     if isinstance(file, HubFile):
         for number, row in enumerate(file.rows(), 1):
-            yield _document(row, text_field, f"{file.corpus}, file {file.number + 1}, row {number:,}")
+            yield row, f"{file.corpus}, file {file.number + 1}, row {number:,}"
     elif file.kind == "jsonl":
-        yield from _json_lines(shard, file, text_field)
-    elif file.kind == "parquet":
-        yield from _parquet_rows(file, text_field)
-    else:
-        with open_source(file) as source:
-            yield Document(file.path, _blocks(source, file.path))
+        yield from _json_lines(shard, file)
+    elif records:
+        yield from _parquet_rows(file, records)
 
 
-def _json_lines(shard: Shard, file: SourceFile, text_field: str) -> Iterator[Document]:
+def _json_lines(shard: Shard, file: SourceFile) -> Iterator[tuple[Any, object]]:
     # Line by line with the standard library. datasets' own reader of JSON lines was seen to change texts: a column in
     # which all look like times comes back as times (2020-01-01T00:00:00 as 2020-01-01 00:00:00), and one number
     # among texts puts quotation marks around all of them.
@@ -241,7 +257,7 @@ def _json_lines(shard: Shard, file: SourceFile, text_field: str) -> Iterator[Doc
             if len(line) == LONGEST_LINE:
                 raise UserError(f"{where}: the line has more than {LONGEST_LINE:,} bytes; divide the document")
             if not line.isspace():
-                yield _document(read_json(line, where), text_field, where)
+                yield read_json(line, where), where
             position += len(line)
 
 
@@ -266,7 +282,8 @@ class LineOf:
         return f"{self.path}:{before + self.number}"
 
 
-def _parquet_rows(file: SourceFile, text_field: str) -> Iterator[Document]:
+@contextmanager
+def _parquet(file: SourceFile) -> Iterator[Any]:
     # By pyarrow itself: datasets decodes a row group whole, in which 1.2 MB of a file can become 12 GB of text.
     datasets_library(file.path)
     from pyarrow import parquet
@@ -275,22 +292,24 @@ def _parquet_rows(file: SourceFile, text_field: str) -> Iterator[Document]:
         raise UserError(f"{file.path}: it is no .parquet file (it is empty)")
     with named_errors(file.path):
         raw = open_raw(file.path)
-    number = 0
     with raw:
         try:
             table = parquet.ParquetFile(raw)
         except Exception as error:
             raise failed(file.path, error, "it is no .parquet file") from error
-        names = table.schema_arrow.names
-        if text_field not in names:
-            raise UserError(f"{file.path}: its fields are {', '.join(map(repr, names))}, not {text_field!r}: "
-                            "set --data.text_field")  # fmt: skip
-        # One column alone: the others may be a hundred times as large.
-        batches = table.iter_batches(PARQUET_ROWS, columns=[text_field])
+        yield table
+
+
+def _parquet_rows(file: SourceFile, records: Records) -> Iterator[tuple[Any, object]]:
+    with _parquet(file) as table:
+        records.require_fields(table.schema_arrow.names, file.path)
+        # These columns alone: the others may be a hundred times as large.
+        batches = table.iter_batches(PARQUET_ROWS, columns=list(records.fields))
+        number = 0
         while (rows := _next_rows(batches, file, number)) is not None:
             for row in rows:
                 number += 1
-                yield _document(row, text_field, f"{file.path}, row {number:,}")
+                yield row, f"{file.path}, row {number:,}"
 
 
 def _next_rows(batches: Iterator[Any], file: SourceFile, number: int) -> list[dict[str, Any]] | None:
@@ -299,24 +318,6 @@ def _next_rows(batches: Iterator[Any], file: SourceFile, number: int) -> list[di
         return None if batch is None else list(batch.to_pylist())
     except Exception as error:  # Pages are decoded, or fetched, as they are reached.
         raise failed(f"{file.path}, after row {number:,}", error, "it is damaged or cannot be read") from error
-
-
-def _document(record: Any, text_field: str, where: object) -> Document:
-    if not isinstance(record, dict) or text_field not in record:
-        if isinstance(record, dict):
-            found = f"its fields are {', '.join(map(repr, record))}" if record else "it has no field"
-        else:
-            found = f"it is a {type(record).__name__}"
-        raise UserError(f"{where}: {found}, not {text_field!r}: set --data.text_field")
-    value = record[text_field]
-    if not isinstance(value, str):
-        found = "null" if value is None else f"{value!r:.40}"
-        raise UserError(f"{where}: its field {text_field!r} holds {found}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: its text holds half a surrogate pair, which is no character") from None
-    return Document(where, [value])
 
 
 def _blocks(file: BinaryIO, name: str) -> Iterator[str]:

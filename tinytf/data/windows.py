@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 
@@ -25,11 +26,11 @@ IGNORE_INDEX = -100
 CHUNK = 64
 """Batches whose windows are computed together."""
 
-Batch = tuple[Tensor, Tensor]
-"""Tokens and targets, ``[batch, seq]`` each, int64."""
+Batch = tuple[Tensor, ...]
+"""Tokens, targets and, if documents are kept apart, positions in them; ``[batch, seq]`` each, int64."""
 
 
-class _Windows(Dataset[Batch]):
+class Windows(Dataset[Batch]):
     """Token ids that travel to loader processes by file name, never by value.
 
     There is no ``__len__``: a distributed sampler over ours would divide the batches twice, and now fails.
@@ -42,25 +43,21 @@ class _Windows(Dataset[Batch]):
         self.batch_size, self.seq_len, self.rank, self.world = batch_size, seq_len, rank, world
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key != "flat"}
-        if isinstance(self.tokens, np.memmap):
-            state["tokens"] = (self.tokens.filename, self.tokens.dtype, self.tokens.shape)
-        return state
+        mapped = {key: (value.filename, value.dtype, value.shape) for key, value in self.__dict__.items()
+                  if isinstance(value, np.memmap)}  # fmt: skip
+        return {key: value for key, value in self.__dict__.items() if key != "flat"} | {"mapped": mapped} | mapped
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if isinstance(self.tokens, tuple):
-            name, dtype, shape = self.tokens
-            self.tokens = np.memmap(name, dtype=dtype, mode="r", shape=shape)
+        for key, (name, dtype, shape) in state["mapped"].items():
+            setattr(self, key, np.memmap(name, dtype=dtype, mode="r", shape=shape))
         self.flat = np.asarray(self.tokens)
 
 
-class ShuffledWindows(_Windows):
-    """``batches[k]`` is (tokens [B, T], targets [B, T]), int64, a function of the seed and k.
+class ShuffledBatches(Windows):
+    """``batches[k]`` is a function of the seed and k: windows of one permutation per epoch, without replacement.
 
-    The stream of samples runs through epochs. Each is a permutation, without replacement, of n = max(1, (N - T) // T)
-    windows that do not overlap, and starts at an offset of its own, so that every epoch cuts the text elsewhere. Of
-    the samples of batch k, `world` ranks take every world-th: 1 x 8 and 2 x 4 devices read the same ones.
+    Of the samples of batch k, `world` ranks take every world-th: 1 x 8 and 2 x 4 devices read the same ones.
 
     Args:
         tokens: [N] ids.
@@ -69,10 +66,12 @@ class ShuffledWindows(_Windows):
         seed: chooses offsets and orders.
         rank, world: this process, among how many.
         first_sample: samples that came before batch 0, of an earlier part of the run.
-
-    Raises:
-        UserError: if there is no window, or a batch of all ranks is larger than an epoch.
     """
+
+    per_epoch: int
+    """Windows in an epoch."""
+    offsets, stride = 1, 1
+    """Window w of an epoch begins at w * stride, after an offset of its epoch, of so many."""
 
     def __init__(
         self,
@@ -85,27 +84,20 @@ class ShuffledWindows(_Windows):
         first_sample: int = 0,
     ) -> None:
         super().__init__(tokens, batch_size, seq_len, rank, world)
-        require_window("train", len(tokens), seq_len)
         self.seed, self.first_sample = seed, first_sample
-        self.per_epoch = max(1, (len(tokens) - seq_len) // seq_len)
-        # Every start from which per_epoch windows still fit: all tokens are seen, though windows never overlap.
-        self.offsets = len(tokens) - self.per_epoch * seq_len
-        if batch_size * world > self.per_epoch:
-            raise UserError(
-                f"a batch of {batch_size * world} windows (data.batch_size {batch_size} on {_devices(world)}) is "
-                f"larger than an epoch: {len(tokens):,} training tokens hold {self.per_epoch} windows of {seq_len}; "
-                "lower data.batch_size or data.seq_len"
-            )
-        self._span = np.arange(seq_len + 1)
         self._chunk, self._starts = -1, np.empty((0, batch_size), dtype=np.int64)
 
-    def __getitem__(self, k: int) -> Batch:
-        window = self.flat[self.starts(k)[:, None] + self._span].astype(np.int64)
-        both = torch.from_numpy(window)
-        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+    def require_batch(self, holds: str) -> None:
+        """Raise UserError if a batch of all ranks is larger than an epoch, which ``holds`` describes."""
+        if self.batch_size * self.world > self.per_epoch:
+            raise UserError(
+                f"a batch of {self.batch_size * self.world} windows (data.batch_size {self.batch_size} on "
+                f"{_devices(self.world)}) is larger than an epoch: {holds} {self.per_epoch} windows of {self.seq_len}; "
+                "lower data.batch_size or data.seq_len"
+            )
 
     def starts(self, k: int) -> npt.NDArray[np.int64]:
-        """Where in the tokens the windows of batch k begin, [B]."""
+        """Where the windows of batch k begin, [B]."""
         chunk, place = divmod(k, CHUNK)
         if chunk != self._chunk:
             self._chunk, self._starts = chunk, self._starts_of(chunk)
@@ -123,8 +115,47 @@ class ShuffledWindows(_Windows):
             chosen = epochs == epoch
             words = random_uint64("tinytf windows", self.seed, epoch, count=ROUNDS + 1)
             offset = int(words[ROUNDS]) % self.offsets
-            starts[chosen] = offset + self.seq_len * permute(places[chosen], self.per_epoch, words[:ROUNDS])
+            starts[chosen] = offset + self.stride * permute(places[chosen], self.per_epoch, words[:ROUNDS])
         return starts
+
+
+class ShuffledWindows(ShuffledBatches):
+    """``batches[k]`` is (tokens [B, T], targets [B, T]), int64, of a text in which a window may begin anywhere.
+
+    Each epoch has n = max(1, (N - T) // T) windows that do not overlap, and starts at an offset of its own, so that
+    every epoch cuts the text elsewhere.
+
+    Args:
+        separator: the id that ends a document, if documents are kept apart; then positions are in a batch too.
+
+    Raises:
+        UserError: if there is no window, or a batch of all ranks is larger than an epoch.
+    """
+
+    def __init__(
+        self,
+        tokens: npt.NDArray[Any],
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        first_sample: int = 0,
+        separator: int | None = None,
+    ) -> None:
+        super().__init__(tokens, batch_size, seq_len, seed, rank, world, first_sample)
+        require_window("train", len(tokens), seq_len)
+        self.separator = separator
+        self.per_epoch = max(1, (len(tokens) - seq_len) // seq_len)
+        # Every start from which per_epoch windows still fit: all tokens are seen, though windows never overlap.
+        self.offsets, self.stride = len(tokens) - self.per_epoch * seq_len, seq_len
+        self.require_batch(f"{len(tokens):,} training tokens hold")
+        self._span = np.arange(seq_len + 1)
+
+    def __getitem__(self, k: int) -> Batch:
+        window = self.flat[self.starts(k)[:, None] + self._span].astype(np.int64)
+        both = torch.from_numpy(window)
+        return with_positions(both[:, :-1].contiguous(), both[:, 1:].contiguous(), self.separator)
 
 
 class InfiniteSampler(SequentialSampler):
@@ -143,20 +174,29 @@ class InfiniteSampler(SequentialSampler):
         return itertools.count(self.start)
 
 
-class SequentialWindows(_Windows):
+class SequentialWindows(Windows):
     """The whole split in order, every target exactly once, all batches (tokens [B, T], targets [B, T]) of one shape.
 
     Positions past the end have token 0 and target -100. Ranks take batches in turn and equally many, the last ones of
-    padding alone if they do not divide, so that no rank waits for another.
+    padding alone if they do not divide, so that no rank waits for another. With a ``separator``, which ends documents,
+    positions in them are in a batch too.
     """
 
     def __init__(
-        self, tokens: npt.NDArray[Any], batch_size: int, seq_len: int, rank: int = 0, world: int = 1, name: str = "val"
+        self,
+        tokens: npt.NDArray[Any],
+        batch_size: int,
+        seq_len: int,
+        rank: int = 0,
+        world: int = 1,
+        name: str = "val",
+        separator: int | None = None,
     ) -> None:
         super().__init__(tokens, batch_size, seq_len, rank, world)
+        self.separator = separator
         require_window(name, len(tokens), seq_len)
         per_batch = batch_size * seq_len
-        self.count = _ceil(_ceil(len(tokens) - 1, per_batch), world)
+        self.count = ceil_div(ceil_div(len(tokens) - 1, per_batch), world)
         """Batches of this rank."""
 
     def __getitem__(self, k: int) -> Batch:
@@ -169,7 +209,16 @@ class SequentialWindows(_Windows):
         known = max(0, len(read) - 1)
         tokens[:known], targets[:known] = read[:-1], read[1:]
         shape = (self.batch_size, self.seq_len)
-        return tokens.view(shape), targets.view(shape)
+        return with_positions(tokens.view(shape), targets.view(shape), self.separator)
+
+
+def with_positions(tokens: Tensor, targets: Tensor, separator: int | None) -> Batch:
+    """A batch in which documents are kept apart, if there is a token that ends them."""
+    if separator is None:
+        return tokens, targets
+    places = torch.arange(tokens.shape[1]).expand_as(tokens)
+    begins = torch.where(tokens[:, :-1] == separator, places[:, 1:], 0)
+    return tokens, targets, places - F.pad(begins, (1, 0)).cummax(1).values
 
 
 def require_window(name: str, n_tokens: int, seq_len: int) -> None:
@@ -182,7 +231,7 @@ def require_window(name: str, n_tokens: int, seq_len: int) -> None:
         )
 
 
-def _ceil(a: int, b: int) -> int:
+def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 

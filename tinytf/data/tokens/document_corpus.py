@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -14,17 +15,20 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tinytf.data.config import CorpusConfig, PreparedCorpus, cache_write, digest
-from tinytf.data.documents import Shard, shards_of
+from tinytf.data.documents import Shard, kind_of_corpus, read_documents, shards_of
+from tinytf.data.examples.chat import Chat, read_chat_template
+from tinytf.data.examples.records import KINDS, Records
 from tinytf.data.sources import find_files
 from tinytf.data.sources.builtin import BUILTIN
 from tinytf.data.sources.files import byte_progress
 from tinytf.data.sources.hub import HUB, hub_files
 from tinytf.data.splits import SPLITS, SplitFractions, split_fractions
 from tinytf.data.tokenizer import END_OF_TEXT, character_tokenizer, tokenizer_from_file, tokenizer_sha256
-from tinytf.data.tokens.shards import ShardStats, ShardTokenizer
+from tinytf.data.tokens.shards import COUNTS, ShardStats, ShardTokenizer
 from tinytf.data.tokens.store import TokenStore, describe_store, ids_dtype, open_store, separator_of
 from tinytf.data.tokens.train_bpe import cached_tokenizer, train_on_shards
 from tinytf.errors import UserError
+from tinytf.utils.files import user_path
 from tinytf.utils.machine import usable_cores
 from tinytf.utils.text import public
 
@@ -53,6 +57,7 @@ class CorpusFiles:
 
     Args:
         split: the one split that all of it is for; None if it is divided.
+        chat_template: by which conversations become text.
     """
 
     corpus: str
@@ -60,12 +65,28 @@ class CorpusFiles:
     shards: list[Shard]
     text_field: str
     cache: Path
+    chat_template: str | None
 
     @cached_property
     def key(self) -> str:
-        """A name for the files as they are."""
+        """A name for the files as they are, and for how they are read."""
         shards = [shard.identity() for shard in self.shards]
-        return digest({"format": 2, "shards": shards, "text_field": self.text_field})
+        template = {"chat_template": self.chat_template} if self.chat_template else {}
+        return digest({"format": 2, "shards": shards, "text_field": self.text_field, **template})
+
+    @cached_property
+    def kind(self) -> str:
+        """What its records hold (`examples.records.KINDS`): as the first one says, which is asked once."""
+        path = self.cache / "corpora" / f"{self.key}.kind"
+        try:
+            kind = path.read_text(encoding="utf-8")
+        except OSError:
+            kind = ""
+        if kind not in KINDS:
+            kind = kind_of_corpus(self.shards, self.text_field)
+            with cache_write(path) as file:
+                file.write(kind.encode())
+        return kind
 
     @property
     def _path(self) -> Path:
@@ -102,20 +123,41 @@ class DocumentBuild:
     Args:
         config: what to prepare.
         given: a tokenizer to use in place of the one the config asks for.
+        chat_template: of that tokenizer.
     """
 
-    def __init__(self, config: CorpusConfig, given: Tokenizer | None) -> None:
+    def __init__(self, config: CorpusConfig, given: Tokenizer | None, chat_template: str | None = None) -> None:
         self.config, self.cache = config, config.cache
         self.fractions = split_fractions(
             config.val_fraction, config.test_fraction, bool(config.val_corpus), bool(config.test_corpus)
         )
         corpora = [(config.corpus, None), (config.val_corpus, "val"), (config.test_corpus, "test")]
+        if given is None and config.tokenizer not in ("char", "bpe"):
+            chat_template = read_chat_template(user_path(config.tokenizer, what="data.tokenizer").parent)
         self.files = [
-            CorpusFiles(corpus, split, self._shards(corpus), config.text_field, self.cache)
+            CorpusFiles(corpus, split, self._shards(corpus), config.text_field, self.cache, chat_template)
             for corpus, split in corpora
             if corpus
         ]
+        self.chat_template = chat_template if given or self.kind == "messages" else None
+        self.records = Records(config.text_field, self.kind)
+        if self.kind == "messages" and self.chat_template is None:
+            raise UserError(
+                f"corpus {config.corpus}: it holds conversations (messages), which a chat template turns into text, "
+                f"and the tokenizer {config.tokenizer} has none: set data.tokenizer to a tokenizer.json with a "
+                "chat_template.jinja or tokenizer_config.json beside it, or give prompt and completion"
+            )
         self.tokenizer = given or self._choose_tokenizer()
+        if self.kind == "messages" and self.chat_template and self.tokenizer:
+            try:
+                self.records = replace(self.records, chat=Chat.of(self.chat_template, self.tokenizer))
+            except UserError as error:
+                raise UserError(f"data.tokenizer {config.tokenizer}: {error}") from error
+
+    @property
+    def kind(self) -> str:
+        """What the records hold; val_corpus and test_corpus are read as the corpus is."""
+        return self.files[0].kind
 
     def _shards(self, corpus: str) -> list[Shard]:
         if corpus in BUILTIN:
@@ -136,7 +178,7 @@ class DocumentBuild:
         return cached_tokenizer(
             self.cache / "tokenizers" / f"bpe-{digest(key)}.json",
             lambda: train_on_shards(
-                self.files[0].shards, config.text_field, self.fractions, config.vocab_size, config.bpe_sample_bytes
+                self.files[0].shards, self.records, self.fractions, config.vocab_size, config.bpe_sample_bytes
             ),
         )
 
@@ -156,11 +198,12 @@ class DocumentBuild:
     def _tokenize(self) -> PreparedCorpus:
         fractions = self.fractions if self.fractions.divides else SplitFractions(0.0, 0.0)
         tokenizer = self.tokenizer
-        # Asked before the long work, not after it.
-        separator = separator_of(tokenizer) if tokenizer else NO_CHARACTER
+        separator: int | None = None
+        if self.kind != "messages":  # Asked before the long work, not after it.
+            separator = separator_of(tokenizer) if tokenizer else NO_CHARACTER
         name = f"{tokenizer_sha256(tokenizer)[:32] if tokenizer else 'code-points'}-{fractions.val}-{fractions.test}"
         base = ShardTokenizer(
-            self.cache / "shards" / name, self.config.text_field, tokenizer.to_str() if tokenizer else None, separator,
+            self.cache / "shards" / name, self.records, tokenizer.to_str() if tokenizer else None, separator,
             ids_dtype(tokenizer) if tokenizer else "uint32", fractions,
         )  # fmt: skip
         processes = self.config.prepare_processes or usable_cores()
@@ -180,23 +223,30 @@ class DocumentBuild:
         folder = self.cache / "tokens" / key
         store = open_store(folder, key)
         if store is None:
-            parts = {
-                name: [
-                    (shards.path(shard, name), shards.dtype)
-                    for shards, files, done in zip(work, self.files, found, strict=True)
-                    for shard, one in zip(files.shards, done, strict=True)
-                    if name in one.tokens
-                ]
-                for name in SPLITS
-            }
-            parts = {name: files for name, files in parts.items() if files}
-            tokens = concatenate(folder, key, ids_dtype(tokenizer), parts, table)
             shard_stats = [one for done in found for one in done]
-            sizes, documents = (
-                {name: sum(getattr(one, what).get(name, 0) for one in shard_stats) for name in parts}
-                for what in ("bytes", "documents")
-            )
-            store = describe_store(folder, key, tokenizer, tokens, sizes, documents)
+
+            def parts(ending: str, dtype: str) -> dict[str, list[tuple[Path, str]]]:
+                files = {
+                    name: [
+                        (shards.path(shard, name + ending), dtype)
+                        for shards, files, done in zip(work, self.files, found, strict=True)
+                        for shard, one in zip(files.shards, done, strict=True)
+                        if name in one.tokens
+                    ]
+                    for name in SPLITS
+                }
+                return {(name + ending).removesuffix(".bin"): paths for name, paths in files.items() if paths}
+
+            tokens = concatenate(folder, key, ids_dtype(tokenizer), parts(".bin", base.dtype), table)
+            count = {what: {name: sum(getattr(one, what).get(name, 0) for one in shard_stats) for name in tokens}
+                     for what in COUNTS}  # fmt: skip
+            if self.kind == "text":
+                store = describe_store(folder, key, tokenizer, tokens, count["bytes"], count["documents"])
+            else:
+                for ending, dtype in ((".learned.bin", "uint8"), (".examples.bin", "uint32")):
+                    concatenate(folder, key, dtype, parts(ending, dtype), None)
+                store = describe_store(folder, key, tokenizer, tokens, count["learned_bytes"], count["documents"],
+                                       examples=count["examples"], learned_tokens=count["learned_tokens"])  # fmt: skip
         prepared = self._prepared(stats, tokenizer, store)
         # Last: a kill before this finds the shards again, and a store that is not described is none.
         for shards, files in zip(work, self.files, strict=True):
@@ -216,7 +266,21 @@ class DocumentBuild:
                 "test_sha256": sums.get("test"),
             },
             "tokenizer_sha256": tokenizer_sha256(tokenizer),
+            # Not for texts, whose stores keep the names that they have.
+            **({"records": self.records.identity()} if self.kind != "text" else {}),
         }
+
+    def locate(self, split: str, number: int) -> str:
+        """Where an example of a split lies, by its place in the store: read again for it, which a message is worth."""
+        fractions = self.fractions if self.fractions.divides else SplitFractions(0.0, 0.0)
+        for files in self.files:
+            for shard in files.shards if files.split in (None, split) else ():
+                for document in read_documents(shard, self.records):
+                    if (files.split or fractions.split_of(hashlib.sha256(document.identity).digest())) == split:
+                        number -= len(document.examples)
+                        if number < 0:
+                            return str(document.name)
+        return f"an example of the {split} split"
 
     def _prepared(self, stats: list[CorpusStats], tokenizer: Tokenizer, store: TokenStore) -> PreparedCorpus:
         for name, count in (store.documents or {}).items():
@@ -238,7 +302,9 @@ class DocumentBuild:
             "vocab_size": tokenizer.get_vocab_size(),
             "start_token": store.start_token,
         }
-        return PreparedCorpus(tokenizer, store, fingerprint)
+        if store.examples and store.learned_tokens:
+            fingerprint |= {"split_examples": dict(store.examples), "split_learned_tokens": dict(store.learned_tokens)}
+        return PreparedCorpus(tokenizer, store, fingerprint, self.chat_template)
 
 
 def _alphabet(stats: list[CorpusStats]) -> Tokenizer:

@@ -11,9 +11,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,27 @@ import numpy.typing as npt
 
 from tinytf.data.config import cache_write, digest
 from tinytf.data.documents import Shard, code_points, read_documents
+from tinytf.data.examples.chat import Example, special_encoder
+from tinytf.data.examples.records import Document, Records
 from tinytf.data.sources.files import byte_progress
 from tinytf.data.splits import SplitFractions
 from tinytf.data.tokenizer import tokenizer_from_text
 from tinytf.data.tokens.encode import Encoder, encoder
 from tinytf.errors import RunError, UserError
 
-FORMAT = 2
+FORMAT = 3
+FILES = (".bin", ".learned.bin", ".examples.bin")
+"""Of a split of prompts and completions: ids; whether each is learned (uint8); of each example its ids and those before
+the first that is learned (uint32). Of a split of texts the first alone."""
+COUNTS = ("documents", "bytes", "tokens", "examples", "learned_bytes", "learned_tokens")
+
 THREADS = "TOKENIZERS_PARALLELISM"
 """The tokenizers library reads it at every call."""
 
 SPOOLED_BYTES = 64 << 20
 """Ids of one document in memory; a longer one waits on disk."""
+
+TextEncoder = Callable[[str, object], npt.NDArray[np.uint32]]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +56,7 @@ class ShardStats:
     Attributes:
         sha256: of its documents' checksums, in order.
         documents, bytes, tokens: per split; bytes of UTF-8, without the separators.
+        examples, learned_bytes, learned_tokens: of prompts and completions, per split; those of completions.
         empty: documents without text, which are left out.
         alphabet: the characters that occur, sorted.
     """
@@ -56,6 +67,9 @@ class ShardStats:
     tokens: dict[str, int]
     empty: int
     alphabet: str
+    examples: dict[str, int] = field(default_factory=dict)
+    learned_bytes: dict[str, int] = field(default_factory=dict)
+    learned_tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,25 +78,26 @@ class ShardTokenizer:
 
     Args:
         folder: where to; one per tokenizer and fractions.
-        text_field: of records.
+        records: how they are read.
         tokenizer: as JSON; None writes code points, for an alphabet that is not known before all is read.
-        separator: id that stands after each document.
+        separator: id that stands after each document; None if a chat template says itself where they end.
         dtype: of the ids.
         fractions: decide each document's split.
         split: the one split for all documents, in place of the fractions.
     """
 
     folder: Path
-    text_field: str
+    records: Records
     tokenizer: str | None
-    separator: int
+    separator: int | None
     dtype: str
     fractions: SplitFractions
     split: str | None = None
 
     def path(self, shard: Shard, ending: str) -> Path:
-        """A file of a shard: ``json`` (its `ShardStats`, written last), or the ids of a split."""
-        name = digest({"format": FORMAT, "shard": shard.identity(), "text_field": self.text_field, "into": self.split})
+        """A file of a shard: ``json`` (its `ShardStats`, written last), or of a split, such as ``train.bin``."""
+        records = self.records.identity()
+        name = digest({"format": FORMAT, "shard": shard.identity(), **records, "into": self.split})
         return self.folder / f"{name[:32]}.{ending}"
 
     def finished(self, shard: Shard) -> ShardStats | None:
@@ -99,39 +114,56 @@ class ShardTokenizer:
             StoppedError: once there is a file ``stop``; it is looked for at every block.
         """
         seen = np.zeros(0x110000, dtype=bool)
-        sums, empty = hashlib.sha256(), 0
         names = [self.split] if self.split else list(self.fractions.names())
-        documents, sizes, tokens = (dict.fromkeys(names, 0) for _ in range(3))
-        end = np.array([self.separator], dtype=self.dtype).tobytes()
+        endings = FILES[:1] if self.records.kind == "text" else FILES
+        counts = {name: Counter[str]() for name in names}
+        sums, empty = hashlib.sha256(), 0
+        end = np.array([self.separator or 0], dtype=self.dtype).tobytes()
+        encode_text = self._text_encoder(encode)
         with ExitStack() as files, tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES) as pending:
-            outputs = {name: files.enter_context(cache_write(self.path(shard, name))) for name in names}
-            for document in read_documents(shard, self.text_field):
-                read = _Reading(document.blocks, seen, stop)
+            outputs = {name: [files.enter_context(cache_write(self.path(shard, name + ending))) for ending in endings]
+                       for name in names}  # fmt: skip
+            for document in read_documents(shard, self.records):
+                read = _Reading(document, seen, stop)
                 # The split is known once the whole document is read: until then its ids wait here.
                 pending.seek(0)
                 pending.truncate()
                 count = 0
-                for ids in _encoded(encode, read, document.name):
+                for ids in () if document.examples else _encoded(encode, read, document.name):
                     count += len(ids)
                     pending.write(ids.astype(self.dtype, copy=False).tobytes())
+                read.finish()
                 # Without text it would be an end of document alone, which teaches a model to stop at once.
                 if not read.bytes:
                     empty += 1
                     continue
                 name = self.split or self.fractions.split_of(read.sha256.digest())
-                pending.seek(0)
-                shutil.copyfileobj(pending, outputs[name])
-                outputs[name].write(end)
-                tokens[name] += count + 1
-                documents[name] += 1
-                sizes[name] += read.bytes
+                for example in document.examples:
+                    counts[name] += self._write(example, encode_text, outputs[name], document.name)
+                if not document.examples:
+                    pending.seek(0)
+                    shutil.copyfileobj(pending, outputs[name][0])
+                    outputs[name][0].write(end)
+                    counts[name]["tokens"] += count + 1
+                counts[name] += Counter(documents=1, bytes=read.bytes)
                 sums.update(read.sha256.digest())
             shard.file.require_unchanged()
         alphabet = "".join(map(chr, np.flatnonzero(seen).tolist()))
-        stats = ShardStats(sums.hexdigest(), documents, sizes, tokens, empty, alphabet)
+        by_count = {what: {name: counts[name][what] for name in names} for what in COUNTS}
+        stats = ShardStats(sha256=sums.hexdigest(), empty=empty, alphabet=alphabet, **by_count)
         with cache_write(self.path(shard, "json")) as file:
             file.write(json.dumps(asdict(stats)).encode())
         return stats
+
+    def _write(self, example: Example, encode: TextEncoder, outputs: list[Any], where: object) -> Counter[str]:
+        ids, learned = encode_example(example, encode, self.separator, where)
+        lengths = np.array([len(ids), np.argmax(learned)], dtype=np.uint32)
+        for output, values in zip(outputs, (ids.astype(self.dtype), learned, lengths), strict=True):
+            output.write(values.tobytes())
+        return Counter(
+            examples=1, tokens=len(ids), learned_tokens=int(learned.sum()),
+            learned_bytes=sum(len(text.encode()) for text, learns in example if learns),
+        )  # fmt: skip
 
     def tokenize_all(self, shards: list[Shard], processes: int, label: str) -> list[ShardStats]:
         """The stats of every shard, in order; finished ones are not tokenized again.
@@ -185,6 +217,15 @@ class ShardTokenizer:
 
     def _encoder(self) -> Encoder | None:
         return encoder(tokenizer_from_text(self.tokenizer)) if self.tokenizer else None
+
+    def _text_encoder(self, encode: Encoder | None) -> TextEncoder:
+        """Encodes one text of an example: special tokens of a conversation, which its template wrote, as such."""
+        if self.records.kind == "messages":
+            assert self.tokenizer is not None, "a chat template belongs to a tokenizer"
+            return special_encoder(tokenizer_from_text(self.tokenizer))
+        if encode is None:
+            return lambda text, where: code_points(text).astype(np.uint32)
+        return lambda text, where: np.concatenate([np.zeros(0, np.uint32), *encode([text], where)])
 
     def remove(self, shards: list[Shard]) -> None:
         """Delete the files of shards whose ids are in a token store now."""
@@ -257,20 +298,45 @@ def one_thread() -> Iterator[None]:
             os.environ[THREADS] = before
 
 
+def encode_example(
+    example: Example, encode: TextEncoder, end: int | None, where: object
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+    """Ids of an example, and which of them are learned (1, else 0), of one length.
+
+    Each text is encoded by itself, as a prompt is when a model is asked: where a prompt ends a token ends.
+
+    Args:
+        end: the id that is learned after the last text; None if that says itself where it ends.
+    """
+    parts = [(encode(text, where), learned) for text, learned in example]
+    if end is not None:
+        # Without a prompt an answer begins as a text from nothing does: after the end of another.
+        start = [(np.array([end], dtype=np.uint32), False)] if parts[0][1] else []
+        parts = [*start, *parts, (np.array([end], dtype=np.uint32), True)]
+    ids = np.concatenate([ids for ids, _ in parts])
+    return ids, np.concatenate([np.full(len(ids), learned, dtype=np.uint8) for ids, learned in parts])
+
+
 class _Reading:
     """A document's blocks on their way to the encoder, with their checksum, length and characters."""
 
-    def __init__(self, blocks: Iterable[str], seen: npt.NDArray[np.bool_], stop: Path | None) -> None:
-        self._blocks, self._seen, self._stop = blocks, seen, stop
-        self.sha256, self.bytes = hashlib.sha256(), 0
+    def __init__(self, document: Document, seen: npt.NDArray[np.bool_], stop: Path | None) -> None:
+        self._document, self._seen, self._stop = document, seen, stop
+        self.sha256, self.bytes = hashlib.sha256(document.identity), 0
+
+    def finish(self) -> None:
+        """Take in the texts of examples, which are encoded one by one."""
+        for _ in self if self._document.examples else ():
+            pass
 
     def __iter__(self) -> Iterator[str]:
-        for block in self._blocks:
+        for block in self._document.blocks:
             # One stat takes 1 µs, a short document 50 µs.
             if self._stop and self._stop.exists():
                 raise StoppedError
             raw = block.encode()
-            self.sha256.update(raw)
+            if not self._document.identity:
+                self.sha256.update(raw)
             self.bytes += len(raw)
             if block.isascii():
                 self._seen[np.frombuffer(raw, dtype=np.uint8)] = True

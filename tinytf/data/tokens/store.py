@@ -35,6 +35,7 @@ class TokenStore:
         documents: number of documents per split, if the corpus is split by them.
         sha256: of each split's file.
         start_token: an id that occurs in training, for text that starts from nothing.
+        examples, learned_tokens: number per split, of prompts and completions; `bytes` are then those of completions.
     """
 
     folder: Path
@@ -44,21 +45,30 @@ class TokenStore:
     documents: dict[str, int] | None
     sha256: dict[str, str]
     start_token: int
+    examples: dict[str, int] | None = None
+    learned_tokens: dict[str, int] | None = None
 
     def split(self, name: str) -> TokenIds:
         """The ids of a split, [tokens], left on disk until they are touched."""
         return np.memmap(self._file(name), dtype=self.dtype, mode="r", shape=(self.tokens[name],))
+
+    def learned(self, name: str) -> npt.NDArray[np.uint8]:
+        """Which ids of a split are learned, [tokens], left on disk until they are touched."""
+        return np.memmap(self._file(f"{name}.learned"), dtype=np.uint8, mode="r", shape=(self.tokens[name],))
+
+    def lengths(self, name: str) -> npt.NDArray[np.uint32]:
+        """Of each example of a split its ids, and those before the first that is learned: [examples, 2]."""
+        return np.fromfile(self._file(f"{name}.examples"), dtype=np.uint32).reshape(-1, 2)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
 
     def is_whole(self) -> bool:
         """Whether the files have the sizes that the description states."""
-        item = np.dtype(self.dtype).itemsize
-        return all(
-            self._file(name).is_file() and self._file(name).stat().st_size == count * item
-            for name, count in self.tokens.items()
-        )
+        sizes = {name: count * np.dtype(self.dtype).itemsize for name, count in self.tokens.items()}
+        for name, count in (self.examples or {}).items():
+            sizes |= {f"{name}.learned": self.tokens[name], f"{name}.examples": 8 * count}
+        return all(self._file(name).is_file() and self._file(name).stat().st_size == n for name, n in sizes.items())
 
     def is_undamaged(self) -> bool:
         """Whether the files can be read to their end, and have their checksums."""
@@ -84,7 +94,8 @@ def open_store(folder: Path, key: str) -> TokenStore | None:
         if said["format"] != FORMAT or said["key"] != key:
             return None
         store = TokenStore(folder, said["dtype"], said["tokens"], said["bytes"], said["documents"],
-                           said["sha256"], said["start_token"])  # fmt: skip
+                           said["sha256"], said["start_token"], said.get("examples"),
+                           said.get("learned_tokens"))  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         # Torn or of another version: it is made anew, never guessed at.
         return None
@@ -106,16 +117,22 @@ def describe_store(
     tokens: dict[str, int],
     sizes: dict[str, int],
     documents: dict[str, int] | None = None,
+    **of_examples: dict[str, int],
 ) -> TokenStore:
-    """Write a store's description, once its files are complete."""
+    """Write a store's description, once its files are complete.
+
+    Args:
+        of_examples: ``examples`` and ``learned_tokens`` of a `TokenStore`, if it has them.
+    """
     dtype = ids_dtype(tokenizer)
-    sums = {name: sha256_of(folder / f"{name}.bin") for name in tokens}
+    files = [name + ending for name in tokens for ending in (("", ".learned", ".examples") if of_examples else ("",))]
+    sums = {name: sha256_of(folder / f"{name}.bin") for name in files}
     start = choose_start_token(folder / "train.bin", dtype, tokenizer)
     said = {"format": FORMAT, "key": key, "dtype": dtype, "tokens": tokens, "bytes": sizes, "documents": documents,
-            "sha256": sums, "start_token": start}  # fmt: skip
+            "sha256": sums, "start_token": start, **of_examples}  # fmt: skip
     with cache_write(folder / DESCRIPTION) as file:
         file.write(json.dumps(said, indent=1).encode())
-    return TokenStore(folder, dtype, tokens, sizes, documents, sums, start)
+    return TokenStore(folder, dtype, tokens, sizes, documents, sums, start, **of_examples)
 
 
 def choose_start_token(train: Path, dtype: str, tokenizer: Tokenizer) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from tinytf.data.config import cache_write
 from tinytf.data.documents import Shard, read_documents
+from tinytf.data.examples.records import Document, Records
 from tinytf.data.sources.files import byte_progress
 from tinytf.data.splits import Split, SplitFractions, split_bytes
 from tinytf.data.tokenizer import byte_pair_tokenizer, tokenizer_from_text
@@ -66,7 +67,7 @@ def _sample(texts: Iterator[str], fraction: float) -> Iterator[str]:
 
 
 def train_on_shards(
-    shards: list[Shard], text_field: str, fractions: SplitFractions, vocab_size: int, sample_bytes: int
+    shards: list[Shard], records: Records, fractions: SplitFractions, vocab_size: int, sample_bytes: int
 ) -> Tokenizer:
     """Byte-pair merges from documents of the training split: the first of each shard, up to the shard's share.
 
@@ -80,19 +81,19 @@ def train_on_shards(
 
         def texts() -> Iterator[str]:
             for shard, weight in zip(shards, weights, strict=True):
-                yield from _beginning(shard, text_field, fractions, -(-sample_bytes * weight // total), progress)
+                yield from _beginning(shard, records, fractions, -(-sample_bytes * weight // total), progress)
 
         return byte_pair_tokenizer(texts(), vocab_size)
 
 
-def _beginning(shard: Shard, text_field: str, fractions: SplitFractions, n_bytes: int, progress: Any) -> Iterator[str]:
+def _beginning(shard: Shard, records: Records, fractions: SplitFractions, n_bytes: int, progress: Any) -> Iterator[str]:
     """The first training documents of a shard; of a text that is one document, its beginning."""
     if shard.is_one_document:
-        sums = [_sha256(document.blocks) for document in read_documents(shard, text_field)]
+        sums = [_sha256(document) for document in read_documents(shard, records)]
         if fractions.split_of(sums[0]) != "train":
             return
-    for document in read_documents(shard, text_field):
-        if not shard.is_one_document and fractions.split_of(_sha256(document.blocks)) != "train":
+    for document in read_documents(shard, records):
+        if not shard.is_one_document and fractions.split_of(_sha256(document)) != "train":
             continue
         for text in chunks(document.blocks, BEFORE_WHITE_SPACE, document.name):
             if n_bytes <= 0:
@@ -102,8 +103,8 @@ def _beginning(shard: Shard, text_field: str, fractions: SplitFractions, n_bytes
             yield text
 
 
-def _sha256(blocks: Iterable[str]) -> bytes:
-    sha256 = hashlib.sha256()
-    for block in blocks:
+def _sha256(document: Document) -> bytes:
+    sha256 = hashlib.sha256(document.identity)
+    for block in () if document.identity else document.blocks:
         sha256.update(block.encode())
     return sha256.digest()
