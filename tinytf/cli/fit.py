@@ -102,10 +102,12 @@ def announce(run: Run, trainer: Trainer, model: LanguageModel, data: TextDataMod
         log.info("run %s: %d steps, %s", here, max_steps, describe_execution(run.config))
     tokens = len(data.split("train"))
     windows = data.batch_size * trainer.accumulate_grad_batches * trainer.num_devices * trainer.num_nodes
-    readings = max_steps * windows * data.seq_len / tokens
+    readings = max_steps * windows / data.windows_per_epoch
     size, corpus = f"{model.config.parameter_count:,}", shorten(public(data.config.corpus), 80)
     text = f"{corpus} (tokenizer {shorten(data.config.tokenizer, 80)})"
-    log.info("run %s: %s parameters; %s: %s", here, size, text, describe_readings(tokens, readings))
+    log.info(
+        "run %s: %s parameters; %s: %s", here, size, text, describe_readings(tokens, readings, data.training_examples)
+    )
     warmup = run.config["model"]["schedule"].get("init_args", {}).get("warmup_steps")
     if isinstance(warmup, int) and warmup >= max_steps:
         log.warning(

@@ -156,14 +156,19 @@ def find_vocab_size(cli: CommandLine) -> int:
     return int(data.vocab_size) if data.tokenizer == "bpe" else TextDataModule(**data).vocab_size
 
 
-def find_train_tokens(cli: CommandLine) -> tuple[int | None, bool]:
-    """Tokens of the training text, and whether that is an estimate; None if the text is not on this machine."""
+def find_train_text(cli: CommandLine) -> dict[str, Any]:
+    """The training text: its tokens (None if it is not on this machine), whether that is an estimate, and the windows
+    that hold it once; of prompts and completions the examples, and the tokens that are learned."""
     data = cli.config.data
     if cli.resume:
-        tokens = look_up(cli.resume.entry, "data.split_tokens.train")
-        return tokens if isinstance(tokens, int) and tokens > 0 else None, False
+        told = {key: look_up(cli.resume.entry, f"data.{key}.train")
+                for key in ("split_tokens", "split_examples", "split_learned_tokens")}  # fmt: skip
+        tokens, *examples = (value if isinstance(value, int) and value > 0 else None for value in told.values())
+        return train_text(tokens, data.seq_len, examples=examples if all(examples) else None)
     if data.tokenizer not in ("bpe", OF_BASE):
-        return len(TextDataModule(**data).split("train")), False
+        module = TextDataModule(**data)
+        text = train_text(len(module.split("train")), data.seq_len, examples=module.training_examples)
+        return {**text, "windows": module.windows_per_epoch}
     # Not tokenized for this: training a tokenizer on 10 MB takes ten seconds, and plan answers at once.
     try:
         if data.corpus in BUILTIN:
@@ -176,7 +181,15 @@ def find_train_tokens(cli: CommandLine) -> tuple[int | None, bool]:
         log.info("how often the text is read is not known: %s", error)
         size = 0
     share = 1 - data.test_fraction - (0 if data.val_corpus else data.val_fraction)
-    return (int(share * size / BYTES_PER_TOKEN) or None), True
+    return train_text(int(share * size / BYTES_PER_TOKEN) or None, data.seq_len, estimated=True)
+
+
+def train_text(
+    tokens: int | None, seq_len: int, estimated: bool = False, examples: Sequence[int | None] | None = None
+) -> dict[str, Any]:
+    """What `find_train_text` finds, of tokens that fill their windows."""
+    return {"tokens": tokens, "estimated": estimated, "windows": tokens / seq_len if tokens else None,
+            "examples": examples}  # fmt: skip
 
 
 def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dict[str, Any]:
@@ -186,7 +199,7 @@ def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dic
     accumulate = trainer.accumulate_grad_batches or 1
     if data.global_batch_size is not None:
         accumulate = accumulation(data.global_batch_size, data.batch_size, devices, trainer.accumulate_grad_batches)
-    text, estimated = (None, True) if vocab_size else find_train_tokens(cli)
+    text = train_text(None, data.seq_len, estimated=True) if vocab_size else find_train_text(cli)
     state, muon = optimizer_state(lambda groups: instantiate_class((groups,), cli.config.model.optimizer))
     step = StepSpec(
         config, data.batch_size, data.seq_len, trainer.precision, state, muon, accumulate > 1,
@@ -215,7 +228,7 @@ def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dic
             "max_steps": trainer.max_steps,
             **cost(run_tokens),
         },
-        "text": {"tokens": text, "estimated": estimated, "readings": run_tokens / text if text else None},
+        "text": {**text, "readings": trainer.max_steps * windows / text["windows"] if text["windows"] else None},
         "micro_batch": {"windows": data.batch_size, "seq_len": data.seq_len},
         "memory": {name: plan_memory(replace(step, strategy=name), machine.memory) for name in strategies},
     }
@@ -272,7 +285,7 @@ def text_lines(text: dict[str, Any], max_steps: int) -> list[str]:
     if text["tokens"] is None:
         return []
     how = f", at about {BYTES_PER_TOKEN} bytes per token" if text["estimated"] else ""
-    line = f"text         {describe_readings(text['tokens'], text['readings'])}{how}"
+    line = f"text         {describe_readings(text['tokens'], text['readings'], text['examples'])}{how}"
     warning = overfitting(text["readings"], max_steps)
     return [line, *([f"{'':13}warning: {warning}"] if warning else [])]
 

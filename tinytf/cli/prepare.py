@@ -23,7 +23,7 @@ data. Killed and started again, it goes on with what is not finished.
 """
 
 CORPUS = tuple(f"data.{field.name}" for field in fields(CorpusConfig))
-BATCHES = ("data.batch_size", "data.global_batch_size", "data.seq_len", "data.num_workers")
+BATCHES = ("data.batch_size", "data.global_batch_size", "data.seq_len", "data.num_workers", "data.mask_documents")
 """The other keys of fit's section data, which change nothing that is prepared: a config file may hold them."""
 
 
@@ -96,7 +96,7 @@ def report(done: PreparedCorpus) -> dict[str, Any]:
 
 def text(said: dict[str, Any]) -> str:
     """The report as lines for a person."""
-    counts = said.get("split_documents", {})
+    counts, examples = said.get("split_documents", {}), said.get("split_examples", {})
     lines = [
         ("corpus", f"{said['corpus']}: {said['documents']:,} documents, {said['bytes'] / 1e6:,.1f} MB"),
         ("tokenizer", f"{said['tokenizer']}, {said['vocab_size']:,} entries"),
@@ -104,7 +104,10 @@ def text(said: dict[str, Any]) -> str:
             (
                 name,
                 f"{tokens:,} tokens, {said['split_bytes'][name] / 1e6:,.1f} MB"
-                + (f", {counts[name]:,} documents" if name in counts else ""),
+                + (f", {counts[name]:,} documents" if name in counts else "")
+                if name not in examples
+                else f"{tokens:,} tokens, {examples[name]:,} examples, "
+                f"{said['split_learned_tokens'][name]:,} tokens of completions",
             )
             for name, tokens in said["split_tokens"].items()
         ),

@@ -166,6 +166,21 @@ class TextDataModule(LightningDataModule):
         return {name: store.bytes[name] / count for name, count in (store.learned_tokens or store.tokens).items()}
 
     @property
+    def training_examples(self) -> tuple[int, int] | None:
+        """Of prompts and completions how many there are to train on, and the tokens that are learned of them."""
+        store = self.prepared.store
+        return (
+            (store.examples["train"], store.learned_tokens["train"])
+            if store.examples and store.learned_tokens
+            else None
+        )
+
+    @property
+    def first_prompt(self) -> int | None:
+        """Tokens of the first prompt for validation, which the split begins with; None of texts."""
+        return int(self.prepared.store.lengths("val")[0, 1]) if self._packings else None
+
+    @property
     def windows_per_epoch(self) -> float:
         """How many windows hold the training split once."""
         split = self.split("train")

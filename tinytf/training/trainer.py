@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -131,9 +132,16 @@ class Trainer(LightningTrainer):
         self.accumulate_grad_batches = accumulate
 
 
-def describe_readings(tokens: int, readings: float) -> str:
-    """How much training text there is, and how often a run reads it."""
-    return f"{tokens:,} tokens of training text, read {readings:{',.0f' if readings >= 10 else '.2g'}} times"
+def describe_readings(tokens: int, readings: float, examples: Sequence[int] | None = None) -> str:
+    """How much training text there is, and how often a run reads it.
+
+    Args:
+        examples: of prompts and completions their number, and the tokens that are learned.
+    """
+    times = f"read {readings:{',.0f' if readings >= 10 else '.2g'}} times"
+    if examples:
+        return f"{examples[0]:,} examples with {examples[1]:,} completion tokens of {tokens:,}, {times}"
+    return f"{tokens:,} tokens of training text, {times}"
 
 
 def overfitting(readings: float, max_steps: int) -> str | None:

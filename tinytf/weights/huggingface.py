@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tinytf.data.examples.chat import bind_special_tokens
 from tinytf.data.tokenizer import LARGEST_FILE, tokenizer_from_text
 from tinytf.errors import UserError
 from tinytf.model import Transformer, TransformerConfig
@@ -182,14 +183,15 @@ class HuggingFaceFolder:
     def chat_template(self) -> str | None:
         """The Jinja template of conversations, as text; the file of its own wins, as in transformers."""
         if CHAT_TEMPLATE in self.files:
-            return read_text(self.files[CHAT_TEMPLATE], what="model.base", limit=MAX_JSON)
+            template = read_text(self.files[CHAT_TEMPLATE], what="model.base", limit=MAX_JSON)
+            return bind_special_tokens(template, self._tokenizer_config)
         stated = self._tokenizer_config.get("chat_template")
         if isinstance(stated, list):  # Several, by name.
             named = {each.get("name"): each.get("template") for each in stated if isinstance(each, dict)}
             stated = named.get("default")
         if stated is not None and not isinstance(stated, str):
             raise UserError(f"model.base {self.name}: {TOKENIZER_CONFIG}: chat_template is no text")
-        return stated
+        return None if stated is None else bind_special_tokens(stated, self._tokenizer_config)
 
     # -- weights ---------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ EVALUATION = {
     "deterministic benchmark inference_mode profiler detect_anomaly callbacks plugins",
     "model": "max_seq_len rope_theta norm_eps",
     "data": "batch_size seq_len num_workers corpus val_fraction test_fraction val_corpus test_corpus cache_dir "
-    "split_by text_field prepare_processes",
+    "split_by text_field prepare_processes mask_documents",
     "checkpoint": "dir",
 }
 """What validate, test and predict use: the rest is fixed by the weights or is of training alone."""

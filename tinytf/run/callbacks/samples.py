@@ -32,7 +32,7 @@ class Samples(Callback):
 
     Args:
         every_n_validations: write samples after each Nth validation; 0 never does.
-        prompts: the beginnings to complete; none means the beginning of the validation text.
+        prompts: the beginnings to complete; none means the beginning of the validation text, or its first prompt.
         max_new_tokens: length of a completion, in tokens.
         temperature: temperature of the sampling; 0 takes the likeliest token.
     """
@@ -76,7 +76,8 @@ class Samples(Callback):
         if not self.prompts:
             if not hasattr(data, "split"):
                 raise UserError("tracking.samples.prompts: give some, because the datamodule has no validation text")
-            self._prompt_ids = [[int(token) for token in data.split("val")[:PROMPT_TOKENS]]]
+            length = getattr(data, "first_prompt", None) or PROMPT_TOKENS
+            self._prompt_ids = [[int(token) for token in data.split("val")[:length]]]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.every_n_validations or trainer.state.fn != "fit" or trainer.sanity_checking:
