@@ -62,9 +62,12 @@ def test_how_often_the_text_is_read(capsys: pytest.CaptureFixture[str], tmp_path
     corpus.write_text("abcdefgh" * 5000)
     flags = ("--tflops", "1", "--data.corpus", str(corpus), "--trainer.max_steps", "30")
     tiny = ("--config", str(CONFIGS / "tiny.yaml"), *flags)
-    assert plan(capsys, *tiny)["text"] == {"tokens": 36_000, "estimated": False, "readings": 30 * 8 * 64 / 36_000}
+    read = {"tokens": 36_000, "estimated": False, "windows": 36_000 / 64, "examples": None,
+            "readings": pytest.approx(30 * 8 * 64 / 36_000)}  # fmt: skip
+    assert plan(capsys, *tiny)["text"] == read
     bpe = ("--data.tokenizer", "bpe", "--trainer.max_steps", "3000")
-    assert plan(capsys, *tiny, *bpe)["text"] == {"tokens": 9_000, "estimated": True, "readings": 3000 * 512 / 9000}
+    read = {**read, "tokens": 9_000, "estimated": True, "windows": 9_000 / 64, "readings": 3000 * 512 / 9000}
+    assert plan(capsys, *tiny, *bpe)["text"] == read
     assert plan(capsys, *tiny, "--vocab_size", "9")["text"]["tokens"] is None
     assert plan(capsys, *tiny, "--data.corpus", "elsewhere.txt", "--data.tokenizer", "bpe")["text"]["tokens"] is None
     assert main(["plan", *tiny, *bpe]) == 0
