@@ -158,7 +158,8 @@ class ShardTokenizer:
     def _write(self, example: Example, encode: TextEncoder, outputs: list[Any], where: object) -> Counter[str]:
         ids, learned = encode_example(example, encode, self.separator, where)
         lengths = np.array([len(ids), np.argmax(learned)], dtype=np.uint32)
-        for output, values in zip(outputs, (ids.astype(self.dtype), learned, lengths), strict=True):
+        written: list[npt.NDArray[Any]] = [ids.astype(self.dtype), learned, lengths]
+        for output, values in zip(outputs, written, strict=True):
             output.write(values.tobytes())
         return Counter(
             examples=1, tokens=len(ids), learned_tokens=int(learned.sum()),
