@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.export.small_model import save_checkpoint
 from tests.weights.folders import LLAMA3, SIZES, write_config, write_tokenizer
+from tinytf.export.formats.huggingface import HUGGINGFACE
 from tinytf.model import Transformer
 from tinytf.training.lightning_module import LanguageModel
 from tinytf.weights.base import open_base
+from tinytf.weights.checkpoint import LoadedModel, load_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -97,6 +100,25 @@ def test_what_llama_saves_besides_is_passed_over(tmp_path: Path) -> None:
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, file)
     assert largest_difference(model, built(tmp_path)) < 1e-4
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][1].get("tie_word_embeddings")])
+def test_an_export_has_the_bits_of_the_base(case: str, tmp_path: Path) -> None:
+    """Folder -> checkpoint -> folder: the same tensors, and transformers computes the same logits of them."""
+    from safetensors.torch import load_file
+
+    model = random_model(*CASES[case])
+    save(model, tmp_path / "base")
+    base = open_base(str(tmp_path / "base"))
+    loaded = LoadedModel(base.build(base.config), base.tokenizer, {"chat_template": base.chat_template})
+    HUGGINGFACE.write(load_model(save_checkpoint(tmp_path / "a.ckpt", loaded)), tmp_path / "export", None)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "export"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
+    ids = torch.randint(0, 320, (1, 60))
+    with torch.no_grad():
+        assert (again(ids).logits - model(ids).logits).abs().max() < 1e-4
 
 
 def test_a_padded_vocabulary_stays(tmp_path: Path) -> None:

@@ -105,9 +105,7 @@ class LanguageModel(LightningModule):
         self.on_nonfinite = on_nonfinite
         self.seed = seed
         self.bytes_per_token = bytes_per_token or {}
-        self.model = Transformer(self.config)
-        if opened:
-            opened.load_into(self.model)
+        self.model = opened.build(self.config) if opened else Transformer(self.config)
         self.frozen = list(freeze or ())
         freeze_parameters(self.model, self.frozen)
         self.loss_sum: SumMetric | None = None
