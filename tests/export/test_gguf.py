@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from tests.export.small_model import TEXT, save_checkpoint, small_model, tokenizer_of
+from tests.export.small_model import (
+    EVERYTHING,
+    PROPERTIES,
+    TEMPLATE,
+    TEXT,
+    chat_model,
+    save_checkpoint,
+    small_model,
+    tokenizer_of,
+)
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
 from tinytf.export import manifest
 from tinytf.export.formats import FORMATS
 from tinytf.export.formats import gguf as gguf_format
-from tinytf.export.formats.gguf import F16, F32, Q8_0, Gguf, file_problems, from_llama_cpp, gguf_name, to_llama_cpp
+from tinytf.export.formats.gguf import (
+    F16,
+    F32,
+    PRE_TOKENIZERS,
+    Q8_0,
+    Gguf,
+    file_problems,
+    from_llama_cpp,
+    gguf_name,
+    pre_tokenizer_name,
+    to_llama_cpp,
+)
 from tinytf.export.formats.gguf.llama_cpp import open_llama_cpp, tokenizer_problems
 from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import NOT_VERIFIED, PASSED, ParityCheck
@@ -39,6 +62,49 @@ def test_every_tensor_comes_back(kind: Gguf, qk_norm: bool, tmp_path: Path) -> N
     loaded = loaded_of(tokenizer_of("char"), qk_norm=qk_norm)
     kind.write(loaded, tmp_path / "model.gguf", None)
     assert file_problems(loaded, tmp_path / "model.gguf", kind.kind) == []
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("changes", PROPERTIES.values(), ids=PROPERTIES)
+def test_every_property_is_in_the_file(kind: Gguf, changes: dict[str, Any], tmp_path: Path) -> None:
+    loaded, path = loaded_of(tokenizer_of("char"), **changes), tmp_path / "model.gguf"
+    assert kind.unsupported_reason(loaded) is None
+    kind.write(loaded, path, None)
+    assert file_problems(loaded, path, kind.kind) == []
+    # Read as a model without it, the file is another's.
+    without = loaded_of(tokenizer_of("char"), qk_norm=changes.get("qk_norm", True))
+    with suppress(RuntimeError):  # It states a key that no file of such a model has.
+        assert file_problems(without, path, kind.kind)
+
+
+def test_llama_3s_frequencies_are_the_factors_of_its_definition(tmp_path: Path) -> None:
+    """By hand: turns within the original context of 16 decide, with 1 and 4 turns as the bounds."""
+    loaded = loaded_of(tokenizer_of("char"), **PROPERTIES["llama3"])
+    F32.write(loaded, tmp_path / "model.gguf", None)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(str(tmp_path / "model.gguf")).tensors}
+    turns = 16 / (2 * math.pi)  # Of the first pair, a radian a position: 2.55, between the bounds.
+    kept = (turns - 1) / (4 - 1)
+    assert tensors["rope_freqs.weight"].data.tolist() == pytest.approx([1 / (kept + (1 - kept) / 4)] + [4.0] * 7)
+
+
+@pytest.mark.parametrize("changed", ["rope_freqs.weight", "output.weight"])
+def test_another_head_or_other_frequencies_are_named(changed: str, tmp_path: Path, monkeypatch: Any) -> None:
+    loaded = loaded_of(tokenizer_of("char"), **EVERYTHING)
+    add = gguf.GGUFWriter.add_tensor
+
+    def off(self: Any, name: str, array: Any, **kind: Any) -> None:
+        add(self, name, array * np.float32(1.001) if name == changed else array, **kind)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", off)
+    F32.write(loaded, tmp_path / "model.gguf", None)
+    (problem,) = file_problems(loaded, tmp_path / "model.gguf", "F32")
+    assert problem.startswith(f"tensor {changed} is ")
+
+
+def test_a_scaling_that_llama_cpp_has_not_is_refused() -> None:
+    """Its qwen3 reads no rope_freqs.weight, and does not load a file that has one."""
+    loaded = loaded_of(tokenizer_of("char"), **(PROPERTIES["llama3"] | {"qk_norm": True}))
+    assert "qwen3 has no rope_scaling of rope_type llama3" in str(F32.unsupported_reason(loaded))
 
 
 def test_weights_just_off_zero_come_back_as_q8_0_holds_them(tmp_path: Path) -> None:
@@ -160,6 +226,66 @@ def test_added_tokens_are_whole_for_llama_cpp_too(tmp_path: Path) -> None:
     assert tokenizer_problems(tokenizer, text, tmp_path / "model.gguf") == []
 
 
+def by_pattern(name: str) -> Tokenizer:
+    """A byte-level BPE that cuts words as a pretrained model's of this pattern does."""
+    split = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    whole, bare = (pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex) for regex in (True, False))
+    stages = {
+        "gpt-2": [whole],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True), whole],
+        "llama-bpe": [pre_tokenizers.Split(Regex(split % r"\p{N}{1,3}"), "isolated"), bare],
+        "qwen2": [pre_tokenizers.Split(Regex(split % r"\p{N}"), "isolated"), bare],
+    }[name]
+    tokenizer = tokenizer_of("bpe")
+    tokenizer.pre_tokenizer = stages[0] if len(stages) == 1 else pre_tokenizers.Sequence(stages)
+    if name == "llama-bpe":
+        tokenizer.model.ignore_merges = True
+    if name == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_tokenizers_of_pretrained_models_are_named(name: str, tmp_path: Path) -> None:
+    tokenizer, path = by_pattern(name), tmp_path / "model.gguf"
+    F32.write(loaded_of(tokenizer), path, None)
+    assert gguf.GGUFReader(str(path)).get_field("tokenizer.ggml.pre").contents() == name
+    assert tokenizer_problems(tokenizer, f"{TEXT} 12345 x1y22, IT'S we'LL\r\n\n é🙂", path) == []
+
+
+def test_a_pattern_with_other_settings_has_no_name() -> None:
+    merging, normalized, prefixed = by_pattern("llama-bpe"), by_pattern("gpt-2"), by_pattern("smollm")
+    merging.model.ignore_merges = False
+    normalized.normalizer = normalizers.NFC()
+    prefixed.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert [pre_tokenizer_name(each) for each in (merging, normalized, prefixed)] == [None] * 3
+
+
+def test_what_the_tokenizer_puts_before_a_text_is_stated(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("bpe")
+    tokenizer.add_special_tokens(["<|begin_of_text|>"])
+    begin = tokenizer.token_to_id("<|begin_of_text|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
+    )
+    F32.write(loaded_of(tokenizer), tmp_path / "model.gguf", None)
+    fields = gguf.GGUFReader(str(tmp_path / "model.gguf")).fields
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == begin
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+
+
+def test_a_chat_template_is_in_the_file_and_another_is_not_opened(tmp_path: Path) -> None:
+    loaded, path = chat_model(), tmp_path / "model.gguf"
+    F32.write(loaded, path, None)
+    assert gguf.GGUFReader(str(path)).get_field("tokenizer.chat_template").contents() == TEMPLATE
+    assert F32.validate_artifact(loaded, TEXT, path) == []
+    other = replace(loaded, entry={**loaded.entry, "chat_template": TEMPLATE + " "})
+    with pytest.raises(RuntimeError, match=r"its tokenizer\.chat_template is not the model's"):
+        F32.validate_artifact(other, TEXT, path)
+
+
 def test_tokenizers_that_llama_cpp_has_not_are_refused() -> None:
     other = Tokenizer(models.WordLevel({"word": 0}, unk_token="word"))
     assert "neither by character nor" in str(F32.unsupported_reason(LoadedModel(small_model(10), other)))
@@ -219,6 +345,7 @@ import os, signal
 GGML_TYPE_F32, __version__ = 0, "fake"
 llama_log_callback = lambda function: function
 llama_log_set = lambda callback, data: None
+llama_chat_format = type("module", (), {{}})
 
 class Llama:
     n_tokens = 0

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.export.small_model import TEXT, save_checkpoint, small_model, tokenizer_of
+from tests.export.small_model import (
+    PROPERTIES,
+    TEMPLATE,
+    TEXT,
+    chat_model,
+    save_checkpoint,
+    small_model,
+    tokenizer_of,
+)
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, encode, tokenizer_from_file
-from tinytf.export.formats.huggingface import HUGGINGFACE, model_card
+from tinytf.export.formats.huggingface import HUGGINGFACE, model_card, require_own_folder, weight_name
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
 from tinytf.weights.checkpoint import LoadedModel, load_model
@@ -82,6 +93,88 @@ def test_greedy_text_is_equal(qk_norm: bool, tmp_path: Path) -> None:
     written = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=new, eos_token_id=None)
     steps = decode(TransformerEngine(loaded.model), prompt, Sampling(0.0), [0])
     assert written[0, len(prompt) :].tolist() == [int(next(steps)) for _ in range(new)]
+
+
+@pytest.mark.parametrize("changes", PROPERTIES.values(), ids=PROPERTIES)
+def test_logits_and_weights_are_the_models_with_every_property(changes: dict[str, Any], tmp_path: Path) -> None:
+    loaded, path = folder_of("bpe", tmp_path, **changes)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
+    tokens = torch.randint(0, loaded.model.config.vocab_size, (2, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (model(tokens).logits - loaded.model(tokens)).abs().max() < 1e-4
+    theirs = model.state_dict()
+    for name, weight in loaded.model.state_dict().items():
+        assert torch.equal(theirs[weight_name(name)], weight), name
+    assert model.config.tie_word_embeddings == loaded.model.config.tie_embeddings
+    assert require_own_folder(path, loaded) is None
+
+
+def test_releases_before_5_find_the_rope_scaling_where_they_look(tmp_path: Path) -> None:
+    _, path = folder_of("char", tmp_path, **PROPERTIES["llama3"])
+    stated = json.loads((path / "config.json").read_text())
+    assert stated["rope_scaling"] == {
+        "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    assert stated["rope_parameters"] == {**stated["rope_scaling"], "rope_theta": stated["rope_theta"]}
+
+
+def test_a_width_that_transformers_llama_has_not_is_refused() -> None:
+    odd = LoadedModel(small_model(10, d_model=66, head_dim=16, qk_norm=False), tokenizer_of("char"))
+    assert "no d_model 66 that n_heads 4 does not divide" in str(HUGGINGFACE.unsupported_reason(odd))
+
+
+@pytest.fixture(scope="module")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("chat") / "huggingface"
+    HUGGINGFACE.write(chat_model(), path, None)
+    return path
+
+
+def test_a_chat_template_is_used_by_transformers(chat_folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(chat_folder, local_files_only=True)
+    messages = [{"role": "user", "content": "Now is"}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text == "<|im_start|>user\nNow is<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids)[0] == "<|im_start|>"
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert tokenizer.pad_token == "<pad>"
+    assert HUGGINGFACE.validate_artifact(chat_model(), TEXT[:100], chat_folder) == []
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE + " "], ids=["none", "another"])
+def test_another_chat_template_is_not_opened(template: str | None, chat_folder: Path) -> None:
+    """It is code, in Jinja, which apply_chat_template runs."""
+    loaded = chat_model()
+    entry = {key: value for key, value in {**loaded.entry, "chat_template": template}.items() if value is not None}
+    with pytest.raises(RuntimeError, match=r"chat_template\.jinja is not the model's"):
+        require_own_folder(chat_folder, replace(loaded, entry=entry))
+
+
+def test_templates_in_other_places_are_not_opened(chat_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(chat_folder, tmp_path / "more")
+    (tmp_path / "more" / "additional_chat_templates").mkdir()
+    with pytest.raises(RuntimeError, match="additional_chat_templates is not a file that tinytf exports"):
+        require_own_folder(tmp_path / "more", chat_model())
+    shutil.copytree(chat_folder, tmp_path / "config")
+    config = tmp_path / "config" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": TEMPLATE}))
+    with pytest.raises(RuntimeError, match="its chat_template is not tinytf's"):
+        require_own_folder(tmp_path / "config", chat_model())
+
+
+def test_the_card_names_the_base_model_and_asks_a_chat_model_in_its_template(tmp_path: Path) -> None:
+    loaded = chat_model(tie_embeddings=False)
+    base = {"name": "hf://owner/name?revision=1a2b", "kind": "llama", "revision": "1a2b", "sha256": "ff"}
+    card = model_card(replace(loaded, entry={**loaded.entry, "base": base}))
+    assert "\nbase_model: owner/name\n---\n" in card
+    assert "| Base model | `hf://owner/name?revision=1a2b` (kind llama, revision 1a2b, sha256 ff) |" in card
+    assert "untied embeddings" in card
+    assert "apply_chat_template" in card
+    of_a_folder = model_card(replace(loaded, entry={**loaded.entry, "base": {**base, "name": "models/mine\nx: y"}}))
+    assert "base_model" not in of_a_folder
+    assert "\nx: y" not in of_a_folder
 
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.export.small_model import LOOSE, Exported, small_model, tokenizer_of
+from tests.export.small_model import LOOSE, PROPERTIES, Exported, small_model, tokenizer_of
 from tinytf.export.formats import FORMATS
 from tinytf.export.formats.onnx import WITH_CACHE, quantize
 from tinytf.export.formats.onnx.graph import Array, Graph
@@ -256,7 +256,14 @@ def test_eight_bits_keep_a_column_that_is_all_but_zero(size: float) -> None:
         assert not quantized.is_near(with_a_small_column(2 * size))
 
 
-@pytest.mark.parametrize("changes", [{"d_model": 32, "n_heads": 2}, {"d_ff": 32}, {"qk_norm": False, "n_layers": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"d_model": 32, "n_heads": 2, "n_layers": 1, **PROPERTIES["linear"]},
+        {"d_ff": 32, "n_layers": 1, **PROPERTIES["untied"], **PROPERTIES["head_dim"]},
+        {"n_layers": 1, **PROPERTIES["llama3"]},
+    ],
+)
 def test_shapes_at_the_edge_pass(changes: dict[str, Any], evaluation: Evaluation, tmp_path: Path) -> None:
     tokenizer = tokenizer_of("char")
     small = LoadedModel(small_model(tokenizer.get_vocab_size(), **changes), tokenizer)

@@ -7,17 +7,22 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
-from tests.export.small_model import Exported, save_checkpoint, small_model
+from tests.export.small_model import EVERYTHING, TEMPLATE, Exported, chat_model, save_checkpoint, small_model
 from tinytf.cli.verify import run
 from tinytf.errors import UserError
 from tinytf.export import formats
 from tinytf.export.formats import FORMATS
 from tinytf.export.formats.torch_programs import TORCHSCRIPT, TorchScript
+from tinytf.export.parity.cases import Evaluation
+from tinytf.export.parity.check import ParityCheck
+from tinytf.export.parity.thresholds import with_overrides
 from tinytf.utils.files import sha256_of
 from tinytf.weights.checkpoint import LoadedModel
 
@@ -45,6 +50,37 @@ def test_the_whole_bundle_passes_again(exported: Exported, capsys: pytest.Captur
         assert after["sha256"] == before["sha256"]
         if "measured" in before:
             assert after["measured"] == pytest.approx(before["measured"], rel=1e-6, abs=1e-9)
+
+
+def test_every_property_and_the_chat_template_pass_again_without_the_checkpoint(
+    export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", chat_model(**EVERYTHING, n_layers=1))
+    folder = checkpoint.parent / "export"
+    formats = "torchscript,pt2" + (",onnx" if not FORMATS["onnx"].missing("writing") else "")
+    assert export(checkpoint, formats) == 0
+    assert "lm_head.weight" in load_file(folder / "reference.safetensors")
+    assert export(checkpoint, "huggingface") == 0
+    checkpoint.unlink()
+    assert (folder / "chat_template.jinja").read_text() == TEMPLATE
+    code, content = verified(folder, capsys)
+    assert code == 0
+    assert {entry["status"] for entry in content["artifacts"]} == {"passed"}
+    # Without the bundle's own, the one in huggingface/ is of nobody's.
+    stated = json.loads((folder / "export.json").read_text())
+    del stated["runtime_files"]["chat_template.jinja"]
+    (folder / "export.json").write_text(json.dumps(stated))
+    failed = verified(folder, capsys)[1]["failed"]
+    assert [entry["name"] for entry in failed] == ["huggingface"]
+    assert "chat_template.jinja is not the model's" in failed[0]["reasons"][0]
+
+
+def test_a_model_with_adapters_is_compared_as_it_was_trained(loaded: LoadedModel, evaluation: Evaluation) -> None:
+    """What is exported has them merged; that the merge is right is part of what is measured."""
+    trained = small_model(loaded.model.config.vocab_size)
+    check = ParityCheck.of(replace(loaded, reference=trained), evaluation, with_overrides([]), 1)
+    assert check.reference.model is trained
+    assert ParityCheck.of(loaded, evaluation, with_overrides([]), 1).reference.model is loaded.model
 
 
 def test_a_copied_folder_is_enough(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

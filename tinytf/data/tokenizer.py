@@ -190,10 +190,28 @@ def refuse_loss(tokenizer: Tokenizer, ids: list[int], text: str, where: object) 
     )
 
 
+def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the special tokens, by their texts."""
+    return {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+
+
 def end_of_text_id(tokenizer: Tokenizer) -> int | None:
     """The id that stands between documents, or None if the tokenizer has none."""
-    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    special = special_tokens(tokenizer)
     return next((special[name] for name in _ENDS_OF_TEXT if name in special), None)
+
+
+def begin_of_text_id(tokenizer: Tokenizer) -> int | None:
+    """The id that a text begins with: what the tokenizer itself puts there for other programs, else that between."""
+    added = added_to_texts(tokenizer)
+    return added[0] if added else end_of_text_id(tokenizer)
+
+
+def added_to_texts(tokenizer: Tokenizer) -> list[int]:
+    """The ids that the tokenizer's post-processor puts around a text; tinytf's own use of it adds none."""
+    with library_errors("the tokenizer cannot encode an empty text"):
+        ids: list[int] = tokenizer.encode("", add_special_tokens=True).ids
+    return ids
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:

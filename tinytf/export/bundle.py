@@ -14,7 +14,7 @@ from tinytf.errors import RunError, UserError
 from tinytf.export import manifest
 from tinytf.export.folder import link_or_copy, publish, staging_folder
 from tinytf.export.formats import FORMATS, Format
-from tinytf.export.formats.huggingface import write_weights
+from tinytf.export.formats.huggingface import CHAT_TEMPLATE, write_weights
 from tinytf.export.parity.cases import held_out_text
 from tinytf.export.parity.check import FAILED, CheckResult, ParityCheck, failed_result
 from tinytf.export.parity.thresholds import with_overrides
@@ -102,6 +102,10 @@ def require_exportable(formats: Sequence[Format], loaded: LoadedModel) -> None:
     """Raise UserError if a format, or the one it is made from, cannot express this model; before any is written."""
     if loaded.model.config.max_seq_len < 2:
         raise UserError("max_seq_len is 1: a model that reads one token writes no text to compare; there is no export")
+    try:
+        (loaded.chat_template or "").encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"checkpoint {loaded.path}: its chat_template cannot be written as UTF-8 ({error})") from None
     for format in formats:
         for needed in (format, FORMATS[format.base]) if format.base else (format,):
             reason = needed.implementation.unsupported_reason(loaded)
@@ -155,12 +159,14 @@ class PreviousExport:
         old = manifest.read(folder)
         made, artifacts = old["checkpoint"], old["artifacts"]
         origin = printable(str(made["path"]))
-        ours = frozenset(manifest.own_paths(artifacts))
+        ours = frozenset(manifest.own_paths(old))
         names = {format.name for format in formats}
         listed = {entry["name"] for entry in artifacts}
         for format in formats:
             if format.name not in listed and (folder / format.file).exists():
                 raise UserError(f"{folder / format.file}: it is yours: move it away to export {format.name}")
+        if loaded.chat_template is not None and CHAT_TEMPLATE not in ours and (folder / CHAT_TEMPLATE).exists():
+            raise UserError(f"{folder / CHAT_TEMPLATE}: it is yours: move it away to export the model's")
         others = [entry for entry in artifacts if entry["name"] not in names and _is_whole(folder, entry, say)]
         if made["sha256"] == loaded.sha256:
             return cls(folder, others, [entry for entry in artifacts if entry["name"] in names], ours)
@@ -230,6 +236,8 @@ def _write_companions(bundle: Path, check: ParityCheck, results: Sequence[CheckR
     """Write what running and verifying a bundle need besides artifacts; returns the manifest of the new artifacts."""
     loaded = check.loaded
     loaded.tokenizer.save(str(bundle / "tokenizer.json"))
+    if loaded.chat_template is not None:
+        (bundle / CHAT_TEMPLATE).write_bytes(loaded.chat_template.encode())
     config = {"name": loaded.name, "model": asdict(loaded.model.config), "config": loaded.entry.get("config", {})}
     (bundle / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     check.evaluation.save(bundle / manifest.EVALUATION)
@@ -243,5 +251,6 @@ def _write_companions(bundle: Path, check: ParityCheck, results: Sequence[CheckR
         reference, path = own, bundle / own
         write_weights(loaded, path)
     weights = {"file": reference, "sha256": sha256_of(path)}
-    runtime_files = {name: sha256_of(bundle / name) for name in manifest.RUNTIME_FILES}
+    written = [name for name in manifest.RUNTIME_FILES if (bundle / name).exists()]
+    runtime_files = {name: sha256_of(bundle / name) for name in written}
     return manifest.describe(check, results, weights, runtime_files)

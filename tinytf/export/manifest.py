@@ -18,7 +18,7 @@ from typing import Any
 from tinytf import __version__
 from tinytf.errors import UserError
 from tinytf.export.formats import FORMATS, Format
-from tinytf.export.formats.huggingface import FILES, WEIGHTS
+from tinytf.export.formats.huggingface import CHAT_TEMPLATE, FILES, WEIGHTS
 from tinytf.export.parity.check import FAILED, NOT_VERIFIED, PASSED, CheckResult, ParityCheck
 from tinytf.export.parity.compare import ParityMetrics
 from tinytf.export.parity.thresholds import THRESHOLDS
@@ -32,11 +32,11 @@ REFERENCE = "reference.safetensors"
 REFERENCES = (f"{FORMATS['huggingface'].file}/{WEIGHTS}", REFERENCE)
 """Where the weights to compare with may be: transformers' own file if that was exported."""
 
-RUNTIME_FILES = ("tokenizer.json", "config.json")
-"""What graphs are run with."""
+RUNTIME_FILES = ("tokenizer.json", "config.json", CHAT_TEMPLATE)
+"""What graphs are run with; the last is there if the model has one."""
 
-COMPANIONS = (NAME, EVALUATION, REFERENCE, *RUNTIME_FILES)
-"""What tinytf writes into a bundle besides artifacts."""
+COMPANIONS = (NAME, EVALUATION, REFERENCE)
+"""What tinytf writes into a bundle besides artifacts and runtime files."""
 
 FORMAT = 1
 """Raise it when a reader of the old one would misread the new."""
@@ -133,10 +133,11 @@ def own_files(format: Format) -> list[str]:
     return sorted(f"{format.file}/{name}" for name in FILES) if format.name == "huggingface" else [format.file]
 
 
-def own_paths(artifacts: Sequence[dict[str, Any]]) -> set[str]:
-    """Paths in a bundle with these artifacts that tinytf writes; every other is the user's."""
-    formats = [FORMATS[entry["name"]] for entry in artifacts]
-    return {*COMPANIONS, *(format.file for format in formats), *chain.from_iterable(map(own_files, formats))}
+def own_paths(content: dict[str, Any]) -> set[str]:
+    """Paths in a bundle with this manifest that tinytf writes; every other is the user's."""
+    formats = [FORMATS[entry["name"]] for entry in content["artifacts"]]
+    artifacts = (format.file for format in formats)
+    return {*COMPANIONS, *content["runtime_files"], *artifacts, *chain.from_iterable(map(own_files, formats))}
 
 
 def changes(folder: Path, entry: dict[str, Any]) -> list[str]:

@@ -12,11 +12,12 @@ from tinytf.errors import UserError
 from tinytf.export import manifest
 from tinytf.export.bundle import Say
 from tinytf.export.formats import FORMATS
+from tinytf.export.formats.huggingface import CHAT_TEMPLATE, MAX_JSON
 from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import FAILED, NOT_VERIFIED, CheckResult, ParityCheck, failed_result
 from tinytf.export.parity.thresholds import THRESHOLDS, with_overrides
 from tinytf.model import Transformer, TransformerConfig
-from tinytf.utils.files import open_user_file, sha256_of
+from tinytf.utils.files import open_user_file, read_text, sha256_of
 from tinytf.weights.checkpoint import MODEL_PREFIX, LoadedModel, load_model
 
 LONGEST = 2**17
@@ -110,7 +111,10 @@ def _model_from_weights(folder: Path, stated: dict[str, Any]) -> LoadedModel:
         model.load_state_dict(weights)
     except Exception as error:  # Each library has its own error for a file of another kind or size.
         raise UserError(f"{path}: it is not the model of export.json ({' '.join(str(error).split())})") from error
-    return LoadedModel(model.eval(), tokenizer_from_file(folder / "tokenizer.json"))
+    entry = {}
+    if CHAT_TEMPLATE in stated["runtime_files"]:
+        entry["chat_template"] = read_text(folder / CHAT_TEMPLATE, what="chat template", limit=MAX_JSON)
+    return LoadedModel(model.eval(), tokenizer_from_file(folder / "tokenizer.json"), entry)
 
 
 def _require_unchanged(path: Path, digest: Any, hint: str = "") -> None:

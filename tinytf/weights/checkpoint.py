@@ -186,6 +186,8 @@ class LoadedModel:
         entry: the checkpoint's ``tinytf`` entry.
         step: optimizer steps behind the weights.
         path: the checkpoint, links resolved; None if the model is from elsewhere.
+        reference: what exports are compared with, if that is not ``model``: a model with adapters, which ``model`` has
+            merged into its weights.
     """
 
     model: Transformer
@@ -193,6 +195,7 @@ class LoadedModel:
     entry: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     path: Path | None = None
+    reference: Transformer | None = None
 
     @property
     def name(self) -> str:

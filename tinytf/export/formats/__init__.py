@@ -19,6 +19,7 @@ from tinytf.errors import UserError
 
 if TYPE_CHECKING:
     from tinytf.export.parity.runner import Runner
+    from tinytf.model import TransformerConfig
     from tinytf.weights.checkpoint import LoadedModel
 
 
@@ -44,6 +45,15 @@ class Writer(ABC):
     def open_dequantized(self, loaded: LoadedModel, path: Path, threads: int) -> Runner | None:
         """The artifact with the model's own weights in place of quantized ones; None if it holds none."""
         return None
+
+
+def in_blocks(config: TransformerConfig, block: int) -> str | None:
+    """Why the inputs of the model's products do not fall into blocks of this many values, or None if they do."""
+    heads = f"n_heads {config.n_heads} * head_dim {config.head_size} ="
+    for name, size in (("d_model", config.d_model), ("d_ff", config.ff_dim), (heads, config.attention_dim)):
+        if size % block:
+            return f"its blocks are of {block} values, which do not divide {name} {size}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -14,34 +16,47 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from tinytf import __version__
-from tinytf.data.tokenizer import encode, end_of_text_id
+from tinytf.data.tokenizer import begin_of_text_id, encode, end_of_text_id, special_tokens
 from tinytf.errors import UserError
 from tinytf.export.formats import Writer
 from tinytf.export.parity.runner import Feed, Runner, quiet
 from tinytf.model import TransformerConfig
-from tinytf.utils.files import read_text
-from tinytf.utils.text import read_json
+from tinytf.utils.files import read_bytes, read_text
+from tinytf.utils.text import printable, read_json
 from tinytf.weights.checkpoint import MODEL_PREFIX, LoadedModel
 
 WEIGHTS = "model.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"
 FILES = {WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
-FILES |= {"special_tokens_map.json"}  # Releases before 5 write it.
+FILES |= {CHAT_TEMPLATE, "special_tokens_map.json"}  # Releases before 5 write the latter.
+
+LM_HEAD = "lm_head.weight"
+PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
+"""What stands for nothing in a batch, in the tokenizers of pretrained models; their tokenizer.json does not say which
+does. Without one, transformers asks for it before it pads."""
 
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 MAX_JSON = 2**20
 """Bytes of a config; ours have 1,000."""
 
-CONFIG_TEXTS = {"architectures", "dtype", "torch_dtype", "hidden_act", "layer_types", "model_type", "rope_parameters"}
-CONFIG_TEXTS |= {"rope_scaling", "transformers_version"}
-TOKENIZER_TEXTS = {"backend", "tokenizer_class", "bos_token", "eos_token", "unk_token", "model_input_names"}
-TOKENIZER_TEXTS |= {"added_tokens_decoder", "extra_special_tokens"}
-"""Of all keys of the two configs, those whose values may be more than numbers."""
+TOKENIZER_TEXTS = {"backend", "tokenizer_class", "bos_token", "eos_token", "unk_token", "pad_token"}
+TOKENIZER_TEXTS |= {"model_input_names", "added_tokens_decoder", "extra_special_tokens"}
+"""Of all keys of tokenizer_config.json, those whose values may be more than numbers."""
 
 READ_BY_TRANSFORMERS = {".json", ".safetensors", ".bin", ".py", ".model", ".jinja"}
+MORE_TEMPLATES = "additional_chat_templates"
+"""A folder that transformers reads, too."""
 
 
 class HuggingFace(Writer):
     """The folder that ``from_pretrained`` reads: weights, configs, tokenizer, model card."""
+
+    def unsupported_reason(self, loaded: LoadedModel) -> str | None:
+        config = loaded.model.config
+        if not config.qk_norm and config.d_model % config.n_heads:
+            # With a head_dim of its own the model has no need of it, and neither has Qwen3's config.
+            return f"transformers' Llama has no d_model {config.d_model} that n_heads {config.n_heads} does not divide"
+        return None
 
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         import transformers
@@ -49,12 +64,16 @@ class HuggingFace(Writer):
         path.mkdir()
         write_weights(loaded, path / WEIGHTS)
         with silent():
-            config = transformers_config(loaded.model.config, end_of_text_id(loaded.tokenizer))
+            config = transformers_config(loaded.model.config, loaded.tokenizer)
             config.save_pretrained(path)
-            transformers.GenerationConfig.from_model_config(config).save_pretrained(path)
+            generation = transformers.GenerationConfig.from_model_config(config)
+            generation.eos_token_id = _ends(loaded) or None
+            generation.save_pretrained(path)
             wrapped_tokenizer(loaded).save_pretrained(path)
-        # Releases before 5 look for rope_theta outside of rope_parameters, and take 10,000 if it is not there.
-        _change_json(path / "config.json", rope_theta=loaded.model.config.rope_theta)
+        _change_json(path / "config.json", **_rope(loaded.model.config))
+        if loaded.chat_template is not None:
+            # Not by the tokenizer: older releases put it into tokenizer_config.json, where no code is accepted.
+            (path / CHAT_TEMPLATE).write_bytes(loaded.chat_template.encode())
         # Release 5 writes "TokenizersBackend", which releases before it do not know.
         _change_json(path / "tokenizer_config.json", tokenizer_class=TOKENIZER_CLASS)
         # Release 5 adds a truncation or padding of its own to tokenizer.json: ours is the bundle's, unchanged.
@@ -95,7 +114,7 @@ class HuggingFace(Writer):
             return []
         import transformers
 
-        require_own_folder(path, loaded.model.config)
+        require_own_folder(path, loaded)
         with silent():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             # A literal <|endoftext|> in a text is text here: without this it would be the special token there.
@@ -110,26 +129,29 @@ HUGGINGFACE = HuggingFace()
 
 
 def write_weights(loaded: LoadedModel, path: Path) -> None:
-    """The tied weights alone: the reference that `tinytf verify` compares with."""
+    """The weights alone, a tied embedding once: the reference that `tinytf verify` compares with."""
     from safetensors.torch import save_file
 
-    weights = {MODEL_PREFIX + name: tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
+    weights = {weight_name(name): tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def transformers_config(config: TransformerConfig, end: int | None) -> Any:
-    """The model's config in transformers' words; ``end`` is the id of end-of-text, which begins texts too."""
+def weight_name(name: str) -> str:
+    """transformers' name of a weight: its unembedding stands beside its model, not in it."""
+    return name if name == LM_HEAD else MODEL_PREFIX + name
+
+
+def transformers_config(config: TransformerConfig, tokenizer: Tokenizer) -> Any:
+    """The model's config in transformers' words."""
     import transformers
 
-    name = _layout(config)
-    return getattr(transformers, f"{name}Config")(
-        architectures=[f"{name}ForCausalLM"],
+    return getattr(transformers, f"{_layout(config)}Config")(
         **_sizes(config),
-        rope_theta=config.rope_theta,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        **_rope(config),
+        architectures=[f"{_layout(config)}ForCausalLM"],
         # Left out, Llama's default ids 1 and 2 would stand for the beginning and the end of a text.
-        bos_token_id=end,
-        eos_token_id=end,
+        bos_token_id=begin_of_text_id(tokenizer),
+        eos_token_id=end_of_text_id(tokenizer),
         pad_token_id=None,
         dtype="float32",
     )
@@ -150,7 +172,41 @@ def _sizes(config: TransformerConfig) -> dict[str, Any]:
         "head_dim": config.head_size,
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def _rope(config: TransformerConfig) -> dict[str, Any]:
+    """The rotary positions in the words of release 5 (``rope_parameters``) and of those before it (the others)."""
+    scaling = config.rope_scaling
+    stated: dict[str, Any] = {}
+    if scaling is not None:
+        stated = {"rope_type": scaling.rope_type, "factor": scaling.factor}
+    if scaling is not None and scaling.rope_type == "llama3":
+        stated |= {
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_seq_len,
+        }
+    return {
+        "rope_parameters": {"rope_type": "default", **stated, "rope_theta": config.rope_theta},
+        # They look for it outside of rope_parameters, and take 10,000 if it is not there.
+        "rope_theta": config.rope_theta,
+        **({"rope_scaling": stated} if stated else {}),
+    }
+
+
+def _texts(config: TransformerConfig) -> dict[str, Any]:
+    """All that a config.json may state besides numbers."""
+    name = _layout(config)
+    return {
+        "model_type": name.lower(),
+        "architectures": [f"{name}ForCausalLM"],
+        "hidden_act": "silu",
+        "layer_types": ["full_attention"] * config.n_layers,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        **_rope(config),
     }
 
 
@@ -158,17 +214,25 @@ def wrapped_tokenizer(loaded: LoadedModel) -> Any:
     """The tokenizer as transformers wraps it."""
     import transformers
 
-    end = end_of_text_id(loaded.tokenizer)
-    word = None if end is None else loaded.tokenizer.id_to_token(end)
+    tokenizer = loaded.tokenizer
+    begin, end = begin_of_text_id(tokenizer), end_of_text_id(tokenizer)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(loaded.tokenizer.to_str()),
-        bos_token=word,
-        eos_token=word,
-        unk_token="<unk>" if loaded.tokenizer.token_to_id("<unk>") is not None else None,
+        tokenizer_object=Tokenizer.from_str(tokenizer.to_str()),
+        bos_token=None if begin is None else tokenizer.id_to_token(begin),
+        # Of a chat model too: the end of a turn is generate's to know, by generation_config.json.
+        eos_token=None if end is None else tokenizer.id_to_token(end),
+        unk_token="<unk>" if tokenizer.token_to_id("<unk>") is not None else None,
+        pad_token=next((word for word in PADDING if word in special_tokens(tokenizer)), None),
         model_max_length=loaded.model.config.max_seq_len,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def _ends(loaded: LoadedModel) -> list[int]:
+    """Where generation stops: at the end of a text, and of an assistant's turn if the model has a chat template."""
+    end = end_of_text_id(loaded.tokenizer)
+    return [] if end is None else [end]
 
 
 def _change_json(path: Path, **changes: Any) -> None:
@@ -181,12 +245,17 @@ def model_card(loaded: LoadedModel) -> str:
     config = loaded.model.config
     layout = _layout(config)
     corpus = loaded.entry.get("data", {}).get("corpus", "see the checkpoint")
+    base = loaded.entry.get("base")
+    base = base if isinstance(base, dict) else {}
+    on_hub = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(\?.*)?", str(base.get("name")))
+    base_line = f"base_model: {on_hub[1]}\n" if on_hub else ""
     facts = {
-        "Layout": f"{layout}: {config.n_layers} layers, {config.d_model} wide, {config.n_heads} heads "
-        f"({config.kv_heads} key-value), tied embeddings",
+        "Layout": f"{layout}: {config.n_layers} layers, {config.d_model} wide, {config.n_heads} heads of "
+        f"{config.head_size} ({config.kv_heads} key-value), {'' if config.tie_embeddings else 'un'}tied embeddings",
         "Parameters": f"{config.parameter_count:,}",
         "Vocabulary": f"{config.vocab_size:,}",
         "Context": f"{config.max_seq_len} tokens",
+        **({"Base model": _base_in_words(base)} if base else {}),
         "Trained on": corpus if isinstance(corpus, str) else json.dumps(corpus),
         "Steps": loaded.step,
         "Checkpoint (sha256)": f"`{loaded.sha256}`",
@@ -196,7 +265,7 @@ def model_card(loaded: LoadedModel) -> str:
 library_name: transformers
 pipeline_tag: text-generation
 tags: [tinytf, {layout.lower()}]
----
+{base_line}---
 # {loaded.name}
 
 A small language model trained with tinytf {__version__}.
@@ -210,13 +279,35 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoModelForCausalLM.from_pretrained(".")
-inputs = tokenizer({json.dumps(_prompt(loaded.tokenizer), ensure_ascii=False)}, return_tensors="pt")
+{_example(loaded)}
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```
 
-It continues text in the manner of what it was trained on. It was not tuned to follow instructions, nor tested for
-anything beyond the losses that the run recorded.
+{_manner(loaded)} It was not tested for anything beyond the losses that the run recorded.
 """
+
+
+def _base_in_words(base: dict[str, Any]) -> str:
+    known = {name: base.get(name) for name in ("kind", "revision", "sha256")}
+    details = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+    return printable(f"`{base.get('name')}` ({details})").replace("|", r"\|")
+
+
+def _example(loaded: LoadedModel) -> str:
+    """Lines of Python that make the inputs of ``generate``."""
+    if loaded.chat_template is None:
+        prompt = json.dumps(_prompt(loaded.tokenizer), ensure_ascii=False)
+        return f'inputs = tokenizer({prompt}, return_tensors="pt")'
+    return """messages = [{"role": "user", "content": "Hello"}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)"""
+
+
+def _manner(loaded: LoadedModel) -> str:
+    if loaded.chat_template is None:
+        return "It continues text in the manner of what it was trained on; it was not tuned to follow instructions."
+    return "It answers in the manner of what it was trained on."
 
 
 def _prompt(tokenizer: Tokenizer) -> str:
@@ -228,21 +319,28 @@ def _prompt(tokenizer: Tokenizer) -> str:
     return next(visible, "")
 
 
-def require_own_folder(path: Path, config: TransformerConfig) -> None:
+def require_own_folder(path: Path, loaded: LoadedModel) -> None:
     """Raise RuntimeError at what could make transformers load anything but this model from this folder.
 
     An ``adapter_config.json`` names weights anywhere on the disk, ``attn_implementation`` a kernel that is fetched from
     the hub and run, ``auto_map`` and ``quantization_config`` other code; a ``config.json`` may state a million layers.
+    A chat template is code in Jinja: it must be the model's, byte by byte.
     """
+    config = loaded.model.config
     strangers = sorted(file.name for file in path.iterdir() if file.name not in FILES)
-    strangers = [name for name in strangers if Path(name).suffix in READ_BY_TRANSFORMERS]
+    strangers = [name for name in strangers if Path(name).suffix in READ_BY_TRANSFORMERS or name == MORE_TEMPLATES]
     if strangers:
         raise RuntimeError(f"{path.name}/{strangers[0]} is not a file that tinytf exports: it is not opened with it")
+    if os.path.lexists(path / CHAT_TEMPLATE):
+        template = read_bytes(path / CHAT_TEMPLATE, what="file", limit=MAX_JSON)
+        if loaded.chat_template is None or template != loaded.chat_template.encode():
+            raise RuntimeError(f"{path.name}/{CHAT_TEMPLATE} is not the model's: it is not opened with it")
     stated, tokenizer = (_read_json(path / name) for name in ("config.json", "tokenizer_config.json"))
     _read_json(path / "generation_config.json")
-    wanted = _sizes(config) | {"model_type": _layout(config).lower()}
+    wanted = _sizes(config) | _rope(config) | {"model_type": _layout(config).lower()}
     wrong = [name for name, value in wanted.items() if stated.get(name) != value]
-    wrong += [name for name in _names_anything(stated) if name not in CONFIG_TEXTS]
+    texts = _texts(config) | {"transformers_version": stated.get("transformers_version")}
+    wrong += [name for name in _names_anything(stated) if stated[name] != texts.get(name)]
     if wrong:
         raise RuntimeError(f"{path.name}/config.json: its {wrong[0]} is not the model's: it is not opened")
     wrong = [name for name in _names_anything(tokenizer) if name not in TOKENIZER_TEXTS]

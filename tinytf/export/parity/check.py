@@ -68,7 +68,8 @@ class ParityCheck:
         cls, loaded: LoadedModel, evaluation: Evaluation, thresholds: dict[str, Limits], threads: int
     ) -> ParityCheck:
         """A check that computes the model's own logits as they are needed, each once."""
-        return cls(loaded, evaluation, thresholds, threads, ReferenceLogits(loaded.model, evaluation))
+        reference = ReferenceLogits(loaded.reference or loaded.model, evaluation)
+        return cls(loaded, evaluation, thresholds, threads, reference)
 
     def run(self, format: Format, path: Path) -> CheckResult:
         """Load an artifact from disk in its own runtime and measure it; what goes wrong in the runtime is raised."""

@@ -1,8 +1,9 @@
 """GGUF for llama.cpp: arch ``qwen3``, ``llama`` without QK-norm; float32, float16 or 8 bits, tokenizer included.
 
-Byte-level BPE is written as llama.cpp's ``gpt2``, characters as its ``rwkv``: that takes the longest entry that fits,
-which for entries of one character is that character, and it alone assumes no end-of-text id. With ``gpt2`` and
-``llama``, a file that names none ends its texts at token 11 or 2, here a letter.
+Byte-level BPE is written as llama.cpp's ``gpt2``, with the name of the pattern that cuts words; characters as its
+``rwkv``: that takes the longest entry that fits, which for entries of one character is that character, and it alone
+assumes no end-of-text id. With ``gpt2`` and ``llama``, a file that names none ends its texts at token 11 or 2, here a
+letter.
 
 Every file is read back and compared with the model, whether llama.cpp is installed or not.
 """
@@ -16,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 
-from tinytf.data.tokenizer import end_of_text_id, is_by_character, is_gpt2_like
-from tinytf.export.formats import Writer
+from tinytf.data.tokenizer import added_to_texts, begin_of_text_id, end_of_text_id, is_by_character
+from tinytf.export.formats import Writer, in_blocks
 from tinytf.export.formats.gguf.llama_cpp import open_llama_cpp, tokenizer_problems
 from tinytf.export.parity.runner import Runner, quiet
 from tinytf.model import TransformerConfig
+from tinytf.model.transformer import rotary_frequencies
 from tinytf.weights.checkpoint import LoadedModel
 
 Array = npt.NDArray[Any]
@@ -36,11 +38,41 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 OTHER_KEYS = {f"general.{name}" for name in ("architecture", "name", "file_type", "quantization_version")}
 OTHER_KEYS |= {f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "token_type", "merges")}
-OTHER_KEYS |= {f"tokenizer.ggml.{name}" for name in ("bos_token_id", "eos_token_id", "add_bos_token", "add_eos_token")}
-"""What a file states besides the config."""
+OTHER_KEYS |= {f"tokenizer.ggml.{name}" for name in ("bos_token_id", "eos_token_id", "eot_token_id")}
+OTHER_KEYS |= {f"tokenizer.ggml.{name}" for name in ("add_bos_token", "add_eos_token")}
+"""What a file states besides the config, and the chat template if the model has one."""
+
+CHAT_TEMPLATE_KEY = "tokenizer.chat_template"
+LM_HEAD = "lm_head.weight"
+ROPE_FREQS = "rope_freqs.weight"
+"""By what the frequency of each pair is divided: llama.cpp computes them without a scaling that is not linear."""
 
 BLOCK = 32
 """Values that share one scale in Q8_0."""
+
+
+def _byte_level(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}
+
+
+def _split(numbers: str) -> dict[str, Any]:
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numbers + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+LLAMA_3 = "llama-bpe"
+"""The name by which llama.cpp ignores merges, too: an entry of the vocabulary is a token, however it is merged."""
+
+PRE_TOKENIZERS = {
+    "gpt-2": [_byte_level(use_regex=True)],
+    "smollm": [{"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)],
+    LLAMA_3: [_split(r"\p{N}{1,3}"), _byte_level(use_regex=False)],
+    "qwen2": [_split(r"\p{N}"), _byte_level(use_regex=False)],
+}
+"""llama.cpp's names, with the steps of the tokenizers that they stand for (`llama-vocab.cpp` has their patterns)."""
 
 NAMES = {
     "input_layernorm": "attn_norm",
@@ -66,10 +98,10 @@ class Gguf(Writer):
 
     def unsupported_reason(self, loaded: LoadedModel) -> str | None:
         config = loaded.model.config
-        for name, size in (("d_model", config.d_model), ("d_ff", config.ff_dim)):
-            if self.kind == "Q8_0" and size % BLOCK:
-                return f"its blocks are of {BLOCK} values, which do not divide {name} {size}"
-        return unsupported_tokenizer(loaded.tokenizer)
+        if config.qk_norm and config.rope_scaling is not None and config.rope_scaling.rope_type == "llama3":
+            return "llama.cpp's qwen3 has no rope_scaling of rope_type llama3 (its llama has: qk_norm false)"
+        blocks = in_blocks(config, BLOCK) if self.kind == "Q8_0" else None
+        return blocks or unsupported_tokenizer(loaded.tokenizer)
 
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         import gguf
@@ -80,15 +112,17 @@ class Gguf(Writer):
         writer.add_name(loaded.name)
         writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[self.kind]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        adders = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         for name, value in stated_config(config).items():
-            add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-            add(f"{architecture(config)}.{name}", value)
-        _add_tokenizer(writer, loaded.tokenizer, config.vocab_size)
+            adders[type(value)](f"{architecture(config)}.{name}", value)
+        _add_tokenizer(writer, loaded)
         for name, weight in loaded.model.state_dict().items():
             array = to_llama_cpp(name, weight.numpy(), config)
             # Norms stay in float32, as llama.cpp's own converter leaves them; they are a thousandth of the file.
             kind = gguf.GGMLQuantizationType[self.kind if array.ndim > 1 else "F32"]
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
+        if has_rope_freqs(config):
+            writer.add_tensor(ROPE_FREQS, rope_factors(config))
         with quiet():
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
@@ -113,18 +147,23 @@ def architecture(config: TransformerConfig) -> str:
 
 
 def gguf_name(name: str) -> str:
-    """llama.cpp's name of a weight. The head has none: without ``output.weight`` it is the embedding."""
+    """llama.cpp's name of a weight. Without ``output.weight`` its head is the embedding."""
     if name == "embed_tokens.weight":
         return "token_embd.weight"
+    if name == LM_HEAD:
+        return "output.weight"
     if name == "norm.weight":
         return "output_norm.weight"
     _, layer, part = name.split(".", 2)
     return f"blk.{layer}.{NAMES[part.removesuffix('.weight')]}.weight"
 
 
-def stated_config(config: TransformerConfig) -> dict[str, int | float]:
+def stated_config(config: TransformerConfig) -> dict[str, int | float | str]:
     """The config as a file states it, in llama.cpp's words; its architecture stands before each name."""
-    return {
+    scaling: dict[str, float | str] = {}
+    if config.rope_scaling is not None and config.rope_scaling.rope_type == "linear":
+        scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling.factor)}
+    return scaling | {
         "vocab_size": config.vocab_size,
         "context_length": config.max_seq_len,
         "embedding_length": config.d_model,
@@ -136,8 +175,20 @@ def stated_config(config: TransformerConfig) -> dict[str, int | float]:
         "attention.value_length": config.head_size,
         "rope.dimension_count": config.head_size,
         "rope.freq_base": float(config.rope_theta),
-        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
     }
+
+
+def has_rope_freqs(config: TransformerConfig) -> bool:
+    """Whether the frequencies are changed in a way that takes a tensor to state."""
+    return config.rope_scaling is not None and config.rope_scaling.rope_type == "llama3"
+
+
+def rope_factors(config: TransformerConfig) -> Array:
+    """By what llama.cpp divides the frequency of each pair, ``[head_dim / 2]``, as its own converter writes it."""
+    plain = rotary_frequencies(config.head_size, config.rope_theta)
+    scaled = rotary_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
+    return (plain / scaled).numpy()
 
 
 def to_llama_cpp(name: str, weight: Array, config: TransformerConfig) -> Array:
@@ -168,19 +219,44 @@ def unsupported_tokenizer(tokenizer: Tokenizer) -> str | None:
     """What of a tokenizer llama.cpp cannot express, or None."""
     if is_by_character(tokenizer):
         return None
-    if is_gpt2_like(tokenizer):
-        if end_of_text_id(tokenizer) is None:
-            return "its tokenizer has no end-of-text token, and llama.cpp would take token 11 for it"
+    if pre_tokenizer_name(tokenizer) is None:
+        known = ", ".join(PRE_TOKENIZERS)
+        return f"its tokenizer is neither by character nor a byte-level BPE whose words llama.cpp can cut ({known})"
+    if end_of_text_id(tokenizer) is None:
+        return "its tokenizer has no end-of-text token, and llama.cpp would take token 11 for it"
+    return None
+
+
+def pre_tokenizer_name(tokenizer: Tokenizer) -> str | None:
+    """llama.cpp's name for how a byte-level BPE cuts words, or None: it knows patterns by name, and takes no other."""
+    model = tokenizer.model
+    if not isinstance(model, models.BPE) or not isinstance(tokenizer.decoder, decoders.ByteLevel) or model.dropout:
         return None
-    return "its tokenizer is neither by character nor byte-level BPE with GPT-2's word pattern"
+    if model.continuing_subword_prefix or model.end_of_word_suffix or model.byte_fallback:
+        return None
+    stages = _stages(tokenizer.pre_tokenizer)
+    name = next((name for name, known in PRE_TOKENIZERS.items() if known == stages), None)
+    # NFC changes no text that tinytf's own encode accepts: it refuses what does not come back as it was.
+    normalizer = json.loads(tokenizer.normalizer.__getstate__())["type"] if tokenizer.normalizer else None
+    if normalizer not in ((None, "NFC") if name == "qwen2" else (None,)) or model.ignore_merges != (name == LLAMA_3):
+        return None
+    return name
 
 
-def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
+def _stages(part: Any) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer, without what changes offsets alone."""
+    state = json.loads(part.__getstate__()) if part is not None else {}
+    stages = state["pretokenizers"] if state.get("type") == "Sequence" else [state]
+    return [{key: value for key, value in stage.items() if key != "trim_offsets"} for stage in stages]
+
+
+def _add_tokenizer(writer: Any, loaded: LoadedModel) -> None:
     """Write tokens in the order of their ids, their types, and what llama.cpp needs to use them the same way."""
+    tokenizer = loaded.tokenizer
     added = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
     by_id = {id: token for token, id in tokenizer.get_vocab(with_added_tokens=True).items()}
     # The embedding may have more rows than the tokenizer has entries.
-    tokens = [by_id.get(id, f"<unused{id}>") for id in range(vocab_size)]
+    tokens = [by_id.get(id, f"<unused{id}>") for id in range(loaded.model.config.vocab_size)]
     kinds = {None: NORMAL, False: USER_DEFINED, True: CONTROL}
     types = [kinds[added.get(token)] if id in by_id else UNUSED for id, token in enumerate(tokens)]
     if is_by_character(tokenizer):
@@ -188,31 +264,40 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
         writer.add_token_list([token.translate(ESCAPES) for token in tokens])
     else:
         writer.add_tokenizer_model("gpt2")
-        # "default" gives other ids to 198 of 203 texts, "llama-bpe" to all.
-        writer.add_tokenizer_pre("gpt-2")
+        # With another name most texts have other ids: of GPT-2's, "default" changed 198 of 203, "llama-bpe" all.
+        writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
         writer.add_token_list(tokens)
         merges = json.loads(tokenizer.to_str())["model"]["merges"]
         # llama.cpp refuses a file whose list of merges is empty.
         writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges] or [""])
     writer.add_token_types(types)
-    end = end_of_text_id(tokenizer)
+    begin, end = begin_of_text_id(tokenizer), end_of_text_id(tokenizer)
+    if begin is not None:
+        writer.add_bos_token_id(begin)
     if end is not None:
-        writer.add_bos_token_id(end)
         writer.add_eos_token_id(end)
-    writer.add_add_bos_token(False)
+    # As its own post-processor does for transformers.
+    writer.add_add_bos_token(begin in added_to_texts(tokenizer)[:1])
     writer.add_add_eos_token(False)
+    if loaded.chat_template is not None:
+        writer.add_chat_template(loaded.chat_template)
 
 
 def file_problems(loaded: LoadedModel, path: Path, kind: str) -> list[str]:
     """What a file states or holds that is not the model's, each in words; ``kind`` is gguf's type of its weights.
 
     Raises:
-        RuntimeError: if it states what no file of tinytf does: llama-cpp-python compiles a chat template as it loads.
+        RuntimeError: if it states what no file of tinytf does, or another chat template than the model's: that is code.
     """
     import gguf
 
     reader = gguf.GGUFReader(str(path))
     ours = {f"{architecture(loaded.model.config)}.{name}" for name in stated_config(loaded.model.config)} | OTHER_KEYS
+    template = reader.get_field(CHAT_TEMPLATE_KEY)
+    if template is not None and loaded.chat_template is not None:
+        if template.contents() != loaded.chat_template:
+            raise RuntimeError(f"its {CHAT_TEMPLATE_KEY} is not the model's: it is not opened")
+        ours.add(CHAT_TEMPLATE_KEY)
     strangers = [name for name in reader.fields if name not in ours and not name.startswith("GGUF.")]
     if strangers:
         raise RuntimeError(f"it states {strangers[0]}, which no file of tinytf does: it is not opened")
@@ -225,7 +310,11 @@ def config_problems(config: TransformerConfig, reader: Any) -> list[str]:
     fields = {name: reader.get_field(f"{architecture(config)}.{name}") for name in wanted}
     stated = {name: field and field.contents() for name, field in fields.items()}
     # Fractions are kept in float32.
-    wrong = [name for name, value in wanted.items() if stated[name] is None or np.float32(value) != stated[name]]
+    wrong = [
+        name
+        for name, value in wanted.items()
+        if stated[name] is None or (value if isinstance(value, str) else np.float32(value)) != stated[name]
+    ]
     return [f"{name} is {stated[name]} in the file and {wanted[name]} in the model" for name in wrong]
 
 
@@ -242,9 +331,22 @@ def tensor_problems(loaded: LoadedModel, reader: Any, kind: str) -> list[str]:
             problems.append(f"tensor {gguf_name(name)} is missing")
             continue
         back = from_llama_cpp(name, gguf.quants.dequantize(tensor.data, tensor.tensor_type), config)
-        if not _is_near(back.reshape(weight.shape), weight.numpy(), kind):
+        if back.size != weight.numel() or not _is_near(back.reshape(weight.shape), weight.numpy(), kind):
             problems.append(f"tensor {tensor.name} is not {name}")
+    factors = tensors.pop(ROPE_FREQS, None) if has_rope_freqs(config) else None
+    if has_rope_freqs(config) and not _scales_frequencies(factors, config):
+        problems.append(f"tensor {ROPE_FREQS} is missing or not the model's rope_scaling")
     return problems + [f"tensor {name} is not the model's" for name in tensors]
+
+
+def _scales_frequencies(factors: Any, config: TransformerConfig) -> bool:
+    """Whether plain frequencies divided by a tensor of the file are the model's, to float32."""
+    if factors is None or factors.tensor_type.name != "F32" or factors.data.shape != (config.head_size // 2,):
+        return False
+    # In float64, from the definition.
+    plain = float(config.rope_theta) ** -(np.arange(0, config.head_size, 2) / config.head_size)
+    wanted = rotary_frequencies(config.head_size, config.rope_theta, config.rope_scaling).numpy()
+    return bool(np.allclose(plain / factors.data, wanted, rtol=1e-5, atol=0))
 
 
 def _is_near(back: Array, weight: Array, kind: str) -> bool:

@@ -9,6 +9,16 @@ import sys
 from typing import Any
 
 
+class NoChat:
+    """In the place of what compiles a file's chat template, which is a stranger's code: nothing here is a chat."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def to_chat_handler(self) -> None:
+        """None is called only if a chat is asked for."""
+
+
 class Llama:
     """A GGUF file in llama.cpp."""
 
@@ -19,6 +29,7 @@ class Llama:
         # llama-cpp-python 0.3.36 takes llama.cpp's warnings for errors and prints them; what fails raises.
         self._no_log = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._no_log, ctypes.c_void_p(0))
+        llama_cpp.llama_chat_format.Jinja2ChatFormatter = NoChat
         self.llama = llama_cpp.Llama(
             path,
             n_ctx=0,  # That of the file.

@@ -68,22 +68,27 @@ class Graph:
             self.graph.node.insert(at + offset, helper.make_node(op_type, inputs, outputs, **attributes))
 
 
-def untie(graph: Graph) -> Array:
+def untie(graph: Graph, tied: bool) -> Array:
     """Make the head a product with a weight of its own, ``HEAD``: what quantizers and old runtimes look for.
 
+    Args:
+        graph: the model with key-values.
+        tied: whether the head's weight is the embedding's.
+
     Returns:
-        The head's weight, ``[d_model, vocab_size]``. The embedding's is taken out: see `read_embedding_from`.
+        The embedding's weight, ``[d_model, vocab_size]``, which is taken out: see `read_embedding_from`.
     """
-    weight = np.ascontiguousarray(graph.take(EMBEDDING).T)
+    table = np.ascontiguousarray(graph.take(EMBEDDING).T)
     product = next(node for node in graph.nodes() if "logits" in node.output)
     transpose = next((node for node in graph.nodes() if product.input[1] in node.output), None)
-    if transpose is not None:
+    if transpose is None:  # In small graphs the exporter transposes the weight itself.
+        own = graph.take(product.input[1])
+    else:
+        own = table if tied else np.ascontiguousarray(graph.take(transpose.input[0]).T)
         graph.replace(transpose)
-    else:  # In small graphs the exporter transposes the table itself.
-        graph.take(product.input[1])
     product.input[1] = HEAD
-    graph.add(HEAD, weight)
-    return weight
+    graph.add(HEAD, table if tied else own)
+    return table
 
 
 def read_embedding_from(graph: Graph, table: str) -> None:
@@ -91,7 +96,7 @@ def read_embedding_from(graph: Graph, table: str) -> None:
 
     Args:
         graph: after `untie`.
-        table: name of the quantized weight ``[d_model, vocab_size]``, which can be the head's: the file holds it once.
+        table: name of the quantized weight ``[d_model, vocab_size]``. A tied one can be the head's: it is stored once.
     """
     node = next(node for node in graph.nodes() if EMBEDDING in node.input)
     ids, out = node.input[1], node.output[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tinytf.export.formats import Writer
+from tinytf.export.formats import Writer, in_blocks
 from tinytf.export.formats.onnx import save, too_large
 from tinytf.export.formats.onnx.fused_projections import FusedTransformer
 from tinytf.export.formats.onnx.graph import (
@@ -73,7 +73,7 @@ class _Quantized(Writer):
 
 
 class Int8(_Quantized):
-    """Every product with one scale per output channel; the embedding is read from the head, which is stored once."""
+    """Every product with one scale per output channel; a tied embedding is read from the head, which is stored once."""
 
     def unsupported_reason(self, loaded: LoadedModel) -> str | None:
         return too_large(loaded.model.config)
@@ -83,9 +83,12 @@ class Int8(_Quantized):
 
         proto = onnx.load(str(base))
         graph = Graph(proto)
-        untie(graph)
+        tied = loaded.model.config.tie_embeddings
+        table = untie(graph, tied)
         quantize_products(graph)
-        read_embedding_from(graph, HEAD)
+        if not tied:
+            add_quantized(graph, TABLE, table)
+        read_embedding_from(graph, HEAD if tied else TABLE)
         save(proto, path, loaded)
 
 
@@ -94,10 +97,8 @@ class Int4(_Quantized):
 
     def unsupported_reason(self, loaded: LoadedModel) -> str | None:
         config = loaded.model.config
-        for name, size in (("d_model", config.d_model), ("d_ff", config.ff_dim)):
-            if size % BLOCK:
-                return f"its blocks are of {BLOCK} values, which do not divide {name} {size}"
-        return too_large(config, extra=config.vocab_size * config.d_model)  # The head has a table of its own.
+        extra = config.vocab_size * config.d_model if config.tie_embeddings else 0  # The head has a table of its own.
+        return in_blocks(config, BLOCK) or too_large(config, extra)
 
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         import onnx
@@ -105,7 +106,7 @@ class Int4(_Quantized):
 
         proto = onnx.load(str(base))
         graph = Graph(proto)
-        add_quantized(graph, TABLE, untie(graph))
+        add_quantized(graph, TABLE, untie(graph, loaded.model.config.tie_embeddings))
         read_embedding_from(graph, TABLE)
         config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=INT8_COMPUTE, bits=4)
         with quiet():
@@ -277,5 +278,6 @@ def dequantized(loaded: LoadedModel, path: Path) -> bytes:
 def exact_weights(loaded: LoadedModel) -> dict[str, Array]:
     """The matrices of a graph with key-values by the names they have there, each ``[in, out]``."""
     weights = {name: weight.numpy() for name, weight in FusedTransformer(loaded.model).state_dict().items()}
-    table = np.ascontiguousarray(weights[EMBEDDING].T)
-    return weights | {HEAD: table, TABLE: table}
+    unembedding = loaded.model.unembedding.detach().numpy()
+    transposed = {HEAD: unembedding.T, TABLE: weights[EMBEDDING].T}
+    return weights | {name: np.ascontiguousarray(weight) for name, weight in transposed.items()}
