@@ -23,10 +23,11 @@ from tests.export.small_model import (
     tokenizer_of,
 )
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, encode, tokenizer_from_file
-from tinytf.export.formats.huggingface import HUGGINGFACE, model_card, require_own_folder, weight_name
+from tinytf.export.formats.huggingface import HUGGINGFACE, model_card, require_own_folder
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
 from tinytf.weights.checkpoint import LoadedModel, load_model
+from tinytf.weights.huggingface import theirs
 
 transformers = pytest.importorskip("transformers")
 
@@ -102,9 +103,9 @@ def test_logits_and_weights_are_the_models_with_every_property(changes: dict[str
     tokens = torch.randint(0, loaded.model.config.vocab_size, (2, 48), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert (model(tokens).logits - loaded.model(tokens)).abs().max() < 1e-4
-    theirs = model.state_dict()
+    found = model.state_dict()
     for name, weight in loaded.model.state_dict().items():
-        assert torch.equal(theirs[weight_name(name)], weight), name
+        assert torch.equal(found[theirs(name)], weight), name
     assert model.config.tie_word_embeddings == loaded.model.config.tie_embeddings
     assert require_own_folder(path, loaded) is None
 

@@ -14,13 +14,14 @@ from tinytf.errors import RunError, UserError
 from tinytf.export import manifest
 from tinytf.export.folder import link_or_copy, publish, staging_folder
 from tinytf.export.formats import FORMATS, Format
-from tinytf.export.formats.huggingface import CHAT_TEMPLATE, write_weights
+from tinytf.export.formats.huggingface import write_weights
 from tinytf.export.parity.cases import held_out_text
 from tinytf.export.parity.check import FAILED, CheckResult, ParityCheck, failed_result
 from tinytf.export.parity.thresholds import with_overrides
 from tinytf.utils.files import is_disk_full, remove, sha256_of
 from tinytf.utils.text import printable
 from tinytf.weights.checkpoint import LoadedModel, load_model
+from tinytf.weights.huggingface import CHAT_TEMPLATE
 
 Say = Callable[[str], None]
 

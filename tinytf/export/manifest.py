@@ -18,13 +18,14 @@ from typing import Any
 from tinytf import __version__
 from tinytf.errors import UserError
 from tinytf.export.formats import FORMATS, Format
-from tinytf.export.formats.huggingface import CHAT_TEMPLATE, FILES, WEIGHTS
+from tinytf.export.formats.huggingface import FILES
 from tinytf.export.parity.check import FAILED, NOT_VERIFIED, PASSED, CheckResult, ParityCheck
 from tinytf.export.parity.compare import ParityMetrics
 from tinytf.export.parity.thresholds import THRESHOLDS
 from tinytf.utils.files import atomic_write, read_text, sha256_of, user_path
 from tinytf.utils.machine import cpu_name, package_versions
 from tinytf.utils.text import read_json, strict_json, utc_now
+from tinytf.weights.huggingface import CHAT_TEMPLATE, WEIGHTS
 
 NAME = "export.json"
 EVALUATION = "evaluation.npy"

@@ -12,13 +12,14 @@ from tinytf.errors import UserError
 from tinytf.export import manifest
 from tinytf.export.bundle import Say
 from tinytf.export.formats import FORMATS
-from tinytf.export.formats.huggingface import CHAT_TEMPLATE, MAX_JSON
+from tinytf.export.formats.huggingface import MAX_JSON
 from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import FAILED, NOT_VERIFIED, CheckResult, ParityCheck, failed_result
 from tinytf.export.parity.thresholds import THRESHOLDS, with_overrides
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.utils.files import open_user_file, read_text, sha256_of
 from tinytf.weights.checkpoint import MODEL_PREFIX, LoadedModel, load_model
+from tinytf.weights.huggingface import CHAT_TEMPLATE
 
 LONGEST = 2**17
 """Tokens. Tables of positions and masks grow with a number that a stranger may state; no preset has over 2**12."""

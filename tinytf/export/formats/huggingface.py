@@ -23,14 +23,12 @@ from tinytf.export.parity.runner import Feed, Runner, quiet
 from tinytf.model import TransformerConfig
 from tinytf.utils.files import read_bytes, read_text
 from tinytf.utils.text import printable, read_json
-from tinytf.weights.checkpoint import MODEL_PREFIX, LoadedModel
+from tinytf.weights.checkpoint import LoadedModel
+from tinytf.weights.huggingface import CHAT_TEMPLATE, WEIGHTS, theirs
 
-WEIGHTS = "model.safetensors"
-CHAT_TEMPLATE = "chat_template.jinja"
 FILES = {WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
 FILES |= {CHAT_TEMPLATE, "special_tokens_map.json"}  # Releases before 5 write the latter.
 
-LM_HEAD = "lm_head.weight"
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
 """What stands for nothing in a batch, in the tokenizers of pretrained models; their tokenizer.json does not say which
 does. Without one, transformers asks for it before it pads."""
@@ -132,13 +130,8 @@ def write_weights(loaded: LoadedModel, path: Path) -> None:
     """The weights alone, a tied embedding once: the reference that `tinytf verify` compares with."""
     from safetensors.torch import save_file
 
-    weights = {weight_name(name): tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
+    weights = {theirs(name): tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
     save_file(weights, path, metadata={"format": "pt"})
-
-
-def weight_name(name: str) -> str:
-    """transformers' name of a weight: its unembedding stands beside its model, not in it."""
-    return name if name == LM_HEAD else MODEL_PREFIX + name
 
 
 def transformers_config(config: TransformerConfig, tokenizer: Tokenizer) -> Any:

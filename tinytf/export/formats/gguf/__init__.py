@@ -26,6 +26,7 @@ from tinytf.export.parity.runner import Runner, quiet
 from tinytf.model import TransformerConfig
 from tinytf.model.transformer import rotary_frequencies
 from tinytf.weights.checkpoint import LoadedModel
+from tinytf.weights.huggingface import LM_HEAD
 
 Array = npt.NDArray[Any]
 
@@ -43,7 +44,6 @@ OTHER_KEYS |= {f"tokenizer.ggml.{name}" for name in ("add_bos_token", "add_eos_t
 """What a file states besides the config, and the chat template if the model has one."""
 
 CHAT_TEMPLATE_KEY = "tokenizer.chat_template"
-LM_HEAD = "lm_head.weight"
 ROPE_FREQS = "rope_freqs.weight"
 """By what the frequency of each pair is divided: llama.cpp computes them without a scaling that is not linear."""
 
