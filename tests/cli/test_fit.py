@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.stress.campaign import arguments, prepare
-from tinytf.cli import fit
+from tinytf.cli import fit, paste
 from tinytf.cli.config.files import read_arguments
 from tinytf.cli.config.parser import find_checkpoint
 from tinytf.cli.main import main
@@ -52,7 +52,9 @@ def test_a_run_ends_with_its_best_checkpoint_and_commands_that_can_be_pasted(
     assert "is measured on the whole split" in shown.err
     assert main([*validate[1:], "--trainer.limit_val_batches=1"]) == 0
     assert "was measured on" not in capfd.readouterr().err
-    monkeypatch.setattr("tinytf.export.bundle.export_checkpoint", lambda *args, own, **rest: {"failed": not own})
+    monkeypatch.setattr(
+        "tinytf.export.bundle.export_checkpoint", lambda *args, own, **rest: {"failed": not own, "artifacts": []}
+    )
     monkeypatch.setattr("tinytf.cli.export.print_result", lambda *args, **settings: None)
     assert main(export[1:]) == 0  # It is of the user's own runs: else the file of its text would not be opened.
 
@@ -93,8 +95,8 @@ def test_a_run_on_another_drive_is_named_by_its_whole_path(monkeypatch: pytest.M
     def no_way(path: str) -> str:
         raise ValueError("path is on mount 'D:', start on mount 'C:'")
 
-    monkeypatch.setattr(fit.os.path, "relpath", no_way)
-    assert fit.from_here(Path("D:/runs")) == str(Path("D:/runs"))
+    monkeypatch.setattr(paste.os.path, "relpath", no_way)
+    assert paste.from_here(Path("D:/runs")) == str(Path("D:/runs"))
 
 
 def test_a_program_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,15 +104,15 @@ def test_a_program_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch: p
     tools.mkdir()
     for name in ("python", "tinytf"):
         (tools / name).touch(mode=0o755)
-    monkeypatch.setattr(fit.sys, "executable", str(tools / "python"))
+    monkeypatch.setattr(paste.sys, "executable", str(tools / "python"))
     monkeypatch.setenv("PATH", str(tools))
-    assert fit.console_script("tinytf") == "tinytf"
+    assert paste.console_script("tinytf") == "tinytf"
     monkeypatch.setenv("PATH", "")
-    assert fit.console_script("tinytf") == shlex.quote(str(tools / "tinytf"))
+    assert paste.console_script("tinytf") == shlex.quote(str(tools / "tinytf"))
     monkeypatch.chdir(tmp_path)
-    assert fit.console_script("tinytf") == "'my tools/tinytf'"
+    assert paste.console_script("tinytf") == "'my tools/tinytf'"
     (tools / "tinytf").unlink()  # As after `pip install --user`.
-    assert fit.console_script("tinytf") == "tinytf"
+    assert paste.console_script("tinytf") == "tinytf"
 
 
 def test_a_name_that_no_run_has_is_refused_beside_last_but_starts_what_a_config_describes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from tests.export.small_model import LOOSE, Exported, save_checkpoint, small_model
 from tinytf.cli.export import run as run_export
+from tinytf.cli.main import main
 from tinytf.errors import RunError, UserError
 from tinytf.export import formats, manifest
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS
@@ -46,6 +48,29 @@ def test_the_folder_holds_what_the_manifest_says_and_nothing_else(exported: Expo
     for entry in exported.content["artifacts"]:
         for name, digest in entry["sha256"].items():
             assert sha256_of(exported.folder / name) == digest
+
+
+def test_it_ends_with_a_command_to_paste_for_each_kind_of_file(
+    exported: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = exported.said.splitlines()
+    commands = [shlex.split(line) for line in lines[lines.index("next:") + 1 :]]
+    assert lines.index("next:") > lines.index(f"wrote {exported.folder}")
+    for command in commands:
+        if command[1] == "-c":
+            if "transformers" not in command[2] or not FORMATS["huggingface"].missing("running"):
+                exec(command[2])
+        elif command[1] in ("generate", "verify"):
+            assert main(command[1:]) == 0
+        else:
+            assert command[:2] == ["llama-server", "-m"]
+            assert Path(command[2]).is_file()
+    shown = capsys.readouterr().out
+    assert "torch.Size([1, 2, 37])" in shown
+    verify = commands[-1]
+    assert (verify[1], verify[-1]) == ("verify", "--trust")
+    names = {entry["name"] for entry in exported.content["artifacts"]}
+    assert len(commands) == 1 + len({"huggingface", "onnx-kv", "pt2", "gguf-f16"} & names)
 
 
 def test_the_manifest_names_checkpoint_text_and_versions(exported: Exported) -> None:

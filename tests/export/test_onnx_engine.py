@@ -14,12 +14,13 @@ from tests.export.small_model import Exported, save_checkpoint
 from tinytf.cli import generate
 from tinytf.data.tokenizer import encode
 from tinytf.errors import UserError
-from tinytf.export.formats.onnx import WITH_CACHE
+from tinytf.export.formats.onnx import save
 from tinytf.export.formats.onnx.runtime import OnnxEngine, bundled_tokenizer
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
 from tinytf.weights.checkpoint import LoadedModel
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
@@ -78,8 +79,6 @@ def test_other_files_are_refused(exported: Exported, tmp_path: Path) -> None:
 
 
 def test_a_model_of_someone_else_is_refused(exported: Exported, tmp_path: Path) -> None:
-    import onnx
-
     model = onnx.load(exported.folder / "model_kv.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "model_kv.onnx")
@@ -111,13 +110,18 @@ def test_generate_writes_the_same_from_either(
 
 @pytest.mark.parametrize("stated", [{}, {"start_token": 5}], ids=["end of text", "stated"])
 def test_an_empty_prompt_starts_where_the_checkpoint_starts(
-    stated: dict[str, int], loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stated: dict[str, int],
+    exported: Exported,
+    loaded: LoadedModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """From the token that training stated, else from end-of-text; the file says which."""
     entry = {"config": {"name": "trial"}, "data": {"corpus": "a test", **stated}}
     trained = replace(loaded, entry=entry)
     checkpoint = save_checkpoint(tmp_path / "best.ckpt", trained)
-    WITH_CACHE.write(trained, tmp_path / "model_kv.onnx", None)
+    # The model is the exported one: its graph is not traced again, its metadata is written anew.
+    save(onnx.load(exported.folder / "model_kv.onnx"), tmp_path / "model_kv.onnx", trained)
     loaded.tokenizer.save(str(tmp_path / "tokenizer.json"))
     texts = []
     for source in (["--ckpt_path", str(checkpoint)], ["--model", str(tmp_path / "model_kv.onnx")]):

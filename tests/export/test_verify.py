@@ -15,10 +15,12 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.export.small_model import EVERYTHING, TEMPLATE, Exported, chat_model, save_checkpoint, small_model
+from tinytf.cli import generate
 from tinytf.cli.verify import run
 from tinytf.errors import UserError
 from tinytf.export import formats
 from tinytf.export.formats import FORMATS
+from tinytf.export.formats.onnx import WithCache
 from tinytf.export.formats.torch_programs import TORCHSCRIPT, TorchScript
 from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import ParityCheck
@@ -159,10 +161,18 @@ def test_each_artifact_keeps_the_thresholds_it_was_exported_with(
 
 
 def test_a_quantized_file_keeps_the_float32_limits_it_was_exported_with(
-    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    loaded: LoadedModel,
+    exported: Exported,
+    export: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if FORMATS["onnx-int8"].missing("writing"):
         pytest.skip("onnx is not installed")
+    # The model is the exported one, and tracing it takes seconds.
+    graph = exported.folder / "model_kv.onnx"
+    monkeypatch.setattr(WithCache, "write", lambda self, loaded, path, base: shutil.copy(graph, path))
     checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
     assert export(checkpoint, "onnx-int8", "--threshold", "fp32.max_abs=0.5") == 0
     assert export(checkpoint, "torchscript", "--threshold", "fp32.max_abs=0") == 0
@@ -205,8 +215,17 @@ def test_an_artifact_that_does_not_load_fails_alone(
 
 
 def test_a_folder_for_a_checkpoint_is_one_line(bundle: Path) -> None:
+    (bundle.parent / "empty").mkdir()
     with pytest.raises(UserError, match="it is a folder, and it has no intact best checkpoint"):
-        run([str(bundle), "--ckpt_path", str(bundle)])
+        run([str(bundle), "--ckpt_path", str(bundle.parent / "empty")])
+
+
+def test_a_bundle_for_a_checkpoint_is_sent_to_the_flag_that_takes_it(bundle: Path) -> None:
+    with pytest.raises(UserError, match="generate takes --model FILE, made by export --formats onnx-kv"):
+        generate.run(["--ckpt_path", str(bundle)])
+    (bundle / "model_kv.onnx").touch()
+    with pytest.raises(UserError, match=r"generate takes --model .*export/model_kv\.onnx in place of --ckpt_path"):
+        generate.run(["--ckpt_path", str(bundle)])
 
 
 def test_another_checkpoint_is_refused(bundle: Path, loaded: LoadedModel, tmp_path: Path) -> None:

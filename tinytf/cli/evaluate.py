@@ -12,8 +12,9 @@ from torch import Tensor
 from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.config.resume import notice_of_other_text
 from tinytf.cli.config.validate import refusals_of_checkpoint
-from tinytf.cli.fit import build_trainer, from_here
+from tinytf.cli.fit import build_trainer
 from tinytf.cli.main import heavy_command
+from tinytf.cli.paste import from_here
 from tinytf.data.datamodule import TextDataModule
 from tinytf.data.windows import IGNORE_INDEX
 from tinytf.errors import UserError

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, threads
+from tinytf.cli.paste import console_script, from_here
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
 from tinytf.export.parity.thresholds import with_overrides
 from tinytf.utils.files import user_path
@@ -96,7 +99,46 @@ def run(argv: list[str]) -> int:
         say=say,
     )
     print_result(content, as_json=args.json)
+    if content["artifacts"]:
+        say("next:")
+        for line in next_commands(output_dir or ckpt_path.resolve().parent / "export", content):
+            say(f"  {line}")
     return 1 if content["failed"] else 0
+
+
+def next_commands(folder: Path, content: dict[str, Any]) -> list[str]:
+    """What to do with a bundle, as one would type it in this folder: a line for each kind of file, and verify."""
+    from tinytf.data.tokenizer import tokenizer_from_file
+    from tinytf.export.formats.huggingface import example_prompt
+
+    names = {entry["name"] for entry in content["artifacts"]}
+    prompt = example_prompt(tokenizer_from_file(folder / "tokenizer.json"))
+
+    def file(*choice: str) -> str | None:
+        """The first of these formats that there is."""
+        return next((str(Path(from_here(folder), FORMATS[name].file)) for name in choice if name in names), None)
+
+    def python(code: str) -> str:
+        return f"{console_script('python')} -c {shlex.quote(code)}"
+
+    lines = []
+    if path := file("huggingface"):
+        text = f"pipeline('text-generation', {path!r})({prompt!r})[0]['generated_text']"
+        lines.append(python(f"from transformers import pipeline; print({text})"))
+    if path := file("onnx-kv", "onnx-int8", "onnx-int4"):
+        # With "=", because a prompt may begin with a dash.
+        lines.append(f"{console_script('tinytf')} generate --model {shlex.quote(path)} --prompt={shlex.quote(prompt)}")
+    elif path := file("onnx"):
+        run = f"onnxruntime.InferenceSession({path!r}).run(None, {{'tokens': numpy.array([[1, 0]])}})[0].shape"
+        lines.append(python(f"import numpy, onnxruntime; print({run})"))
+    if path := file("pt2"):
+        lines.append(python(f"import torch; print(torch.export.load({path!r}).module()(torch.tensor([[1, 0]])).shape)"))
+    elif path := file("torchscript"):
+        lines.append(python(f"import torch; print(torch.jit.load({path!r})(torch.tensor([[1, 0]])).shape)"))
+    if path := file("gguf-f16", "gguf-q8_0", "gguf-f32"):
+        lines.append(f"llama-server -m {shlex.quote(path)}")
+    trust = " --trust" if any(FORMATS[name].runs_code for name in names) else ""
+    return [*lines, f"{console_script('tinytf')} verify {shlex.quote(from_here(folder))}{trust}"]
 
 
 def print_result(content: dict[str, Any], *, as_json: bool) -> None:

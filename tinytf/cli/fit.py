@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
-import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from tinytf.cli.config.auto import describe_execution
 from tinytf.cli.config.parser import CommandLine, as_list
 from tinytf.cli.config.validate import refusals_of, refusals_of_checkpoint
 from tinytf.cli.main import heavy_command
+from tinytf.cli.paste import console_script, from_here
 from tinytf.data.datamodule import TextDataModule
 from tinytf.export.at_end import ExportConfig, export_at_end, require_exportable_config
 from tinytf.export.formats import choose
@@ -153,24 +151,6 @@ def next_commands(config: Mapping[str, Any], run_dir: str, name: str) -> list[st
         *([] if config["export"]["at_end"] else [f"{tinytf} export {ckpt}" + (at and f" --root{at}")]),
         *([f"{console_script('tensorboard')} --logdir {shlex.quote(root)}"] if tensorboard else []),
     ]
-
-
-def from_here(path: str | Path) -> str:
-    """A path as one would type it in this folder."""
-    try:
-        return os.path.relpath(path)
-    except ValueError:  # On Windows, between two drives.
-        return str(path)
-
-
-def console_script(name: str) -> str:
-    """A program of this environment as the shell finds it: by its name, or else by its path."""
-    script = Path(sys.executable).with_name(name)
-    found = shutil.which(name)
-    # Installed for one user, programs are not next to Python.
-    if not shutil.which(script) or (found and Path(found).parent == script.parent):
-        return name
-    return shlex.quote(str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script))
 
 
 def warn_of_another_schedule(cli: CommandLine, run: Run) -> None:

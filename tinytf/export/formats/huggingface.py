@@ -289,7 +289,7 @@ def _base_in_words(base: dict[str, Any]) -> str:
 def _example(loaded: LoadedModel) -> str:
     """Lines of Python that make the inputs of ``generate``."""
     if loaded.chat_template is None:
-        prompt = json.dumps(_prompt(loaded.tokenizer), ensure_ascii=False)
+        prompt = json.dumps(example_prompt(loaded.tokenizer), ensure_ascii=False)
         return f'inputs = tokenizer({prompt}, return_tensors="pt")'
     return """messages = [{"role": "user", "content": "Hello"}]
 inputs = tokenizer.apply_chat_template(
@@ -303,7 +303,7 @@ def _manner(loaded: LoadedModel) -> str:
     return "It answers in the manner of what it was trained on."
 
 
-def _prompt(tokenizer: Tokenizer) -> str:
+def example_prompt(tokenizer: Tokenizer) -> str:
     """A word that it can encode: one by character knows only the characters of its text."""
     with suppress(UserError):
         encode(tokenizer, "Once")
