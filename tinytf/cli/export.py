@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -123,18 +124,22 @@ def next_commands(folder: Path, content: dict[str, Any]) -> list[str]:
 
     lines = []
     if path := file("huggingface"):
-        text = f"pipeline('text-generation', {path!r})({prompt!r})[0]['generated_text']"
+        text = f'pipeline("text-generation", {json.dumps(path)})({json.dumps(prompt)})[0]["generated_text"]'
         lines.append(python(f"from transformers import pipeline; print({text})"))
     if path := file("onnx-kv", "onnx-int8", "onnx-int4"):
         # With "=", because a prompt may begin with a dash.
         lines.append(f"{console_script('tinytf')} generate --model {shlex.quote(path)} --prompt={shlex.quote(prompt)}")
     elif path := file("onnx"):
-        run = f"onnxruntime.InferenceSession({path!r}).run(None, {{'tokens': numpy.array([[1, 0]])}})[0].shape"
+        run = (
+            f'onnxruntime.InferenceSession({json.dumps(path)}).run(None, {{"tokens": numpy.array([[1, 0]])}})[0].shape'
+        )
         lines.append(python(f"import numpy, onnxruntime; print({run})"))
     if path := file("pt2"):
-        lines.append(python(f"import torch; print(torch.export.load({path!r}).module()(torch.tensor([[1, 0]])).shape)"))
+        lines.append(
+            python(f"import torch; print(torch.export.load({json.dumps(path)}).module()(torch.tensor([[1, 0]])).shape)")
+        )
     elif path := file("torchscript"):
-        lines.append(python(f"import torch; print(torch.jit.load({path!r})(torch.tensor([[1, 0]])).shape)"))
+        lines.append(python(f"import torch; print(torch.jit.load({json.dumps(path)})(torch.tensor([[1, 0]])).shape)"))
     if path := file("gguf-f16", "gguf-q8_0", "gguf-f32"):
         lines.append(f"llama-server -m {shlex.quote(path)}")
     trust = " --trust" if any(FORMATS[name].runs_code for name in names) else ""

@@ -254,8 +254,8 @@ def _checkpoint_in(folder: Path, kind: str) -> Path:
     run_dir = folder / runs[-1].name if runs else folder
     found = best_intact(run_dir) if kind == BEST else last_intact(run_dir)
     if found is None and (folder / "export.json").is_file():
-        graphs = sorted(folder.glob("model_kv*.onnx"))
-        given = graphs[0] if graphs else "FILE, made by export --formats onnx-kv,"
+        usable = [*sorted(folder.glob("model_kv*.onnx")), *folder.glob("huggingface")]
+        given = usable[0] if usable else "FILE, made by export --formats onnx-kv,"
         raise UserError(
             f"--ckpt_path {folder}: it is an export, and holds no checkpoint: generate takes --model {given} in place "
             "of --ckpt_path"
