@@ -28,6 +28,7 @@ from tinytf.utils.text import terminal_text
 
 # torch takes a second to import: a mistyped flag is refused before that.
 if TYPE_CHECKING:
+    from tinytf.generation.conversation import Conversation
     from tinytf.generation.generator import TextGenerator
     from tinytf.generation.sampling import Sampling
     from tinytf.generation.streaming import Completion
@@ -39,6 +40,10 @@ sample follows a line "--- sample 2 of 3, seed 43 ---". Sample i is what --num_s
 A sample ends after --max_new_tokens tokens, before a --stop string, or at <|endoftext|>, which is not printed.
 An empty prompt starts from <|endoftext|> if the model was trained on several documents, else from a line feed.
 A text past the model's max_seq_len continues from the last half of its context, and says so once on stderr.
+
+With --chat the prompt is a user's message, and the answer alone is printed: the checkpoint's chat template says what
+stands around them, and the answer ends at a special token, such as <|im_end|>. With --interactive too, the lines and
+their answers are one conversation.
 
 The cuts apply in this order: temperature, top_k, top_p, min_p.
 
@@ -87,6 +92,7 @@ def parser() -> CommandParser:
     )  # fmt: skip
     flags.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     flags.add_argument("--interactive", action="store_true", help="complete prompts in a loop, one a line of stdin")
+    flags.add_argument("--chat", action="store_true", help="answer the prompt, by the checkpoint's chat template")
     flags.add_argument("--json", action="store_true", help="one JSON object a sample, printed when all are done")
     return flags
 
@@ -112,9 +118,11 @@ def run(argv: list[str]) -> int:
     if args.interactive and args.prompt_file == "-":
         raise UserError("--prompt_file -: --interactive reads prompts from stdin, one a line; leave out one of the two")
     prompt, source = read_prompt(args), prompt_source(args)
+    if args.chat:
+        refuse_no_chat(args, prompt)
     sampling = sampling_of(args)
     generator = from_export(args) if args.model else from_checkpoint(args)
-    write = partial(write_texts, args, generator, sampling, count(args.seed))
+    write = partial(write_texts, args, generator, sampling, count(args.seed), conversation(args, generator))
     try:
         if args.interactive:
             complete_prompts(prompt, source, write)
@@ -125,27 +133,55 @@ def run(argv: list[str]) -> int:
     return 0
 
 
+def refuse_no_chat(args: argparse.Namespace, prompt: str) -> None:
+    """Refuse what goes with no conversation."""
+    if args.model:
+        raise UserError("--chat needs --ckpt_path: a checkpoint brings its chat template, --model names an export")
+    if not prompt and not args.interactive:
+        raise UserError("--chat: there is no message to answer: give --prompt, --prompt_file or --interactive")
+    if args.interactive and args.num_samples > 1:
+        raise UserError(f"--num_samples {args.num_samples}: a conversation goes on from one answer; leave it out")
+
+
+def conversation(args: argparse.Namespace, generator: TextGenerator) -> Conversation | None:
+    """The conversation of --chat, None without it; UserError if the checkpoint brings no chat template."""
+    if not args.chat:
+        return None
+    from tinytf.generation.conversation import Conversation
+
+    if generator.chat_template is None:
+        raise UserError(
+            f"--chat: {args.ckpt_path} has no chat template, which comes with a base model, or a tokenizer.json that "
+            "conversations were trained with: leave --chat out"
+        )
+    return Conversation(generator.chat_template, generator.tokenizer)
+
+
 def write_texts(
     args: argparse.Namespace,
     generator: TextGenerator,
     sampling: Sampling,
     seeds: Iterator[int],
+    talk: Conversation | None,
     prompt: str,
     source: str,
 ) -> None:
     """Write --num_samples completions of a prompt, each with the next seed; an error names the prompt's ``source``."""
     try:
-        ids = generator.encode_prompt(prompt)
+        ids = talk.ask(prompt) if talk else generator.encode_prompt(prompt)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    completions = [generator.start_completion(ids, next(seeds), args.stop) for _ in range(args.num_samples)]
-    show: Callable[[], None] = (lambda: None) if args.json else Printer(prompt, completions).show
+    ends = talk.ends if talk else None
+    completions = [generator.start_completion(ids, next(seeds), args.stop, ends) for _ in range(args.num_samples)]
+    show: Callable[[], None] = (lambda: None) if args.json else Printer("" if talk else prompt, completions).show
     show()
     for _ in generator.generate_batch(ids, sampling, completions, args.max_new_tokens, note):
         show()
     for completion in completions if args.json else ():
         print(json.dumps({"prompt": prompt, **completion.report()}))
     sys.stdout.flush()
+    if talk:
+        talk.add(prompt, completions[0].text)
 
 
 def read_prompt(args: argparse.Namespace) -> str:
@@ -222,7 +258,9 @@ def from_folder(args: argparse.Namespace, path: Path) -> TextGenerator:
         raise UserError(*(problem.replace("model.base", "--model", 1) for problem in error.problems)) from error
     model = Transformer(base.config)
     base.load_into(model)
-    return TextGenerator(TransformerEngine(model.to(device)), base.tokenizer, end_of_text_id(base.tokenizer))
+    return TextGenerator(
+        TransformerEngine(model.to(device)), base.tokenizer, end_of_text_id(base.tokenizer), base.chat_template
+    )
 
 
 def from_export(args: argparse.Namespace) -> TextGenerator:

@@ -214,6 +214,12 @@ def added_to_texts(tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
+def end_of_text(tokenizer: Tokenizer) -> dict[int, str]:
+    """`end_of_text_id` as what ends a generated text, with the name of that end."""
+    number = end_of_text_id(tokenizer)
+    return {} if number is None else {number: "end_of_text"}
+
+
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """Of the tokenizer's JSON, in hex: the same for the same tokenizer."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()

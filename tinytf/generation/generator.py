@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from tokenizers import Tokenizer
 
-from tinytf.data.tokenizer import encode, end_of_text_id
+from tinytf.data.tokenizer import encode, end_of_text
 from tinytf.errors import UserError
 from tinytf.generation.decoding import Engine, decode
 from tinytf.generation.sampling import Sampling
@@ -26,11 +26,13 @@ class TextGenerator:
         tokenizer: the one that the model was trained with.
         start_token: what an empty prompt starts from; None is a line feed. Use the end-of-text token only for a model
             that has seen it: one trained on a single text never has.
+        chat_template: of the tokenizer, as Jinja; None if it came without one.
     """
 
     engine: Engine
     tokenizer: Tokenizer
     start_token: int | None = None
+    chat_template: str | None = None
 
     def generate(
         self,
@@ -93,9 +95,12 @@ class TextGenerator:
         except UserError:  # An alphabet without a line feed.
             return [0]
 
-    def start_completion(self, prompt: Sequence[int], seed: int, stop: Sequence[str] = ()) -> Completion:
-        """An empty completion of prompt ids, for `generate_batch`."""
-        return Completion(seed, TextStream(self.tokenizer, prompt), StopGate(stop), end_of_text_id(self.tokenizer))
+    def start_completion(
+        self, prompt: Sequence[int], seed: int, stop: Sequence[str] = (), ends: Mapping[int, str] | None = None
+    ) -> Completion:
+        """An empty completion of prompt ids, for `generate_batch`; it ends at the end of the text, or at ``ends``."""
+        ends = end_of_text(self.tokenizer) if ends is None else ends
+        return Completion(seed, TextStream(self.tokenizer, prompt), StopGate(stop), ends)
 
     def generate_batch(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,24 +88,24 @@ class Completion:
     """One completion of a prompt while it is generated.
 
     Attributes:
-        end: the id of the end-of-text token, None if the tokenizer has none.
+        ends: the ids that end it, and what `finish` then says.
         text: so far.
         tokens: generated so far.
-        finish: None while it goes on, then ``length``, ``stop`` or ``end_of_text``.
+        finish: None while it goes on, then ``length``, ``stop``, ``end_of_text`` or ``end_of_turn``.
     """
 
     seed: int
     stream: TextStream
     gate: StopGate
-    end: int | None
+    ends: Mapping[int, str]
     text: str = ""
     tokens: int = 0
     finish: str | None = None
 
     def add(self, token: int) -> None:
         """Add one more token: text, the end of the text, or the end of a stop string."""
-        if token == self.end:
-            self.close("end_of_text")
+        if token in self.ends:
+            self.close(self.ends[token])
             return
         self.tokens += 1
         self.text += self.gate.add(self.stream.add(token))

@@ -21,7 +21,7 @@ class TrainedModel(TextGenerator):
     Args:
         engine: decodes with ``model`` and a key-value cache.
         tokenizer: a Hugging Face ``tokenizers.Tokenizer``.
-        start_token: see `TextGenerator`.
+        start_token, chat_template: see `TextGenerator`.
         model: the network, in eval mode and float32; ids ``[batch, seq]`` in, logits ``[batch, seq, vocab_size]`` out.
         entry: resolved config, data, provenance: the checkpoint's ``tinytf`` entry.
         step: optimizer steps it was trained for.
@@ -51,6 +51,7 @@ def load_checkpoint(ckpt_path: str | Path, name: str | None, root: str | Path, d
         engine=TransformerEngine(model),
         tokenizer=loaded.tokenizer,
         start_token=loaded.start_token,
+        chat_template=loaded.chat_template,
         model=model,
         entry=loaded.entry,
         step=loaded.step,

@@ -27,7 +27,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from tinytf.data.tokenizer import end_of_text_id, library_errors, refuse_loss
+from tinytf.data.tokenizer import end_of_text, library_errors, refuse_loss
 from tinytf.errors import UserError
 from tinytf.utils.files import read_text, shorten
 from tinytf.utils.text import printable, read_json
@@ -165,10 +165,11 @@ class Chat:
             )
         return end[0]
 
-    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """The ids at which an answer ends: the end of the turn, and of the text."""
-        ids = (tokenizer.token_to_id(self.end_of_turn()), end_of_text_id(tokenizer))
-        return frozenset(number for number in ids if number is not None)
+    def ends(self, tokenizer: Tokenizer) -> dict[int, str]:
+        """The ids at which an answer ends, and of what that is the end."""
+        added = tokenizer.get_added_tokens_decoder().items()
+        turns = {number: "end_of_turn" for number, token in added if token.content in self.special_tokens}
+        return {**turns, **end_of_text(tokenizer)}
 
 
 def special_encoder(tokenizer: Tokenizer) -> Callable[[str, object], npt.NDArray[np.uint32]]:
