@@ -89,7 +89,8 @@ def test_what_may_become_a_stop_is_held_back_and_nothing_else():
 
 
 def sample_of(tokenizer, prompt, stops=(), end=None):
-    return Completion(1, TextStream(tokenizer, encode(tokenizer, prompt)), StopGate(stops), end)
+    ends = {} if end is None else {end: "end_of_text"}
+    return Completion(1, TextStream(tokenizer, encode(tokenizer, prompt)), StopGate(stops), ends)
 
 
 def test_a_stop_string_that_only_the_held_back_bytes_complete_still_cuts():
