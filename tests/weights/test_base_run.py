@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import yaml
 from tests.data.shards import documents
 from tests.weights.folders import TEMPLATE, write_folder
 from tinytf.cli.main import main
+from tinytf.data.datamodule import TextDataModule
 from tinytf.training.lightning_module import LanguageModel
+from tinytf.training.loss import token_losses
 from tinytf.weights.checkpoint import load_model, read_checkpoint
 
 RUN = Path("checkpoints/tuned/version_0")
@@ -111,3 +114,17 @@ def test_plan_and_inspect_know_a_base(here: Path, capsys: pytest.CaptureFixture[
     Path("base/model.safetensors").unlink()  # A plan needs no weights.
     assert main(["plan", *FIT[1:], "--tflops", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"]["parameters"] == found["model"]["parameters"]
+
+
+def test_a_base_is_evaluated_as_it_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_folder(here / "base").eval()
+    data = ["--data.corpus", "text.txt", "--data.seq_len", "32", "--data.batch_size", "2", "--data.cache_dir", "cache"]
+    assert main(["validate", "--model.base", "base", *data]) == 0
+    said = float(re.search(r"val/loss\s+│\s+([\d.]+)", capsys.readouterr().out)[1])  # type: ignore[index]
+    module = TextDataModule(corpus="text.txt", seq_len=32, batch_size=2, cache_dir="cache")
+    module.use_tokenizer(Path("base/tokenizer.json").read_text())
+    with torch.no_grad():
+        batches = [(token_losses(model, *batch).sum(), (batch[1] >= 0).sum()) for batch in module.val_dataloader()]
+    assert said == pytest.approx(float(sum(loss for loss, _ in batches) / sum(count for _, count in batches)), rel=1e-5)
+    assert main(["validate", *data]) == 2
+    assert "needs --ckpt_path" in capsys.readouterr().err

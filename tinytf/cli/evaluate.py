@@ -44,7 +44,7 @@ def evaluate(command: str, argv: list[str]) -> int:
             note_other_batches(cli)
         path, verbose = cli.config.ckpt_path, cli.config.verbose
         if is_first_process():
-            log.info("evaluating %s", from_here(path))
+            log.info("evaluating %s", from_here(path) if path else cli.config.model.base)
         with refusals_of_checkpoint(path):
             measure(cli.model, datamodule=cli.data, ckpt_path=path, verbose=verbose, weights_only=True)
     return 0

@@ -39,7 +39,7 @@ EVALUATION = {
     "run": "config ckpt_path name print_config verbose return_predictions",
     "trainer": "accelerator strategy devices num_nodes precision matmul_precision limit_{}_batches enable_progress_bar "
     "deterministic benchmark inference_mode profiler detect_anomaly callbacks plugins",
-    "model": "max_seq_len rope_theta norm_eps",
+    "model": "base max_seq_len rope_theta rope_scaling norm_eps",
     "data": "batch_size seq_len num_workers corpus val_fraction test_fraction val_corpus test_corpus cache_dir "
     "split_by text_field prepare_processes mask_documents",
     "checkpoint": "dir",

@@ -308,14 +308,15 @@ def parser_of(command: str) -> LightningArgumentParser:
 
 
 def find_checkpoint(command: str, given: Arguments, required: bool) -> Path | None:
-    """The checkpoint that a command starts from; None for a training run that starts fresh."""
+    """The checkpoint that a command starts from; None for a training run that starts fresh, and for a base model."""
     root = user_path(given.root or ROOT, what="checkpoint.dir")
     if given.ckpt_path == "":
         raise UserError("--ckpt_path is empty: give a file, best or last, or leave it out")
     if given.ckpt_path is None:
-        if command != "fit" and required:
+        if command != "fit" and required and "model.base" not in given.keys:
             raise UserError(
-                f"tinytf {command} needs --ckpt_path: a file, a run's folder, best or last; see tinytf {command} --help"
+                f"tinytf {command} needs --ckpt_path: a file, a run's folder, best or last; or --model.base, for a "
+                f"pretrained model as it is; see tinytf {command} --help"
             )
         return None
     if command == "fit" and given.ckpt_path == LAST:
