@@ -191,10 +191,6 @@ FILES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         write("tokenizer_config.json", '{"added_tokens_decoder": {"5": {"content": "<x>"}}}'),
         ["tokenizer_config.json has the token '<x>' as id 5"],
     ),
-    "a template that is a number": (
-        write("tokenizer_config.json", '{"chat_template": 3}'),
-        ["chat_template is no text"],
-    ),
     "no JSON": (write("config.json", "{"), ["config.json: it is not JSON"]),
     "a list": (write("config.json", "[]"), ["config.json: expected an object"]),
     "no UTF-8": (write("config.json", b"\xff"), ["config.json", "not UTF-8"]),

@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tinytf.data.examples.chat import bind_special_tokens
+from tinytf.data.examples.chat import read_chat_template
 from tinytf.data.tokenizer import LARGEST_FILE, tokenizer_from_text
 from tinytf.errors import UserError
 from tinytf.model import Transformer, TransformerConfig
@@ -32,11 +32,10 @@ from tinytf.weights.checkpoint import MODEL_PREFIX
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-SMALL = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, "tokenizer.model", INDEX)
+SMALL = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja", "tokenizer.model", INDEX)
 """What a model is known by before its weights are fetched."""
 
 MAX_JSON = 1 << 26
@@ -179,19 +178,10 @@ class HuggingFaceFolder:
                 )
         return found
 
-    @cached_property
+    @property
     def chat_template(self) -> str | None:
-        """The Jinja template of conversations, as text; the file of its own wins, as in transformers."""
-        if CHAT_TEMPLATE in self.files:
-            template = read_text(self.files[CHAT_TEMPLATE], what="model.base", limit=MAX_JSON)
-            return bind_special_tokens(template, self._tokenizer_config)
-        stated = self._tokenizer_config.get("chat_template")
-        if isinstance(stated, list):  # Several, by name.
-            named = {each.get("name"): each.get("template") for each in stated if isinstance(each, dict)}
-            stated = named.get("default")
-        if stated is not None and not isinstance(stated, str):
-            raise UserError(f"model.base {self.name}: {TOKENIZER_CONFIG}: chat_template is no text")
-        return None if stated is None else bind_special_tokens(stated, self._tokenizer_config)
+        """The Jinja template of conversations, as text."""
+        return read_chat_template(self.path)
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
