@@ -32,10 +32,11 @@ from tinytf.weights.checkpoint import MODEL_PREFIX
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-SMALL = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja", "tokenizer.model", INDEX)
+SMALL = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, "tokenizer.model", INDEX)
 """What a model is known by before its weights are fetched."""
 
 MAX_JSON = 1 << 26
