@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import random
@@ -358,18 +359,29 @@ def test_templates_that_are_refused(template: str, monkeypatch: pytest.MonkeyPat
     assert "\n" not in str(error.value)
 
 
-def test_a_template_has_transformers_settings_and_the_values_of_its_folder(tmp_path: Path) -> None:
+def test_a_template_renders_as_transformers_renders_it(tmp_path: Path) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
     template = (
-        "{{ bos_token }}{%- for m in messages %}\n  {%- if loop.index > 2 %}{% break %}{% endif %}\n"
-        "  {% generation %}\n{{ m.content }}{{ {'é': '<'} | tojson }}</s>{% endgeneration %}\n{% endfor %}"
-        "{{ strftime_now('%Y') }}"
+        "{{ bos_token }}{% for m in messages %}\n  {%- if loop.index > 3 %}{% break %}{% endif %}\n  {% generation %}\n"
+        "{{ m.role }}{{ m.content | trim }}{{ {'é': '<'} | tojson }}{{ eos_token }}{% endgeneration %}\n{% endfor %}\n"
+        "{% if add_generation_prompt %}assistant:{% endif %}{{ strftime_now('%Y') }}{{ tools is none }}"
     )
-    config = {"chat_template": [{"name": "default", "template": template}], "bos_token": {"content": "<s>"}}
+    config = {"chat_template": [{"name": "default", "template": template}], "bos_token": {"content": "<s>"},
+              "eos_token": "</s>"}  # fmt: skip
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     found = chat.read_chat_template(tmp_path)
     assert found is not None
-    text = chat.Chat(found, ("<s>", "</s>")).render([USER, ANSWER, USER], add_generation_prompt=False)
-    assert text == '<s>a{"é": "<"}</s>b{"é": "<"}</s>2024'
+    turns = [{"role": "system", "content": " <b> & 'c' \n"}, USER, ANSWER, {**USER, "content": "{{ d }}"}, ANSWER]
+    today = datetime.datetime.now()
+    for each in (found, CHATML):
+        for count, asked in itertools.product(range(1, 6), (True, False)):
+            ours = chat.Chat(each, ()).render(turns[:count], add_generation_prompt=asked, today=today)
+            original = template if each == found else CHATML
+            (theirs,), _ = utils.render_jinja_template(
+                [turns[:count]], chat_template=original, add_generation_prompt=asked, bos_token="<s>", eos_token="</s>"
+            )
+            assert ours == theirs
+    assert chat.Chat(found, ()).render([USER], add_generation_prompt=False).endswith("2024True")
 
 
 def test_parquet_and_text_field(tmp_path: Path) -> None:

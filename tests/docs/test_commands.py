@@ -42,6 +42,10 @@ NOT_RUN = (
     (r"^sbatch ", "needs a SLURM cluster"),
     (r"torchrun", "needs several machines"),
     (r"^\. \.venv/bin/activate$", "sets the shell's path"),
+    (
+        r"--name (sums|talk)",
+        "the pages after it would measure them: tests/cli/test_chat.py trains and asks such models",
+    ),
     (r"^jq ", "not a Python package"),
     (r"python -m tests\.benchmarks ", "measures for minutes"),
     (r"^python -m onnxruntime_genai", "not in an extra, and not made by this project"),
