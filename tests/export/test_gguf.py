@@ -280,6 +280,8 @@ def test_a_chat_template_is_in_the_file_and_another_is_not_opened(tmp_path: Path
     loaded, path = chat_model(), tmp_path / "model.gguf"
     F32.write(loaded, path, None)
     assert gguf.GGUFReader(str(path)).get_field("tokenizer.chat_template").contents() == TEMPLATE
+    end = gguf.GGUFReader(str(path)).get_field("tokenizer.ggml.eot_token_id").contents()
+    assert loaded.tokenizer.id_to_token(end) == "<|im_end|>"
     assert F32.validate_artifact(loaded, TEXT, path) == []
     other = replace(loaded, entry={**loaded.entry, "chat_template": TEMPLATE + " "})
     with pytest.raises(RuntimeError, match=r"its tokenizer\.chat_template is not the model's"):

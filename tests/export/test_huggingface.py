@@ -144,6 +144,22 @@ def test_a_chat_template_is_used_by_transformers(chat_folder: Path) -> None:
     assert HUGGINGFACE.validate_artifact(chat_model(), TEXT[:100], chat_folder) == []
 
 
+def test_generation_ends_at_the_end_of_a_turn_and_of_a_text(chat_folder: Path) -> None:
+    generation = transformers.GenerationConfig.from_pretrained(chat_folder, local_files_only=True)
+    tokenizer = chat_model().tokenizer
+    assert generation.eos_token_id == [tokenizer.token_to_id(word) for word in ("<|im_end|>", "<|endoftext|>")]
+
+
+@pytest.mark.parametrize("template", ["{{", "{{ 9**9**9 }}", "{{ messages[0].content }}"])
+def test_a_template_that_does_not_work_goes_along_as_it_is(template: str, tmp_path: Path) -> None:
+    loaded = chat_model()
+    broken = replace(loaded, entry={**loaded.entry, "chat_template": template})
+    HUGGINGFACE.write(broken, tmp_path / "hf", None)
+    assert (tmp_path / "hf" / "chat_template.jinja").read_text() == template
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "hf", local_files_only=True)
+    assert generation.eos_token_id == [loaded.tokenizer.token_to_id("<|endoftext|>")]
+
+
 @pytest.mark.parametrize("template", [None, TEMPLATE + " "], ids=["none", "another"])
 def test_another_chat_template_is_not_opened(template: str | None, chat_folder: Path) -> None:
     """It is code, in Jinja, which apply_chat_template runs."""

@@ -56,6 +56,19 @@ def in_blocks(config: TransformerConfig, block: int) -> str | None:
     return None
 
 
+def end_of_turn_id(loaded: LoadedModel) -> int | None:
+    """The special token that ends an assistant's turn by the model's chat template; None if nothing says so."""
+    from tinytf.data.examples.chat import Chat  # It takes Jinja, which --help has no need of.
+
+    if loaded.chat_template is None:
+        return None
+    try:
+        end: int | None = loaded.tokenizer.token_to_id(Chat.of(loaded.chat_template, loaded.tokenizer).end_of_turn())
+    except UserError:  # It goes along as it is: what it is good for is not an export's to say.
+        return None
+    return end
+
+
 @dataclass(frozen=True)
 class Format:
     """One artifact of a bundle.

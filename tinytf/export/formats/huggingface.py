@@ -18,7 +18,7 @@ from torch import Tensor
 from tinytf import __version__
 from tinytf.data.tokenizer import begin_of_text_id, encode, end_of_text_id, special_tokens
 from tinytf.errors import UserError
-from tinytf.export.formats import Writer
+from tinytf.export.formats import Writer, end_of_turn_id
 from tinytf.export.parity.runner import Feed, Runner, quiet
 from tinytf.model import TransformerConfig
 from tinytf.utils.files import read_bytes, read_text
@@ -224,8 +224,8 @@ def wrapped_tokenizer(loaded: LoadedModel) -> Any:
 
 def _ends(loaded: LoadedModel) -> list[int]:
     """Where generation stops: at the end of a text, and of an assistant's turn if the model has a chat template."""
-    end = end_of_text_id(loaded.tokenizer)
-    return [] if end is None else [end]
+    ends = (end_of_turn_id(loaded), end_of_text_id(loaded.tokenizer))
+    return list(dict.fromkeys(end for end in ends if end is not None))
 
 
 def _change_json(path: Path, **changes: Any) -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models
 
 from tinytf.data.tokenizer import added_to_texts, begin_of_text_id, end_of_text_id, is_by_character
-from tinytf.export.formats import Writer, in_blocks
+from tinytf.export.formats import Writer, end_of_turn_id, in_blocks
 from tinytf.export.formats.gguf.llama_cpp import open_llama_cpp, tokenizer_problems
 from tinytf.export.parity.runner import Runner, quiet
 from tinytf.model import TransformerConfig
@@ -279,6 +279,9 @@ def _add_tokenizer(writer: Any, loaded: LoadedModel) -> None:
     # As its own post-processor does for transformers.
     writer.add_add_bos_token(begin in added_to_texts(tokenizer)[:1])
     writer.add_add_eos_token(False)
+    turn = end_of_turn_id(loaded)
+    if turn is not None:
+        writer.add_eot_token_id(turn)
     if loaded.chat_template is not None:
         writer.add_chat_template(loaded.chat_template)
 
