@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from tokenizers import Tokenizer
 
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
+from tinytf.export.parity.cases import Evaluation
+from tinytf.export.parity.compare import ReferenceLogits
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.weights.checkpoint import LoadedModel
 
@@ -46,6 +49,12 @@ def spread(model: Transformer) -> Transformer:
             else:
                 weight.copy_(noise * (1.7 if "embed" in name or "head" in name else 1.0) / weight.shape[1] ** 0.5)
     return model.eval()
+
+
+@cache
+def reference_of(model: Transformer, evaluation: Evaluation) -> ReferenceLogits:
+    """The model's own logits, computed once for all tests that compare with it."""
+    return ReferenceLogits(model, evaluation)
 
 
 def small_model(vocab_size: int, **changes: Any) -> Transformer:

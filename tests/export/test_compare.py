@@ -6,12 +6,13 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from torch import nn
 
-from tests.export.small_model import small_model
+from tests.export.small_model import reference_of, small_model
 from tinytf.export.formats.onnx.fused_projections import FusedTransformer
 from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.compare import ParityMetrics, ReferenceLogits, compare
@@ -22,8 +23,11 @@ from tinytf.model.transformer import rotary_tables
 from tinytf.weights.checkpoint import LoadedModel
 
 
-def measured(artifact: Transformer, loaded: LoadedModel, evaluation: Evaluation) -> ParityMetrics:
-    return compare(eager(artifact), ReferenceLogits(loaded.model, evaluation))
+@cache
+def measured(plant: Callable[[Transformer], None], model: Transformer, evaluation: Evaluation) -> ParityMetrics:
+    artifact = copy.deepcopy(model)
+    plant(artifact)
+    return compare(eager(artifact), reference_of(model, evaluation))
 
 
 def other_eps(model: Transformer) -> None:
@@ -81,21 +85,14 @@ BUGS = [
 def test_every_planted_bug_is_caught(
     plant: Callable[[Transformer], None], loaded: LoadedModel, evaluation: Evaluation
 ) -> None:
-    artifact = copy.deepcopy(loaded.model)
-    plant(artifact)
-    found = measured(artifact, loaded, evaluation)
+    found = measured(plant, loaded.model, evaluation)
     assert breaches(found, THRESHOLDS["fp32"]), found
     # With room to spare, or the next model's bug of this kind would pass.
     assert found.max_abs > 2 * THRESHOLDS["fp32"]["max_abs"]
 
 
 def test_top1_alone_would_pass_some_of_them(loaded: LoadedModel, evaluation: Evaluation) -> None:
-    passed = []
-    for plant in BUGS:
-        artifact = copy.deepcopy(loaded.model)
-        plant(artifact)
-        if measured(artifact, loaded, evaluation).top1 == 1.0:
-            passed.append(plant.__name__)
+    passed = [plant.__name__ for plant in BUGS if measured(plant, loaded.model, evaluation).top1 == 1.0]
     assert "one_weight_off" in passed
     assert "other_base" in passed
 
@@ -103,7 +100,7 @@ def test_top1_alone_would_pass_some_of_them(loaded: LoadedModel, evaluation: Eva
 @pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 4}, {"qk_norm": False}], ids=["grouped", "full", "llama"])
 def test_the_fused_transformer_is_the_same_function(changes: dict[str, object], evaluation: Evaluation) -> None:
     model = small_model(int(evaluation.windows.max()) + 1, **changes)
-    found = compare(fused(model), ReferenceLogits(model, evaluation))
+    found = compare(fused(model), reference_of(model, evaluation))
     assert breaches(found, THRESHOLDS["fp32"]) == []
     assert 0 < found.max_abs < 5e-5
 
@@ -132,7 +129,7 @@ def test_a_cache_that_forgets_is_caught(loaded: LoadedModel, evaluation: Evaluat
     def start(batch_size: int) -> Feed:
         return lambda tokens: model(tokens)
 
-    found = compare(Runner("forgetful", start), ReferenceLogits(model, evaluation))
+    found = compare(Runner("forgetful", start), reference_of(model, evaluation))
     assert found.greedy < 1.0
     assert breaches(found, THRESHOLDS["fp32"])
 
@@ -144,7 +141,7 @@ def test_a_batch_that_mixes_rows_is_caught(loaded: LoadedModel, evaluation: Eval
         feed = whole.start(batch_size)
         return lambda tokens: feed(tokens).roll(1, dims=0)
 
-    assert breaches(compare(Runner("rolled", start), ReferenceLogits(loaded.model, evaluation)), THRESHOLDS["fp32"])
+    assert breaches(compare(Runner("rolled", start), reference_of(loaded.model, evaluation)), THRESHOLDS["fp32"])
 
 
 def test_a_wrong_row_that_held_out_text_never_reads_is_caught(loaded: LoadedModel, evaluation: Evaluation) -> None:
@@ -196,7 +193,7 @@ def test_a_mask_that_is_wrong_only_for_a_chunk_after_a_past_is_caught(
 
         return feed
 
-    found = compare(Runner("leaking", start), ReferenceLogits(model, evaluation))
+    found = compare(Runner("leaking", start), reference_of(model, evaluation))
     assert found.greedy == found.top1 == 1.0
     assert breaches(found, THRESHOLDS["fp32"])
 
@@ -217,7 +214,7 @@ def test_nan_is_past_every_threshold(precision: str, loaded: LoadedModel, evalua
 
         return poisoned
 
-    found = compare(Runner("poisoned", start), ReferenceLogits(loaded.model, evaluation))
+    found = compare(Runner("poisoned", start), reference_of(loaded.model, evaluation))
     assert breaches(found, THRESHOLDS[precision])
 
 
@@ -235,7 +232,7 @@ def test_the_numbers_are_those_of_their_definitions(loaded: LoadedModel, evaluat
 
         return shifted
 
-    found = compare(Runner("shifted", start), ReferenceLogits(model, evaluation))
+    found = compare(Runner("shifted", start), reference_of(model, evaluation))
     inputs, targets = evaluation.windows[:, :-1], evaluation.windows[:, 1:]
     with torch.no_grad():
         wanted = model(inputs).double()
@@ -259,7 +256,7 @@ def test_a_tie_is_not_an_error(evaluation: Evaluation) -> None:
     model.embed_tokens.weight.data[3] = model.embed_tokens.weight.data[4]
     other = copy.deepcopy(model)
     other.embed_tokens.weight.data[3] *= 1 + 1e-7
-    assert compare(eager(other), ReferenceLogits(model, evaluation)).top1 == 1.0
+    assert compare(eager(other), reference_of(model, evaluation)).top1 == 1.0
 
 
 def test_it_works_on_a_context_of_two(evaluation: Evaluation) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.export.small_model import LOOSE, PROPERTIES, Exported, small_model, tokenizer_of
+from tests.export.small_model import LOOSE, PROPERTIES, Exported, reference_of, small_model, tokenizer_of
 from tinytf.export.formats import FORMATS
 from tinytf.export.formats.onnx import WITH_CACHE, quantize
 from tinytf.export.formats.onnx.graph import Array, Graph
@@ -115,7 +115,7 @@ PLANTED.remove((one_weight_off, "onnx-int4"))  # A hundredth is less than half a
 
 
 def verdict(name: str, path: Path, loaded: LoadedModel, evaluation: Evaluation) -> tuple[str, list[str]]:
-    check = ParityCheck.of(loaded, evaluation, with_overrides(LOOSE), 1)
+    check = ParityCheck(loaded, evaluation, with_overrides(LOOSE), 1, reference_of(loaded.model, evaluation))
     outcome = check.run(FORMATS[name], path)
     return outcome.status, outcome.reasons
 
