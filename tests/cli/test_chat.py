@@ -84,8 +84,6 @@ def test_without_a_template_it_is_refused(tmp_path: Path, capfd: pytest.CaptureF
     path = write_checkpoint(tmp_path / "a.ckpt")
     assert main(["generate", "--ckpt_path", str(path), "--chat", "--prompt", "hi"]) == 2
     assert "a.ckpt has no chat template" in capfd.readouterr().err
-    assert main(["generate", "--model", "model.onnx", "--chat", "--prompt", "hi"]) == 2
-    assert "--chat needs --ckpt_path" in capfd.readouterr().err
 
 
 def test_the_other_commands_take_such_a_checkpoint(

@@ -59,7 +59,7 @@ def test_every_property_and_the_chat_template_pass_again_without_the_checkpoint(
 ) -> None:
     checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", chat_model(**EVERYTHING, n_layers=1))
     folder = checkpoint.parent / "export"
-    formats = "torchscript,pt2" + (",onnx" if not FORMATS["onnx"].missing("writing") else "")
+    formats = "torchscript,pt2" + (",onnx-kv" if not FORMATS["onnx-kv"].missing("writing") else "")
     assert export(checkpoint, formats) == 0
     assert "lm_head.weight" in load_file(folder / "reference.safetensors")
     assert export(checkpoint, "huggingface") == 0
@@ -68,7 +68,13 @@ def test_every_property_and_the_chat_template_pass_again_without_the_checkpoint(
     code, content = verified(folder, capsys)
     assert code == 0
     assert {entry["status"] for entry in content["artifacts"]} == {"passed"}
-    # Without the bundle's own, the one in huggingface/ is of nobody's.
+    answers = []
+    for model in sorted({*folder.glob("model_kv.onnx"), folder / "huggingface"}):
+        chat = ["--model", str(model), "--chat", "--prompt", "Now is", "--temperature", "0", "--max_new_tokens", "8"]
+        assert generate.run(chat) == 0
+        answers.append(capsys.readouterr().out)
+    assert len(set(answers)) == 1
+    # Without the bundle's own, the one in huggingface/ is nobody's.
     stated = json.loads((folder / "export.json").read_text())
     del stated["runtime_files"]["chat_template.jinja"]
     (folder / "export.json").write_text(json.dumps(stated))

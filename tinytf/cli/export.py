@@ -128,7 +128,9 @@ def next_commands(folder: Path, content: dict[str, Any]) -> list[str]:
         lines.append(python(f"from transformers import pipeline; print({text})"))
     if path := file("onnx-kv", "onnx-int8", "onnx-int4"):
         # With "=", because a prompt may begin with a dash.
-        lines.append(f"{console_script('tinytf')} generate --model {shlex.quote(path)} --prompt={shlex.quote(prompt)}")
+        chat = " --chat" if "chat_template.jinja" in content["runtime_files"] else ""
+        program = console_script("tinytf")
+        lines.append(f"{program} generate --model {shlex.quote(path)}{chat} --prompt={shlex.quote(prompt)}")
     elif path := file("onnx"):
         run = (
             f'onnxruntime.InferenceSession({json.dumps(path)}).run(None, {{"tokens": numpy.array([[1, 0]])}})[0].shape'

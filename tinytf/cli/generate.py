@@ -41,7 +41,7 @@ A sample ends after --max_new_tokens tokens, before a --stop string, or at <|end
 An empty prompt starts from <|endoftext|> if the model was trained on several documents, else from a line feed.
 A text past the model's max_seq_len continues from the last half of its context, and says so once on stderr.
 
-With --chat the prompt is a user's message, and the answer alone is printed: the checkpoint's chat template says what
+With --chat the prompt is a user's message, and the answer alone is printed: the model's chat template says what
 stands around them, and the answer ends at a special token, such as <|im_end|>. With --interactive too, the lines and
 their answers are one conversation.
 
@@ -92,7 +92,7 @@ def parser() -> CommandParser:
     )  # fmt: skip
     flags.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     flags.add_argument("--interactive", action="store_true", help="complete prompts in a loop, one a line of stdin")
-    flags.add_argument("--chat", action="store_true", help="answer the prompt, by the checkpoint's chat template")
+    flags.add_argument("--chat", action="store_true", help="answer the prompt, by the model's chat template")
     flags.add_argument("--json", action="store_true", help="one JSON object a sample, printed when all are done")
     return flags
 
@@ -135,8 +135,6 @@ def run(argv: list[str]) -> int:
 
 def refuse_no_chat(args: argparse.Namespace, prompt: str) -> None:
     """Refuse what goes with no conversation."""
-    if args.model:
-        raise UserError("--chat needs --ckpt_path: a checkpoint brings its chat template, --model names an export")
     if not prompt and not args.interactive:
         raise UserError("--chat: there is no message to answer: give --prompt, --prompt_file or --interactive")
     if args.interactive and args.num_samples > 1:
@@ -144,15 +142,15 @@ def refuse_no_chat(args: argparse.Namespace, prompt: str) -> None:
 
 
 def conversation(args: argparse.Namespace, generator: TextGenerator) -> Conversation | None:
-    """The conversation of --chat, None without it; UserError if the checkpoint brings no chat template."""
+    """The conversation of --chat, None without it; UserError if the model brings no chat template."""
     if not args.chat:
         return None
     from tinytf.generation.conversation import Conversation
 
     if generator.chat_template is None:
         raise UserError(
-            f"--chat: {args.ckpt_path} has no chat template, which comes with a base model, or a tokenizer.json that "
-            "conversations were trained with: leave --chat out"
+            f"--chat: {args.ckpt_path or args.model} has no chat template, which comes with a base model, or a "
+            "tokenizer.json that conversations were trained with: leave --chat out"
         )
     return Conversation(generator.chat_template, generator.tokenizer)
 
@@ -268,13 +266,13 @@ def from_export(args: argparse.Namespace) -> TextGenerator:
     path = user_path(args.model, what="--model")
     if path.is_dir():
         return from_folder(args, path)
-    from tinytf.export.formats.onnx.runtime import OnnxEngine, bundled_tokenizer
+    from tinytf.export.formats.onnx.runtime import OnnxEngine, bundled_chat_template, bundled_tokenizer
     from tinytf.generation.generator import TextGenerator
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"--device {args.device}: an exported model runs on the CPU here")
     engine = OnnxEngine(path, args.threads)
-    return TextGenerator(engine, bundled_tokenizer(path), engine.start_token)
+    return TextGenerator(engine, bundled_tokenizer(path), engine.start_token, bundled_chat_template(path))
 
 
 def note(message: str) -> None:

@@ -15,13 +15,16 @@ from tinytf.data.tokenizer import tokenizer_from_file
 from tinytf.errors import UserError
 from tinytf.export.parity.runner import Feed, Runner
 from tinytf.model import TransformerConfig
-from tinytf.utils.files import open_user_file
+from tinytf.utils.files import open_user_file, read_text
 from tinytf.utils.text import printable
+from tinytf.weights.huggingface import CHAT_TEMPLATE
 
 PAST, PRESENT = "past_key_values", "present"
 METADATA = "tinytf"
 TOKENIZER = "tokenizer.json"
 PROTOBUF_LIMIT = 2**31
+MAX_TEMPLATE = 2**20
+"""Bytes; those of pretrained models have some 10,000."""
 
 
 def cache_names(prefix: str, layers: int) -> list[str]:
@@ -195,3 +198,9 @@ def require_onnx(path: Path) -> None:
 def bundled_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in the folder of a model; UserError if there is none."""
     return tokenizer_from_file(path.parent / TOKENIZER)
+
+
+def bundled_chat_template(path: Path) -> str | None:
+    """The chat template in the folder of a model, or None if there is none."""
+    template = path.parent / CHAT_TEMPLATE
+    return read_text(template, what="chat template", limit=MAX_TEMPLATE) if template.exists() else None
