@@ -86,7 +86,7 @@ def test_every_property_and_the_chat_template_pass_again_without_the_checkpoint(
 def test_a_model_with_adapters_is_compared_as_it_was_trained(loaded: LoadedModel, evaluation: Evaluation) -> None:
     """What is exported has them merged; that the merge is right is part of what is measured."""
     trained = small_model(loaded.model.config.vocab_size)
-    check = ParityCheck.of(replace(loaded, reference=trained), evaluation, with_overrides([]), 1)
+    check = ParityCheck.of(replace(loaded, unmerged=lambda: trained), evaluation, with_overrides([]), 1)
     assert check.reference.model is trained
     assert ParityCheck.of(loaded, evaluation, with_overrides([]), 1).reference.model is loaded.model
 

@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -186,8 +187,7 @@ class LoadedModel:
         entry: the checkpoint's ``tinytf`` entry.
         step: optimizer steps behind the weights.
         path: the checkpoint, links resolved; None if the model is from elsewhere.
-        reference: what exports are compared with, if that is not ``model``: a model with adapters, which ``model`` has
-            merged into its weights.
+        unmerged: makes the model with its adapter beside the base, as it was trained; None if it has none.
     """
 
     model: Transformer
@@ -195,7 +195,7 @@ class LoadedModel:
     entry: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     path: Path | None = None
-    reference: Transformer | None = None
+    unmerged: Callable[[], Transformer] | None = None
 
     @property
     def name(self) -> str:
@@ -214,6 +214,11 @@ class LoadedModel:
         """How its tokenizer writes conversations, in Jinja; None if nothing says so."""
         stated = self.entry.get("chat_template")
         return stated if isinstance(stated, str) else None
+
+    @property
+    def reference(self) -> Transformer:
+        """What an export is compared with: the model as it was trained, an adapter beside its base."""
+        return self.unmerged() if self.unmerged else self.model
 
     @cached_property
     def sha256(self) -> str | None:

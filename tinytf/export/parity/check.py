@@ -68,8 +68,7 @@ class ParityCheck:
         cls, loaded: LoadedModel, evaluation: Evaluation, thresholds: dict[str, Limits], threads: int
     ) -> ParityCheck:
         """A check that computes the model's own logits as they are needed, each once."""
-        reference = ReferenceLogits(loaded.reference or loaded.model, evaluation)
-        return cls(loaded, evaluation, thresholds, threads, reference)
+        return cls(loaded, evaluation, thresholds, threads, ReferenceLogits(loaded.reference, evaluation))
 
     def run(self, format: Format, path: Path) -> CheckResult:
         """Load an artifact from disk in its own runtime and measure it; what goes wrong in the runtime is raised."""
