@@ -74,6 +74,7 @@ ALSO: dict[str, dict[str, Any]] = {
 """What a key needs beside it to matter; it is on both sides of the comparison."""
 
 UNSEEN = {
+    "model.adapter": "needs a base and peft, which takes 7 s to import: tests/training/test_adapter.py",
     "ckpt_path": "what it does is all of tests/end_to_end/test_resume.py",
     "model.base": "what it does is all of tests/weights",
     "trainer.limit_test_batches": "refused: fit has no such batches",

@@ -42,7 +42,9 @@ def test_the_table_of_keys_has_every_key_of_every_shipped_config() -> None:
     known = set(re.findall(r"^\| `([\w.]+)`", keys(), re.MULTILINE))
     for path in (REPOSITORY / "configs").rglob("*.yaml"):
         for section, content in yaml.safe_load(path.read_text()).items():
-            names = [f"{section}.{key}" for key in content] if isinstance(content, dict) else [section]
+            names = (
+                [f"{section}.{key.removesuffix('+')}" for key in content] if isinstance(content, dict) else [section]
+            )
             assert all(any(key == name or key.startswith(f"{name}.") for key in known) for name in names), path
 
 

@@ -25,7 +25,7 @@ from tests.stress.killing import Instants, attempt
 from tinytf.cli.config.keys import REFUSED
 from tinytf.cli.config.parser import parser_of
 from tinytf.cli.main import main
-from tinytf.run.callbacks.exact_resume import ExactResume
+from tinytf.run.callbacks.averaging import AveragedWeights
 from tinytf.training.lightning_module import LanguageModel
 
 OWN_MODULE = """
@@ -203,7 +203,7 @@ def test_averages_in_float64_leave_the_weights_in_float64(tmp_path: Path) -> Non
     module = ToyModule()
     trainer = Trainer(
         max_steps=2, val_check_interval=2, check_val_every_n_epoch=None, precision="64-true", accelerator="cpu",
-        callbacks=[WeightAveraging(), ExactResume()], logger=False, default_root_dir=tmp_path,
+        callbacks=[WeightAveraging(), AveragedWeights()], logger=False, default_root_dir=tmp_path,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(module, datamodule=ToyData())

@@ -75,6 +75,8 @@ def test_callbacks_have_what_a_resumed_run_sets(tmp_path: Any) -> None:
     for name in ("_last_global_step_saved", "_every_n_train_steps", "_train_time_interval"):
         assert hasattr(ModelCheckpoint(dirpath=tmp_path), name)
     assert hasattr(WeightAveraging(), "_average_model")
+    assert callable(WeightAveraging._swap_models)
+    assert WeightAveraging()._latest_update_step == 0
     assert hasattr(torch.optim.swa_utils.AveragedModel(torch.nn.Linear(1, 1)), "use_buffers")
 
 

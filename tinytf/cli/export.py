@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tinytf.cli.config.flags import CommandParser, add_checkpoint_flags, threads
+from tinytf.cli.config.flags import CommandParser, add_base_flag, add_checkpoint_flags, threads
 from tinytf.cli.paste import console_script, from_here
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
 from tinytf.export.parity.thresholds import with_overrides
@@ -24,6 +24,7 @@ def parser() -> CommandParser:
         epilog=_notes(),
     )
     add_checkpoint_flags(flags)
+    add_base_flag(flags)
     flags.add_argument(
         "--formats", default=",".join(DEFAULT), metavar="A,B", help="comma-separated (default: %(default)s)"
     )
@@ -95,6 +96,7 @@ def run(argv: list[str]) -> int:
         output_dir=output_dir,
         text=text,
         own=is_own(ckpt_path, root),
+        base=args.base,
         thresholds=args.threshold,
         threads=args.threads,
         say=say,

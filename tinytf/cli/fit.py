@@ -17,6 +17,7 @@ from tinytf.data.datamodule import TextDataModule
 from tinytf.export.at_end import ExportConfig, export_at_end, require_exportable_config
 from tinytf.export.formats import choose
 from tinytf.run.callbacks import steps_remain
+from tinytf.run.callbacks.averaging import averaged_by
 from tinytf.run.callbacks.checkpoints import best_checkpoints
 from tinytf.run.callbacks.journal import early_stop_reason, journal_of
 from tinytf.run.callbacks.progress import clock
@@ -128,7 +129,10 @@ def summarize(run: Run, trainer: Trainer) -> None:
     else:
         log.info("run %s: finished %s", here, at)
     if best and best.best_model_path and best.best_model_score is not None:
-        log.info("best checkpoint: %s, val/loss %.4f", from_here(best.best_model_path), best.best_model_score)
+        averaged = "".join(f", weights averaged by {name}" for name in averaged_by(trainer.callbacks).values())  # type: ignore[attr-defined]
+        log.info(
+            "best checkpoint: %s, val/loss %.4f%s", from_here(best.best_model_path), best.best_model_score, averaged
+        )
     else:
         why = "nothing was validated" if best and best.save_top_k else "checkpoint.save_top_k is 0"
         log.info("best checkpoint: none, because %s", why)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tinytf.cli.config.flags import (
     CommandParser,
+    add_base_flag,
     add_checkpoint_flags,
     checkpoint_path,
     integer,
@@ -61,6 +62,7 @@ def parser() -> CommandParser:
         prog="tinytf generate", description="Write text with a checkpoint or an exported model.", epilog=NOTES
     )
     add_checkpoint_flags(flags, required=False)
+    add_base_flag(flags)
     flags.add_argument(
         "--model",
         metavar="PATH",
@@ -238,7 +240,7 @@ def from_checkpoint(args: argparse.Namespace) -> TextGenerator:
     path = checkpoint_path(args)
     if args.ckpt_path in ("best", "last"):  # Which of many: a text goes on the screen without its model's name.
         note(f"--ckpt_path {args.ckpt_path} is {path}")
-    return tinytf.load(path, device=device)
+    return tinytf.load(path, device=device, base=args.base)
 
 
 def from_folder(args: argparse.Namespace, path: Path) -> TextGenerator:

@@ -235,6 +235,7 @@ def quiet_libraries() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",  # An evaluation needs none of them.
         ".*but have no logger configured.*",  # The table of results goes to stdout.
         ".*It is recommended to use .*sync_dist=True.*",  # torchmetrics has brought the processes' sums together.
+        ".*WeightAveraging callback with a model that overrides.*",  # Which shards for fsdp2 alone, refused with it.
         ".*FSDP2-wrapped module .* returned a view tensor.*",  # Which nothing here changes in place.
         ".*litlogger.*",
         ".*litmodels.*",

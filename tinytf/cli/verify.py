@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinytf.cli.config.flags import CommandParser
+from tinytf.cli.config.flags import CommandParser, add_base_flag
 from tinytf.cli.export import add_check_flags, print_result, say
 from tinytf.export.parity.thresholds import with_overrides
 from tinytf.utils.files import user_path
@@ -22,6 +22,7 @@ def parser() -> CommandParser:
     flags = CommandParser(prog="tinytf verify", description="Measure an export again.", epilog=NOTES)
     flags.add_argument("folder", metavar="DIR", help="the folder that tinytf export wrote")
     flags.add_argument("--ckpt_path", metavar="PATH", help="compare with this checkpoint (default: the weights in DIR)")
+    add_base_flag(flags)
     flags.add_argument("--trust", action="store_true", help="open files that can run code: pt2, torchscript")
     add_check_flags(flags)
     return flags
@@ -46,6 +47,6 @@ def run(argv: list[str]) -> int:
 
         ckpt_path = resolve_checkpoint(args.ckpt_path)
     folder = user_path(args.folder, what="folder")
-    content = verify(folder, ckpt_path, args.threshold, args.threads, say, trust=args.trust)
+    content = verify(folder, ckpt_path, args.threshold, args.threads, say, trust=args.trust, base=args.base)
     print_result(content, as_json=args.json)
     return 1 if content["failed"] else 0

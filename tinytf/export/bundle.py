@@ -33,6 +33,7 @@ def export_checkpoint(
     output_dir: Path | None = None,
     text: Path | None = None,
     own: bool = False,
+    base: str | None = None,
     thresholds: Sequence[str] = (),
     threads: int = 1,
     say: Say,
@@ -42,7 +43,9 @@ def export_checkpoint(
     Args:
         output_dir: None means ``export`` in the checkpoint's folder, where the export of an earlier one is replaced.
         text: held-out text; None means the run's validation split.
-        own: whether the checkpoint is of the user's own runs, so that the text that its config names may be opened.
+        own: whether the checkpoint is of the user's own runs, so that the text and the base that its config names may
+            be opened.
+        base: of a checkpoint of an adapter, its base model; None is the one that its config names.
         thresholds: settings such as ``int8.kl=1e-3``.
         threads: CPU threads.
         say: called with each line of progress.
@@ -55,7 +58,7 @@ def export_checkpoint(
         RunError: if the disk is full.
     """
     limits = with_overrides(thresholds)
-    loaded = load_model(ckpt_path)
+    loaded = load_model(ckpt_path, base, own=own)
     folder = output_dir or ckpt_path.resolve().parent / "export"
     # A link in a downloaded run could name any folder of the user's: only --output_dir, which is his own word, may.
     if output_dir is None and folder.is_symlink():

@@ -17,6 +17,7 @@ from tinytf.export.parity.cases import Evaluation
 from tinytf.export.parity.check import FAILED, NOT_VERIFIED, CheckResult, ParityCheck, failed_result
 from tinytf.export.parity.thresholds import THRESHOLDS, with_overrides
 from tinytf.model import Transformer, TransformerConfig
+from tinytf.run.directory import ROOT, is_own
 from tinytf.utils.files import open_user_file, read_text, sha256_of
 from tinytf.weights.checkpoint import MODEL_PREFIX, LoadedModel, load_model
 from tinytf.weights.huggingface import CHAT_TEMPLATE
@@ -26,8 +27,9 @@ LONGEST = 2**17
 
 
 def verify(
-    folder: Path, ckpt_path: Path | None, thresholds: Sequence[str], threads: int, say: Say, *, trust: bool = False
-) -> dict[str, Any]:
+    folder: Path, ckpt_path: Path | None, thresholds: Sequence[str], threads: int, say: Say, *, trust: bool = False,
+    base: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The manifest as it would be written today; nothing is written.
 
     Args:
@@ -36,6 +38,7 @@ def verify(
         thresholds: settings in place of those of the export.
         threads: CPU threads.
         say: called with each line of progress.
+        base: of a checkpoint of an adapter, its base model; None is the one that a run of the user's names.
         trust: open formats whose files can run code; if not, they are "not verified".
 
     Raises:
@@ -44,7 +47,7 @@ def verify(
     stated = manifest.read(folder)
     for name, digest in stated["runtime_files"].items():
         _require_unchanged(folder / name, digest)
-    loaded, source = _reference_model(folder, stated, ckpt_path)
+    loaded, source = _reference_model(folder, stated, ckpt_path, base)
     say(f"comparing with {source}")
     evaluation = Evaluation.load(folder / manifest.EVALUATION, stated["evaluation"]["source"], loaded.model.config)
     if evaluation.sha256 != stated["evaluation"]["sha256"]:
@@ -79,7 +82,9 @@ def _check_again(check: ParityCheck, folder: Path, entry: dict[str, Any], say: S
         return failed_result(format, path, error)
 
 
-def _reference_model(folder: Path, stated: dict[str, Any], ckpt_path: Path | None) -> tuple[LoadedModel, str]:
+def _reference_model(
+    folder: Path, stated: dict[str, Any], ckpt_path: Path | None, base: str | None
+) -> tuple[LoadedModel, str]:
     """The model of a bundle, and in words where it is from."""
     if ckpt_path is None:
         return _model_from_weights(folder, stated), f"the weights in {stated['reference']['file']}"
@@ -87,7 +92,7 @@ def _reference_model(folder: Path, stated: dict[str, Any], ckpt_path: Path | Non
     digest = sha256_of(ckpt_path)
     if digest != stated["checkpoint"]["sha256"]:
         raise UserError(f"--ckpt_path {ckpt_path}: it is not the checkpoint that {folder} was exported from")
-    return load_model(ckpt_path), f"the checkpoint {ckpt_path}"
+    return load_model(ckpt_path, base, own=is_own(ckpt_path, ROOT)), f"the checkpoint {ckpt_path}"
 
 
 def _model_from_weights(folder: Path, stated: dict[str, Any]) -> LoadedModel:

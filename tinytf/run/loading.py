@@ -10,7 +10,7 @@ from tinytf.errors import UserError
 from tinytf.generation.decoding import TransformerEngine
 from tinytf.generation.generator import TextGenerator, available_device
 from tinytf.model import Transformer
-from tinytf.run.directory import resolve_checkpoint
+from tinytf.run.directory import is_own, resolve_checkpoint
 from tinytf.weights.checkpoint import load_model
 
 
@@ -39,13 +39,16 @@ class TrainedModel(TextGenerator):
         )
 
 
-def load_checkpoint(ckpt_path: str | Path, name: str | None, root: str | Path, device: str) -> TrainedModel:
+def load_checkpoint(
+    ckpt_path: str | Path, name: str | None, root: str | Path, device: str, base: str | None = None
+) -> TrainedModel:
     """See `tinytf.load`, which is this with its defaults.
 
     Raises:
         UserError: if there is no such checkpoint or device, or the file is damaged or not tinytf's.
     """
-    loaded = load_model(_find(ckpt_path, name, root))
+    path = _find(ckpt_path, name, root)
+    loaded = load_model(path, base, own=is_own(path, Path(root)))
     model = loaded.model.to(available_device(device))
     return TrainedModel(
         engine=TransformerEngine(model),

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from tinytf.errors import RunError, UserError
 from tinytf.run.callbacks import RunCallback
+from tinytf.run.callbacks.averaging import AveragedWeights, averaged_by
 from tinytf.run.callbacks.checkpoints import BestCheckpoints, PeriodicCheckpoint
 from tinytf.run.callbacks.exact_resume import ExactResume
 from tinytf.run.callbacks.journal import JournalCallback
@@ -162,6 +163,7 @@ class Run:
             write_uncommitted_patch(self.directory / f"uncommitted{suffix}.patch", Path.cwd())
         start = {"run_id": self.run_id, "provenance": provenance, "data": self.data, "config": self.config}
         start |= {"base": self.base} if self.base else {}
+        start |= averaged_by(given)
         periodic = PeriodicCheckpoint(checkpoint.every_n_steps, checkpoint.keep_last)
         return [
             *given,
@@ -176,6 +178,7 @@ class Run:
             Validation(),
             tracking.samples,
             *progress_bar(self.config["trainer"]["enable_progress_bar"], given),
+            AveragedWeights(),
             ExactResume(),
             CheckpointMetadata(self.config, provenance),
             GracefulStop(periodic),

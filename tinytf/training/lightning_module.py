@@ -32,7 +32,9 @@ from tinytf.training.optim.groups import freeze as freeze_parameters
 from tinytf.training.optim.groups import parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
 from tinytf.training.optim.schedules import Linear, Schedule
+from tinytf.weights.adapter import AdapterConfig, attach_adapter, refuse_adapter_with
 from tinytf.weights.base import open_base
+from tinytf.weights.checkpoint import refuse_other_base
 
 Batch = tuple[Tensor, ...]
 """(tokens, targets) or (tokens, targets, positions), ``[batch, seq]`` each, int64."""
@@ -71,6 +73,8 @@ class LanguageModel(LightningModule):
         base: pretrained model to start from: a Hugging Face folder, hf://owner/name (also with ?revision=COMMIT), a
             checkpoint or run of tinytf, or a bundle. Its sizes and its tokenizer are the model's; a setting that
             contradicts them is refused. dropout is free, max_seq_len may be shorter, or longer with a rope_scaling.
+        adapter: train an adapter (LoRA) beside the base, whose weights stay as they are; null trains the model. A
+            checkpoint then holds the adapter alone.
         config: the arguments of `TransformerConfig`; with a base, those that differ from its own.
     """
 
@@ -86,6 +90,7 @@ class LanguageModel(LightningModule):
         seed: int = 0,
         bytes_per_token: dict[str, float] | None = None,
         base: str | None = None,
+        adapter: AdapterConfig | None = None,
         **config: Any,
     ) -> None:
         super().__init__()
@@ -108,6 +113,11 @@ class LanguageModel(LightningModule):
         self.model = opened.build(self.config) if opened else Transformer(self.config)
         self.frozen = list(freeze or ())
         freeze_parameters(self.model, self.frozen)
+        # Of a checkpoint's hyperparameters it is a dict.
+        self.adapter = AdapterConfig.from_mapping(adapter) if isinstance(adapter, dict) else adapter
+        if self.adapter:
+            refuse_adapter_with(base=opened is not None, freeze=self.frozen)
+            attach_adapter(self.model, self.adapter)
         self.loss_sum: SumMetric | None = None
         self.token_count: SumMetric | None = None
         self.group_settings: list[dict[str, Any]] = []
@@ -360,14 +370,18 @@ class LanguageModel(LightningModule):
             "activation_checkpointing": self.activation_checkpointing,
             "on_nonfinite": self.on_nonfinite,
             "freeze": self.frozen,
+            "adapter": self.adapter.plain() if self.adapter else None,
             "seed": self.seed,
             "bytes_per_token": self.bytes_per_token,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped_steps = int(checkpoint.get("skipped_steps", 0))
-        # A checkpoint has the weights: what they began from is not opened again.
-        self.base_identity = checkpoint.get("tinytf", {}).get("base")
+        known = checkpoint.get("tinytf", {}).get("base")
+        if self.adapter and self.base_identity:
+            refuse_other_base(self.base_identity, known or {}, "that is resumed")
+        # A checkpoint has the weights, but for an adapter's base: what they began from is not opened again.
+        self.base_identity = known
 
 
 class NonFiniteError(RunError):

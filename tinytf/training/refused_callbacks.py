@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     OnExceptionCheckpoint,
     SpikeDetection,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 
 from tinytf.errors import UserError
@@ -42,6 +43,20 @@ def refuse_callbacks(kinds: Iterable[type]) -> None:
         for refused, why in REFUSED.items():
             if issubclass(kind, refused):
                 raise UserError(f"trainer.callbacks: {kind.__name__} {why}")
+
+
+def refuse_averaging(callbacks: Iterable[Callback]) -> None:
+    """Raise UserError at two callbacks that average weights, or one that counts epochs or never averages."""
+    averaging = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+    if len(averaging) > 1:
+        names = " and ".join(type(callback).__name__ for callback in averaging)
+        raise UserError(f"trainer.callbacks: {names} both make their averages the model; give one")
+    for callback in averaging:
+        name = f"trainer.callbacks: {type(callback).__name__}"
+        if getattr(callback, "update_starting_at_epoch", None) is not None:
+            raise UserError(f"{name}.update_starting_at_epoch counts epochs, {EPOCHS}; use update_starting_at_step")
+        if (every := getattr(callback, "update_every_n_steps", 1)) < 1:
+            raise UserError(f"{name}.update_every_n_steps is {every}, but must be at least 1")
 
 
 def refuse_equal_keys(callbacks: Iterable[Callback]) -> None:

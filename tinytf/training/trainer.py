@@ -19,7 +19,7 @@ from tinytf.training.hardware import (
     fastest_precision,
     training_device,
 )
-from tinytf.training.refused_callbacks import refuse_callbacks, refuse_equal_keys
+from tinytf.training.refused_callbacks import refuse_averaging, refuse_callbacks, refuse_equal_keys
 
 MOST_READINGS = 16
 """Readings of a text after which another one teaches little. Muennighoff et al. 2023 (arXiv:2305.16264) fit the worth
@@ -72,6 +72,7 @@ class Trainer(LightningTrainer):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         refuse_callbacks(map(type, callbacks))
         refuse_equal_keys(callbacks)
+        refuse_averaging(callbacks)
         if kwargs.get("strategy") == "fsdp2" and any(isinstance(each, WeightAveraging) for each in callbacks):
             raise UserError(
                 "trainer.callbacks: Lightning averages no weights that fsdp2 shards; use trainer.strategy ddp"

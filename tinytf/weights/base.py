@@ -262,6 +262,11 @@ def _from_checkpoint(path: Path, place: str) -> BaseModel:
     content = read_checkpoint(path, mmap=True)
     refuse_misfit(content, path)
     entry = content["tinytf"]
+    if "adapter" in entry:
+        raise UserError(
+            f"model.base {place}: it holds an adapter alone: merge it by tinytf export --formats huggingface, and give "
+            "that folder"
+        )
     template = entry.get("chat_template")
     config = complete(config_of(content))
     tokenizer = tokenizer_from_text(entry["tokenizer"], f"in checkpoint {path}")

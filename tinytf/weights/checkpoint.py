@@ -7,11 +7,11 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
@@ -21,6 +21,10 @@ from tinytf.errors import RunError, UserError
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.utils.files import atomic_write, is_disk_full, sha256_of, shorten
 from tinytf.utils.machine import usable_memory
+from tinytf.weights.adapter import AdapterConfig, adapter_shapes, attach_adapter, merge_adapter
+
+if TYPE_CHECKING:
+    from tinytf.weights.base import BaseModel
 
 FORMAT = 1
 """Version of the ``tinytf`` entry. Raise it when a reader of the old one would misread the new."""
@@ -182,7 +186,7 @@ class LoadedModel:
     """A trained model, its tokenizer, and what its checkpoint says of itself.
 
     Args:
-        model: in float32 on the CPU, in eval mode.
+        model: in float32 on the CPU, in eval mode; of a checkpoint of an adapter, the base with the adapter merged.
         tokenizer: its tokenizer.
         entry: the checkpoint's ``tinytf`` entry.
         step: optimizer steps behind the weights.
@@ -239,15 +243,28 @@ def config_of(content: dict[str, Any]) -> TransformerConfig:
     return config
 
 
+def adapter_of(content: dict[str, Any]) -> AdapterConfig | None:
+    """The adapter whose weights the checkpoint holds in place of a model's; None if it holds a model's."""
+    stated = content["tinytf"].get("adapter")
+    return None if stated is None else AdapterConfig.from_mapping(stated)
+
+
 def refuse_misfit(content: dict[str, Any], path: Path) -> None:
     """Refuse weights that are not those of the model that the file describes."""
     try:
         with torch.device("meta"):
-            model = Transformer(config_of(content))
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch refuses sizes past 2**63 so.
+            model, adapter = Transformer(config_of(content)), adapter_of(content)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+        UserError,
+    ) as error:  # torch refuses sizes past 2**63 so.
         why = " ".join(str(error).split())
         raise UserError(f"checkpoint {path}: its entry does not describe a model ({shorten(why)})") from None
-    wanted = {f"{MODEL_PREFIX}{key}": list(value.shape) for key, value in model.state_dict().items()}
+    shapes = adapter_shapes(model, adapter) if adapter else {k: list(v.shape) for k, v in model.state_dict().items()}
+    wanted = {f"{MODEL_PREFIX}{key}": shape for key, shape in shapes.items()}
     found = {key: list(value.shape) for key, value in content["state_dict"].items()}
     for key in sorted({*wanted, *found}):
         if wanted.get(key) != found.get(key):
@@ -257,26 +274,91 @@ def refuse_misfit(content: dict[str, Any], path: Path) -> None:
             )
 
 
-def load_model(path: str | Path) -> LoadedModel:
+def load_model(path: str | Path, base: str | None = None, *, own: bool = False) -> LoadedModel:
     """Rebuild model and tokenizer from a checkpoint alone; the model is in eval mode, on the CPU, in float32.
 
+    A checkpoint of an adapter has no more than that: its base is opened too, and the adapter merged into it.
+
+    Args:
+        path: the checkpoint.
+        base: of an adapter, its base model, as `open_base` takes it; None is the one that its config names.
+        own: whether the checkpoint is of the user's own runs: what another's config names is not opened.
+
     Raises:
-        UserError: as `read_checkpoint`, and where the weights are not those of the shape it states.
+        UserError: as `read_checkpoint`, and where the weights are not those of the shape it states, or there is no
+            base, or another.
     """
     # best.ckpt is a link that moves while a run trains: weights and sha256 must be those of one file.
     path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     content = read_checkpoint(path)
     refuse_misfit(content, path)
-    entry = content["tinytf"]
+    entry, adapter = content["tinytf"], adapter_of(content)
     tokenizer = tokenizer_from_text(entry["tokenizer"], f"in checkpoint {path}")
-    model = Transformer(config_of(content))
+    config = config_of(content)
     weights = {
         key.removeprefix(MODEL_PREFIX): value
         for key, value in content["state_dict"].items()
         if key.startswith(MODEL_PREFIX)
     }
+    if adapter:
+        build = partial(_with_base, config, base_of_adapter(entry, path, base, own=own))
+        model = build()
+        merge_adapter(model, adapter, weights)
+        unmerged = partial(_with_adapter, build, adapter, weights)
+        return LoadedModel(model, tokenizer, entry, int(content["global_step"]), path, unmerged)
+    if base is not None:
+        raise UserError(f"--base {base}: checkpoint {path} holds a whole model, which needs no base; leave it out")
+    model = Transformer(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:  # Of their shapes, but sparse or quantized.
         raise UserError(f"checkpoint {path}: its weights cannot be loaded ({' '.join(str(error).split())})") from error
     return LoadedModel(model.float().eval(), tokenizer, entry, int(content["global_step"]), path)
+
+
+# -- adapters --------------------------------------------------------------------------------------------------
+
+
+def base_of_adapter(entry: dict[str, Any], path: Path, given: str | None, *, own: bool) -> BaseModel:
+    """The base model of a checkpoint's adapter, opened.
+
+    Raises:
+        UserError: if it must be given, cannot be opened, or is another than the adapter was trained on.
+    """
+    from tinytf.weights.base import open_base  # It reads checkpoints with this module.
+
+    stated, section = entry.get("base"), entry["config"].get("model")
+    known = stated if isinstance(stated, dict) else {}
+    named = section.get("base") if own and isinstance(section, dict) else None
+    place = given if given is not None else named
+    if not isinstance(place, str):
+        raise UserError(
+            f"checkpoint {path}: it holds an adapter of {shorten(str(known.get('name')), 100)}, and is of no run of "
+            "yours, so that is not opened because it says so: give the base model as --base"
+        )
+    opened = open_base(place)
+    refuse_other_base(opened.identity, known, path)
+    return opened
+
+
+def refuse_other_base(now: Mapping[str, Any], known: Mapping[str, Any], path: Any) -> None:
+    """Raise UserError if an adapter was trained on other weights than those of the base that is opened for it."""
+    if now["sha256"] != known.get("sha256"):
+        raise UserError(
+            f"checkpoint {path}: its adapter was trained on {shorten(str(known.get('name')), 100)} (sha256 "
+            f"{str(known.get('sha256'))[:12]}), and model.base {now['name']} has other weights "
+            f"({now['sha256'][:12]}): give that base"
+        )
+
+
+def _with_base(config: TransformerConfig, base: BaseModel) -> Transformer:
+    model = Transformer(base.config_with(asdict(config)))
+    base.load_into(model)
+    return model.float().eval()
+
+
+def _with_adapter(build: Callable[[], Transformer], config: AdapterConfig, weights: dict[str, Any]) -> Transformer:
+    model = build()
+    attach_adapter(model, config)
+    model.load_state_dict(weights)
+    return model.eval()

@@ -108,6 +108,15 @@ def add_checkpoint_flags(parser: CommandParser, *, required: bool = True) -> Non
     parser.add_argument("--name", help="with best or last: the run's name, if not the newest run")
 
 
+def add_base_flag(parser: CommandParser) -> None:
+    """--base, of the commands that compute with a checkpoint."""
+    parser.add_argument(
+        "--base",
+        metavar="PATH",
+        help="of a checkpoint with an adapter: its base model (default: what its run named, if it is a run of yours)",
+    )
+
+
 def checkpoint_path(args: argparse.Namespace) -> Path:
     """The file that --ckpt_path means; UserError if there is none."""
     from tinytf.run.directory import resolve_checkpoint

@@ -43,6 +43,7 @@ from tinytf.training.trainer import Trainer
 from tinytf.utils.files import user_path
 from tinytf.utils.text import HIDDEN, hidden_keys
 from tinytf.weights.base import BaseModel
+from tinytf.weights.checkpoint import base_of_adapter
 
 SEED = 1337
 NOT_SETTINGS = ("config", "ckpt_path")
@@ -195,6 +196,9 @@ class CommandLine(LightningCLI):
         """Write what `model.base` says into the config."""
         if self.resume is None:
             self.base = take_base(config, given, weights=True)
+        elif "adapter" in self.resume.entry and config.model.adapter:
+            # Of a stranger's, the config has no base that the user has not given.
+            self.base = base_of_adapter(self.resume.entry, self.resume.path, config.model.base, own=True)
 
     def check_machine(self, config: Any) -> None:
         """Refuse what this machine cannot run."""

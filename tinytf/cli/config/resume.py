@@ -22,6 +22,7 @@ SHAPE = tuple(
     f"model.{key}"
     for key in ("d_model", "n_heads", "n_layers", "n_kv_heads", "head_dim", "d_ff", "qk_norm", "tie_embeddings")
 )
+ADAPTER = tuple(f"model.adapter.{key}" for key in ("rank", "alpha", "targets"))
 TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.bpe_sample_bytes")
 TEXT = ("seq_len", "val_fraction", "test_fraction", "split_by", "text_field")
 """Not the corpora: their texts are compared, by checksum, when they are read; a path may be spelled anew or moved."""
@@ -50,6 +51,7 @@ WORDS: dict[str, Collection[str] | None] = {
     "data.text_field": None,
     "model.compile": None,
     "model.freeze": None,
+    "model.adapter.targets": None,
     "model.on_nonfinite": None,
     "model.rope_scaling.rope_type": None,
     "model.weight_decay_on": None,
@@ -118,7 +120,9 @@ def strangers_defaults(
     named: dict[str, str] = {}
     taken = numbers(own_defaults(command, config, ckpt), usual, named)
     missing = [f"{key} ({shorten(value, 60)})" for key, value in named.items() if key not in given]
-    needed = [text for text in missing if text.partition(" ")[0] in NEEDED[command]]
+    # Other checkpoints have all weights that their base had.
+    needs = NEEDED[command] + (("model.base",) if look_up(config, "model.adapter") else ())
+    needed = [text for text in missing if text.partition(" ")[0] in needs]
     if needed:
         raise UserError(
             f"checkpoint {ckpt} is not of a run in checkpoint.dir, so nothing is opened, imported or addressed because "
@@ -173,7 +177,10 @@ def refuse_changes(
 ) -> None:
     """Refuse, by name, each setting given now that a checkpoint has already fixed otherwise."""
     changed, missing = [], []
-    fixed = (*SHAPE, *TOKENIZER, *((*TRAINING, *arguments_of_torch(now, saved)) if command == "fit" else ()))
+    if bool(look_up(saved, "model.adapter")) != bool(look_up(now, "model.adapter")):
+        holds = "an adapter" if look_up(saved, "model.adapter") else "a whole model"
+        raise UserError(f"model.adapter: {ckpt} holds {holds}, and is not resumed as the other; start a new run")
+    fixed = (*SHAPE, *ADAPTER, *TOKENIZER, *((*TRAINING, *arguments_of_torch(now, saved)) if command == "fit" else ()))
     for key in fixed:
         old, new = look_up(saved, key), look_up(now, key)
         if key == "data.tokenizer" and old not in ("char", "bpe", OF_BASE) and key not in given:
@@ -183,7 +190,9 @@ def refuse_changes(
         elif old != new:
             why = next(WHY[prefix] for prefix in prefixes(key) if prefix in WHY)
             changed.append(f"{key} is {new} here but {old} in {ckpt}: {why}")
-    if "model.base" in given and look_up(now, "model.base") != look_up(saved, "model.base"):
+    # An adapter's may lie elsewhere now: its sha256 is compared.
+    whole = not look_up(saved, "model.adapter")
+    if whole and "model.base" in given and look_up(now, "model.base") != look_up(saved, "model.base"):
         changed.append(
             f"model.base is {look_up(now, 'model.base')} here but {look_up(saved, 'model.base')} in {ckpt}: "
             "a resumed run has its weights"

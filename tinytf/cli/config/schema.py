@@ -52,6 +52,9 @@ def schema() -> dict[str, Any]:
     formats = described["properties"]["export"]["properties"]["formats"]
     formats["items"]["enum"] = [*FORMATS, *GROUPS]
     properties = described["properties"]
+    # With a plus, an overlay's are added to those that there are.
+    trainer = described["properties"]["trainer"]["properties"]
+    trainer["callbacks+"] = trainer["callbacks"]
     for node in sections(described):
         node["properties"].pop("$schema", None)
     return {"$schema": described.pop("$schema"), "title": described.pop("title"), **described, "properties": properties}

@@ -33,6 +33,7 @@ from tinytf.training.refused_callbacks import refuse_callbacks
 from tinytf.utils.files import shorten, user_path
 from tinytf.utils.machine import usable_cores, usable_memory
 from tinytf.utils.text import flatten
+from tinytf.weights.adapter import AdapterConfig, refuse_adapter_with, require_peft
 
 LARGEST = 2**53
 """Above it floats skip integers, as in a schedule's share of steps; above 2**63 torch raises OverflowError."""
@@ -53,6 +54,10 @@ def validate(command: str, config: Any) -> None:
     """
     check_numbers(config)
     check_model(config.model)
+    if config.model.adapter:
+        AdapterConfig(**config.model.adapter)
+        refuse_adapter_with(base=config.model.base is not None, freeze=config.model.freeze)
+        require_peft()
     if config.data.seq_len > config.model.max_seq_len:
         raise UserError(
             f"data.seq_len {config.data.seq_len} is longer than model.max_seq_len {config.model.max_seq_len}"

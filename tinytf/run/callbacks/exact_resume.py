@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tinytf.errors import UserError
 from tinytf.run.callbacks import run_dir_of
@@ -36,16 +36,6 @@ class ExactResume(Callback):
                 # Lightning's is that of the first logger, and relative until the run is resumed: it then takes its list
                 # of files for another folder's.
                 callback.dirpath = os.path.realpath(run_dir_of(trainer) / "checkpoints")
-            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-                # The model's only buffers are tables of constants, which no checkpoint has: averaged, they drift by
-                # roundings, and a resumed run starts from the true ones.
-                callback._average_model.use_buffers = False
-                if trainer.precision == "64-true":
-                    # Made before the module is converted: each validation, which swaps them, would round the weights.
-                    callback._average_model.double()
-                # It would put the averages in the place of the weights, in the last checkpoint too, and the run could
-                # not be made longer. They are the model of each checkpoint in any case.
-                callback.on_train_end = lambda *_: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for callback in trainer.checkpoint_callbacks:

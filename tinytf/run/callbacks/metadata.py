@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tinytf.run.callbacks.averaging import averaged_by
 from tinytf.utils.text import public
 from tinytf.weights.checkpoint import FORMAT
 
@@ -27,6 +28,7 @@ class CheckpointMetadata(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         optional = {
             "base": getattr(pl_module, "base_identity", None),
+            "adapter": adapter.plain() if (adapter := getattr(pl_module, "adapter", None)) else None,
             "chat_template": getattr(data, "chat_template", None),
         }
         checkpoint["tinytf"] = {
@@ -38,4 +40,5 @@ class CheckpointMetadata(Callback):
             "provenance": self.provenance,
             "world_size": trainer.world_size,
             **{key: value for key, value in optional.items() if value is not None},
+            **averaged_by(trainer.callbacks),  # type: ignore[attr-defined]
         }

@@ -15,6 +15,7 @@ from tinytf.errors import UserError, require_at_least
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
 from tinytf.model import Transformer
+from tinytf.run.callbacks.averaging import averaged_weights
 from tinytf.run.callbacks.journal import write_event
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class Samples(Callback):
         if self._validations % self.every_n_validations:
             return
         try:
-            texts = self._generate(trainer, pl_module.model)  # type: ignore[arg-type]
+            with averaged_weights(trainer, pl_module):
+                texts = self._generate(trainer, pl_module.model)  # type: ignore[arg-type]
         except FloatingPointError as error:
             log.warning("step %d: no sample, %s", trainer.global_step, error)
             return
