@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.tiny_checkpoint import write_checkpoint
-from tests.data.test_examples import CHATML, write
+from tests.data.test_examples import CHATML, conversations, write
+from tests.weights.folders import write_folder
 from tinytf.cli.main import main
-from tinytf.data.tokenizer import byte_pair_tokenizer
+from tinytf.data.tokenizer import byte_pair_tokenizer, tokenizer_from_file
+from tinytf.weights.checkpoint import read_checkpoint
 
 TINY = ["--config", "tiny", "--data.corpus", "talk.jsonl", "--data.tokenizer", "tokenizer.json", "--data.seq_len", "48",
         "--data.batch_size", "4", "--trainer.max_steps", "90", "--trainer.val_check_interval", "90", "--name", "talk",
@@ -99,3 +103,31 @@ def test_the_other_commands_take_such_a_checkpoint(
     assert main(["plan", *ckpt, "--tflops", "1"]) == 0
     assert "60 examples with " in capfd.readouterr().out
     assert main(["fit", *ckpt, "--trainer.max_steps", "92"]) == 0
+
+
+def test_a_base_model_goes_on_from_its_template_and_a_killed_run_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "base")
+    tokenizer = tokenizer_from_file("base/tokenizer.json")
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save("base/tokenizer.json")
+    config = {"chat_template": "{{ bos_token }}" + CHATML, "bos_token": "<|im_start|>"}
+    (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(config))
+    write(tmp_path / "talk.jsonl", conversations(80))
+    fit = ["fit", "--model.base", "base", "--data.corpus", "talk.jsonl", "--data.seq_len", "64", "--data.cache_dir",
+           "cache", "--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "4",
+           "--trainer.val_check_interval", "4", "--checkpoint.every_n_steps", "2", "--checkpoint.keep_last", "9",
+           "--checkpoint.save_top_k", "0", "--tracking.tensorboard", "false", "--name", "tuned"]  # fmt: skip
+    assert main(fit) == 0
+    run = tmp_path / "checkpoints/tuned/version_0"
+    whole = read_checkpoint(run / "last.ckpt")
+    (run / "step-0000004.ckpt").unlink()
+    shutil.rmtree("base")
+    assert main(["fit", "--ckpt_path", str(run)]) == 0
+    resumed = read_checkpoint(run / "last.ckpt")
+    assert all(torch.equal(value, resumed["state_dict"][key]) for key, value in whole["state_dict"].items())
+    assert resumed["tinytf"]["chat_template"] == '{%- set bos_token = "<|im_start|>" -%}' + config["chat_template"]
+    assert main(["generate", "--ckpt_path", str(run / "last.ckpt"), "--chat", "--prompt", "be kind",
+                 "--max_new_tokens", "4"]) == 0  # fmt: skip
