@@ -319,7 +319,8 @@ REFUSED_MESSAGES = {
     r"none of the role 'assistant'": [USER],
     r"message 2: the assistant's content is empty": [USER, {"role": "assistant", "content": ""}],
     r"message 1 holds the text of the special token '<\|im_end\|>'": [{**USER, "content": "a<|im_end|>b"}, ANSWER],
-    r"message 1 holds the text of the special token '<\|im_start\|>'": [{**USER, "name": "<|im_start|>"}, ANSWER],
+    r"message 1 holds the text of the special token '<\|im_start\|>'": [{**USER, "name": [["<|im_start|>"]]}, ANSWER],
+    r"message 1: a text holds half a surrogate pair": [{**USER, "content": "\ud800"}, ANSWER],
 }
 
 
@@ -395,3 +396,5 @@ def test_parquet_and_text_field(tmp_path: Path) -> None:
     # A text that is asked for by name is a text, whatever stands beside it.
     store = prepare(config_of(tmp_path / "a.parquet", tmp_path / "cache", text_field="completion")).store
     assert store.examples is None
+    with pytest.raises(UserError, match=r"its fields are 'prompt', 'completion', not 'body': set --data\.text_field"):
+        prepare(config_of(tmp_path / "a.parquet", tmp_path / "cache", text_field="body"))

@@ -56,8 +56,8 @@ class CorpusConfig:
         split_by: position: the text's end is for validation; document: a checksum of each document's text decides
             its split, which never changes when files are added; auto: document if the corpus holds documents
             (.jsonl, .parquet, hf://), position for text files.
-        text_field: Field of a .jsonl, .parquet or hf:// record that holds its text. Records without it may have prompt
-            and completion, or messages (a list of role and content): completions alone are learned.
+        text_field: Field of a .jsonl, .parquet or hf:// record that holds its text. Unless it is set, records without
+            it may have prompt and completion, or messages (a list of role and content): completions are learned.
         bpe_sample_bytes: Bytes of the training part that a bpe tokenizer is trained on, taken from all over it; a
             shorter one is used whole.
         prepare_processes: Processes that tokenize a corpus of documents; 0 takes one per CPU. It does not change the

@@ -165,6 +165,14 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
+def require_unicode(text: str, what: str) -> None:
+    """Refuse half a surrogate pair, which JSON can write, and which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} holds half a surrogate pair, which is no character") from None
+
+
 def unknown(character: str, where: str) -> str:
     """The message for a character outside the alphabet."""
     return f"the tokenizer does not know the character {describe(character)} {where}: remove it, or train with bpe"

@@ -27,7 +27,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from tinytf.data.tokenizer import end_of_text, library_errors, refuse_loss
+from tinytf.data.tokenizer import end_of_text, library_errors, refuse_loss, require_unicode
 from tinytf.errors import UserError
 from tinytf.utils.files import read_text, shorten
 from tinytf.utils.text import printable, read_json
@@ -144,6 +144,7 @@ class Chat:
                     f"message {number}: the assistant's content is empty, so that there is nothing to learn"
                 )
             for text in _texts(message):
+                require_unicode(text, f"message {number}: a text")
                 if special := _any_of(self.special_tokens).search(text):
                     raise UserError(
                         f"message {number} holds the text of the special token {special[0]!r}, which would act as one: "
@@ -310,17 +311,17 @@ def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a message, at any depth (`read_json` bounds it)."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            yield str(key)
-            yield from _texts(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
+def _texts(message: Message) -> Iterator[str]:
+    """Every text in a message, at any depth."""
+    left: list[Any] = [message]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (dict, list)):
+            left += [*value.items()] if isinstance(value, dict) else value
+        elif isinstance(value, tuple):
+            left += value
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinytf.data.examples.chat import Chat, Example
+from tinytf.data.tokenizer import require_unicode
 from tinytf.errors import UserError
+
+USUAL_TEXT_FIELD = "text"
+"""Another one was asked for by name: then every record is a text."""
 
 KINDS = {"text": "a text", "completions": "a prompt and its completion", "messages": "a conversation (messages)"}
 
@@ -88,15 +92,17 @@ class Records:
         assert self.chat is not None, "asked for when the corpus was found to hold conversations"
         try:
             examples = self.chat.examples(messages)
+            identity = json.dumps(messages, sort_keys=True).encode()
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        texts = [text for example in examples for text, _ in example]
-        return Document(where, texts, examples, json.dumps(messages, sort_keys=True).encode())
+        except RecursionError:
+            raise UserError(f"{where}: its JSON is nested too deeply") from None
+        return Document(where, [text for example in examples for text, _ in example], examples, identity)
 
 
 def kind_of_record(fields: Collection[str], text_field: str) -> str:
     """What a record with these fields holds: the configured text before anything else."""
-    if text_field in fields:
+    if text_field in fields or text_field != USUAL_TEXT_FIELD:
         return "text"
     if "messages" in fields and not {"prompt", "completion"} <= set(fields):
         return "messages"  # Some data sets repeat the first message as the prompt.
@@ -108,8 +114,5 @@ def _text(record: dict[str, Any], field: str, where: object) -> str:
     if not isinstance(value, str):
         found = "null" if value is None else f"{value!r:.40}"
         raise UserError(f"{where}: its field {field!r} holds {found}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: its text holds half a surrogate pair, which is no character") from None
+    require_unicode(value, f"{where}: its text")
     return value
