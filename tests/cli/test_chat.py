@@ -98,6 +98,9 @@ def test_the_other_commands_take_such_a_checkpoint(
     assert main(["predict", *ckpt]) == 0
     (line,) = capfd.readouterr().out.splitlines()
     assert json.loads(line)["text"] == "fine<|im_end|>\n"
+    assert main(["export", *ckpt, "--formats", "torchscript"]) == 0  # On the conversations that it was validated on.
+    assert "validation split of check.jsonl" in capfd.readouterr().out
+    assert Path("checkpoints/talk/version_0/export/chat_template.jinja").read_text() == CHATML
     assert main(["inspect", *ckpt]) == 0
     assert "split_examples" in capfd.readouterr().out
     assert main(["plan", *ckpt, "--tflops", "1"]) == 0

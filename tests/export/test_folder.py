@@ -272,6 +272,21 @@ def test_a_file_of_the_users_under_one_of_our_names_is_not_overwritten(
     assert (folder / "model.pt2").read_text() == "mine"
 
 
+def test_a_chat_template_of_the_users_is_not_overwritten(
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", loaded)
+    assert export(checkpoint, "torchscript") == 0
+    mine = checkpoint.parent / "export" / "chat_template.jinja"
+    mine.write_text("mine")
+    assert export(checkpoint, "torchscript") == 0
+    assert mine.read_text() == "mine"
+    save_checkpoint(checkpoint, LoadedModel(loaded.model, loaded.tokenizer, {"chat_template": "the model's"}))
+    with pytest.raises(UserError, match=r"chat_template\.jinja: it is yours: move it away"):
+        export(checkpoint, "torchscript")
+    assert mine.read_text() == "mine"
+
+
 def test_a_default_folder_that_is_a_link_is_refused(
     loaded: LoadedModel, export: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 
 from tests.export.small_model import (
     PROPERTIES,
@@ -142,6 +143,19 @@ def test_a_chat_template_is_used_by_transformers(chat_folder: Path) -> None:
     assert tokenizer.eos_token == "<|endoftext|>"
     assert tokenizer.pad_token == "<pad>"
     assert HUGGINGFACE.validate_artifact(chat_model(), TEXT[:100], chat_folder) == []
+
+
+def test_what_the_tokenizer_puts_before_a_text_is_its_beginning(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("bpe")
+    tokenizer.add_special_tokens(["<|begin_of_text|>"])
+    begin = tokenizer.token_to_id("<|begin_of_text|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
+    )
+    HUGGINGFACE.write(LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer), tmp_path / "hf", None)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
+    assert theirs("Now")["input_ids"][0] == theirs.bos_token_id == begin
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["bos_token_id"] == begin
 
 
 def test_generation_ends_at_the_end_of_a_turn_and_of_a_text(chat_folder: Path) -> None:

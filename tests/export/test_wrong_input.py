@@ -42,6 +42,14 @@ def test_wrong_input_is_one_line(flags: list[str], said: str, exported: Exported
     assert "\n" not in str(caught.value)
 
 
+def test_a_chat_template_that_no_file_can_hold_is_one_line(
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path
+) -> None:
+    stranger = LoadedModel(loaded.model, loaded.tokenizer, {"chat_template": "\ud800"})
+    with pytest.raises(UserError, match="its chat_template cannot be written as UTF-8"):
+        export(save_checkpoint(tmp_path / "run" / "best.ckpt", stranger), "torchscript")
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs safetensors, onnx, onnxscript: pip install 'tinytf\[export\]'"):

@@ -204,7 +204,7 @@ def from_validation_split(loaded: LoadedModel, own: bool) -> Evaluation:
                 f"so: {ADVICE}"
             )
     try:
-        prepared = prepare(CorpusConfig(**settings), loaded.tokenizer, loaded.entry.get("data"))
+        prepared = prepare(CorpusConfig(**settings), loaded.tokenizer, loaded.entry.get("data"), loaded.chat_template)
     except UserError as error:
         raise UserError(f"the text it was trained on cannot be had ({error}): {ADVICE}") from error
     trained_on, found = loaded.entry.get("data", {}), prepared.fingerprint
