@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import PAGES, REPOSITORY, blocks, commands
+from tests.weights.folders import write_folder
 from tinytf.cli.main import main
 
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
@@ -21,6 +22,7 @@ SMALLER = (
     (r"^(tinytf (?!plan).*)--config (base|medium|recipes/\w+)\b", r"\1--config tiny"),
     (r"checkpoints/base/", "checkpoints/tiny/"),
     (r"--trainer\.max_steps \d+", "--trainer.max_steps 20"),
+    (r"--config fine-tune", "--config fine-tune --trainer.max_steps 2 --data.seq_len 32"),
     (r"(--data\.tokenizer bpe)", r"\1 --data.vocab_size 300"),
     (r"(--config configs/export\.yaml)", r"\1 --export.formats [huggingface]"),
     (r"^(tinytf export (?!.*--formats).*)", r"\1 --formats huggingface,onnx-kv"),
@@ -71,6 +73,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = "".join(f"x{n} = {n * n % 97}  # {line}\n" for n, line in enumerate(text.splitlines()))
     (folder / "src" / "deep" / "code.py").write_text(code)
     (folder / "notes.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in text.splitlines()))
+    write_folder(folder / "pretrained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["fit", "--config", "configs/tiny.yaml"]) == 0

@@ -14,8 +14,10 @@ import yaml
 
 from tests.data.shards import documents
 from tests.weights.folders import TEMPLATE, write_folder
+from tinytf.cli.config.parser import CommandLine
 from tinytf.cli.main import main
 from tinytf.data.datamodule import TextDataModule
+from tinytf.model.config import RopeScaling
 from tinytf.training.lightning_module import LanguageModel
 from tinytf.training.loss import token_losses
 from tinytf.weights.checkpoint import load_model, read_checkpoint
@@ -128,3 +130,21 @@ def test_a_base_is_evaluated_as_it_is(here: Path, capsys: pytest.CaptureFixture[
     assert said == pytest.approx(float(sum(loss for loss, _ in batches) / sum(count for _, count in batches)), rel=1e-5)
     assert main(["validate", *data]) == 2
     assert "needs --ckpt_path" in capsys.readouterr().err
+
+
+def test_a_context_is_lengthened_with_a_stated_scaling_which_a_stranger_gets_too(here: Path) -> None:
+    write_folder(here / "base")
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    longer = ["--model.max_seq_len", "128", "--model.rope_scaling", json.dumps(scaling), "--data.seq_len", "100"]
+    assert main([*FIT, "--trainer.max_steps", "1", *longer]) == 0
+    again = CommandLine("fit", ["--config", str(RUN / "config.yaml")])
+    # Elsewhere it is a stranger's: it names no base, and its rotation is its numbers'.
+    shutil.copy(RUN / "last.ckpt", "theirs.ckpt")
+    theirs = CommandLine("validate", ["--ckpt_path", "theirs.ckpt", "--data.corpus", "text.txt"])
+    for cli in (again, theirs):
+        assert cli.model.config.max_seq_len == 128
+        assert cli.model.config.rope_scaling == RopeScaling("linear", 2.0)
+        assert cli.model.config.vocab_size == 320
+    assert again.base is not None
+    assert theirs.base is None
+    assert theirs.config.model.base is None
