@@ -17,7 +17,8 @@ from tinytf.model import Transformer, TransformerConfig
 from tinytf.training import MuonAdamW
 from tinytf.training.loss import mean_loss
 from tinytf.training.memory_estimate import StepSpec, estimate, largest_batch
-from tinytf.training.optim.groups import parameter_groups
+from tinytf.training.optim.groups import freeze, parameter_groups
+from tinytf.weights.adapter import attach_adapter
 
 STEPS = {
     "0.9M, char": StepSpec(TransformerConfig(70, 128, 2, 4, max_seq_len=128), 8, 128),
@@ -31,6 +32,9 @@ def measure_peak(step: StepSpec, steps: int = 2) -> int:
     tokens = torch.randint(step.config.vocab_size, (step.batch, step.seq_len))
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         model = Transformer(step.config)
+        freeze(model, step.freeze)
+        if step.adapter:
+            attach_adapter(model, step.adapter)
         optimizer = MuonAdamW(parameter_groups(model))
         for _ in range(steps):
             mean_loss(model, tokens, tokens).backward()

@@ -18,7 +18,10 @@ from tinytf.training.memory_estimate import (
     estimate,
     largest_batch,
     optimizer_state,
+    trained_in,
 )
+from tinytf.training.optim.groups import freeze
+from tinytf.weights.adapter import AdapterConfig
 
 SMALL = STEPS["0.9M, char"]
 CONFIGS = {
@@ -147,3 +150,20 @@ def test_checkpointing_keeps_an_input_per_block_and_one_block() -> None:
 def test_more_micro_batches_keep_gradients_alive() -> None:
     step = StepSpec(SMALL.config, 64, 128)
     assert estimate(replace(step, accumulates=True)).peak == estimate(step).peak + estimate(step).gradients
+
+
+def test_what_is_not_trained_has_no_gradient_and_no_state() -> None:
+    spec = replace(SMALL, freeze=("embed_tokens.*", "layers.[012].*"))
+    model = Transformer(spec.config)
+    freeze(model, spec.freeze)
+    assert trained_in(spec).entries == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert estimate(spec).gradients == 4 * trained_in(spec).entries
+    assert estimate(spec).peak == pytest.approx(measure_peak(spec), rel=0.15)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_an_adapter_is_all_that_has_gradients_and_state(dropout: float) -> None:
+    spec = replace(SMALL, adapter=AdapterConfig(rank=8, dropout=dropout))
+    assert estimate(spec).gradients == 4 * trained_in(spec).entries
+    assert estimate(spec).weights == 4 * (spec.config.parameter_count + trained_in(spec).entries)
+    assert estimate(spec).peak == pytest.approx(measure_peak(spec), rel=0.15)

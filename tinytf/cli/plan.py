@@ -26,10 +26,11 @@ from tinytf.data.sources.builtin import BUILTIN, builtin_text
 from tinytf.errors import UserError
 from tinytf.model import TransformerConfig
 from tinytf.training.hardware import training_device
-from tinytf.training.memory_estimate import StepSpec, Strategy, estimate, largest_batch, optimizer_state
+from tinytf.training.memory_estimate import StepSpec, Strategy, estimate, largest_batch, optimizer_state, trained_in
 from tinytf.training.peak_flops import KNOWN_GPUS, gpu_peak, peak_flops
 from tinytf.training.trainer import accumulation, describe_readings, overfitting
 from tinytf.utils.text import table
+from tinytf.weights.adapter import AdapterConfig
 
 TOKENS_PER_PARAMETER = 20
 """Of a compute-optimal run, about (Hoffmann et al. 2022, arXiv:2203.15556, table 3)."""
@@ -204,9 +205,11 @@ def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dic
     step = StepSpec(
         config, data.batch_size, data.seq_len, trainer.precision, state, muon, accumulate > 1,
         devices=devices, checkpointing=cli.config.model.activation_checkpointing,
-        device=machine.kind,
+        device=machine.kind, freeze=tuple(cli.config.model.freeze or ()),
+        adapter=AdapterConfig(**cli.config.model.adapter) if cli.config.model.adapter else None,
     )  # fmt: skip
-    flops = config.flops_per_token(data.seq_len)
+    trained = trained_in(step)
+    flops = trained.flops
     speed = devices * machine.peak_flops * machine.mfu / flops
     windows = data.batch_size * devices * accumulate
 
@@ -218,7 +221,12 @@ def make_plan(cli: CommandLine, machine: Machine, vocab_size: int | None) -> dic
     strategies: tuple[Strategy, ...] = ("ddp", "fsdp2") if devices > 1 else ("one device",)
     return {
         "machine": asdict(machine),
-        "model": {"parameters": config.parameter_count, "flops_per_token": flops, **asdict(config)},
+        "model": {
+            "parameters": config.parameter_count + trained.added,
+            "trained": trained.entries,
+            "flops_per_token": flops,
+            **asdict(config),
+        },
         "precision": step.precision,
         "tokens_per_second": speed,
         "optimal_run": cost(TOKENS_PER_PARAMETER * config.parameter_count),
@@ -251,8 +259,8 @@ def format_plan(plan: dict[str, Any], verbose: bool) -> str:
     model, machine, run, batch = plan["model"], plan["machine"], plan["this_run"], plan["micro_batch"]
     optimal, memory = plan["optimal_run"], plan["memory"]
     lines = [
-        f"model        {short(model['parameters'])} parameters: {model['n_layers']} layers, {model['d_model']} wide, "
-        f"vocabulary {model['vocab_size']:,}",
+        f"model        {short(model['parameters'])} parameters{of_which(model)}: {model['n_layers']} layers, "
+        f"{model['d_model']} wide, vocabulary {model['vocab_size']:,}",
         f"compute      {model['flops_per_token']:.3g} FLOP per token, forward and backward; context {batch['seq_len']}",
         f"machine      {machine['devices']} x {machine['device']}, {machine['peak_flops'] / 1e12:.4g} TFLOP/s each; "
         f"at an MFU of {machine['mfu']:g}: {short(plan['tokens_per_second'])} tokens/s",
@@ -278,6 +286,11 @@ def format_plan(plan: dict[str, Any], verbose: bool) -> str:
             cells.append((row["part"], row["tensor"], *numbers, row["kept_by"]))
         lines += ["", f"tensors per device, {name}", table(cells, right=(2, 3))]
     return "\n".join(lines)
+
+
+def of_which(model: dict[str, Any]) -> str:
+    """How many of the parameters are trained, if not all are."""
+    return "" if model["trained"] == model["parameters"] else f", {short(model['trained'])} of them trained"
 
 
 def text_lines(text: dict[str, Any], max_steps: int) -> list[str]:

@@ -156,6 +156,8 @@ class LanguageModel(LightningModule):
 
     def configure_model(self) -> None:
         """Shard the weights if the strategy has a mesh; Lightning calls it after `setup`, every time."""
+        if self.device_mesh is not None and self.adapter:
+            raise UserError("model.adapter: fsdp2 shards no adapter; use the strategy ddp")
         if self.device_mesh is not None and not self._sharded:
             self._sharded = True
             shard_model(self.model, self.device_mesh["data_parallel"])

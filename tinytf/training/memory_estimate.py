@@ -7,9 +7,11 @@ section 4) do, for this model's operations. `python -m tests.benchmarks memory` 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,8 +19,9 @@ from torch.optim import Optimizer
 
 from tinytf.model import Transformer, TransformerConfig
 from tinytf.training.loss import logits_at_once
-from tinytf.training.optim.groups import parameter_groups
+from tinytf.training.optim.groups import blocks_without_gradient, flops_per_token, freeze, parameter_groups
 from tinytf.training.optim.muon import MuonAdamW
+from tinytf.weights.adapter import AdapterConfig, adapter_shapes
 
 Strategy = Literal["one device", "ddp", "fsdp2"]
 Part = Literal["weights", "gradients", "optimizer", "gathered", "activations", "logits", "workspace", "passing"]
@@ -47,6 +50,8 @@ class StepSpec:
         checkpointing: whether each block keeps its input alone and computes the rest again (Chen et al. 2016,
             arXiv:1604.06174).
         device: its type, cpu or cuda.
+        freeze: patterns of the parameters that are not trained.
+        adapter: what is trained in place of the model; of the mixed precisions, its casts are not counted.
     """
 
     config: TransformerConfig
@@ -60,6 +65,67 @@ class StepSpec:
     devices: int = 1
     checkpointing: bool = False
     device: str = "cpu"
+    freeze: tuple[str, ...] = ()
+    adapter: AdapterConfig | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What of a model is trained.
+
+    Args:
+        matrices: shapes of the blocks' that are, or of an adapter's.
+        others: entries of embeddings and norms that are.
+        added: an adapter's entries, which the model has not without it.
+        embedding: whether the embedding is, and so takes a gradient from its lookup.
+        unembedding: whether what gives the logits is.
+        blocks: how many a gradient passes, from the last one down.
+        flops: of forward and backward for one token.
+    """
+
+    matrices: tuple[tuple[int, ...], ...]
+    others: int
+    added: int
+    embedding: bool
+    unembedding: bool
+    blocks: int
+    flops: float
+
+    @property
+    def entries(self) -> int:
+        """All that are trained."""
+        return self.others + sum(math.prod(shape) for shape in self.matrices)
+
+
+@lru_cache
+def trained_of(
+    config: TransformerConfig, seq_len: int, patterns: tuple[str, ...], adapter: AdapterConfig | None
+) -> Trained:
+    """By a model without memory: see `StepSpec`."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    if adapter:
+        shapes = tuple(tuple(shape) for shape in adapter_shapes(model, adapter).values())
+        added = sum(math.prod(shape) for shape in shapes)
+        frozen = config.parameter_count - (0 if config.tie_embeddings else config.vocab_size * config.d_model)
+        flops = config.flops_per_token(seq_len) - 2 * frozen + 6 * added
+        return Trained(shapes, 0, added, False, False, config.n_layers, flops)
+    freeze(model, patterns)
+    groups = [group["params"] for group in parameter_groups(model)]
+    return Trained(
+        tuple(tuple(p.shape) for p in groups[0]),
+        sum(p.numel() for group in groups[1:] for p in group),
+        0,
+        model.embed_tokens.weight.requires_grad,
+        model.unembedding.requires_grad,
+        config.n_layers - blocks_without_gradient(model),
+        flops_per_token(model, seq_len),
+    )
+
+
+def trained_in(step: StepSpec) -> Trained:
+    """`trained_of` a step."""
+    return trained_of(step.config, step.seq_len, step.freeze, step.adapter)
 
 
 @dataclass(frozen=True)
@@ -161,12 +227,19 @@ def model_rows(step: StepSpec) -> Iterator[Row]:
     size, shards = BYTES[step.precision], shards_of(step)
     hidden = matrix_elements(step.config)
     others = step.config.parameter_count - hidden
+    trained = trained_in(step)
+    of_matrices = trained.entries - trained.others
+    if step.adapter:
+        yield Row("weights", "adapter: weights", trained.added / shards, size, "the model", ALWAYS)
     in_backward: dict[Phase, float] = {**ALWAYS, "backward begins": float(step.accumulates)}
-    for name, count, state in (
-        ("blocks' matrices", hidden, step.state[0]),
-        ("embedding and norms", others, step.state[1]),
+    for name, whole, count, state in (
+        ("blocks' matrices", hidden, of_matrices, step.state[0]),
+        ("embedding and norms", others, trained.others, step.state[1]),
     ):
-        yield Row("weights", f"{name}: weights", count / shards, size, "the model", ALWAYS)
+        yield Row("weights", f"{name}: weights", whole / shards, size, "the model", ALWAYS)
+        name = "adapter" if step.adapter else name
+        if not count:
+            continue
         yield Row("gradients", f"{name}: gradients", count / shards, size, "until the optimizer's step", in_backward)
         yield Row("optimizer", f"{name}: state", state * count / shards, size, "the optimizer", ALWAYS)
         if step.strategy == "ddp":
@@ -174,7 +247,7 @@ def model_rows(step: StepSpec) -> Iterator[Row]:
             # gradient_as_bucket_view).
             yield Row("gradients", f"{name}: buckets", count, size, "DDP's reducer", ALWAYS)
     # The lookup has a dense gradient of its own; tied, it is added to the unembedding's.
-    embedding = step.config.vocab_size * step.config.d_model * step.config.tie_embeddings
+    embedding = step.config.vocab_size * step.config.d_model * step.config.tie_embeddings * trained.embedding
     yield Row("passing", "embed_tokens: the lookup's gradient", embedding, size, "autograd", {"backward ends": 1.0})
 
 
@@ -198,11 +271,12 @@ def gathered_rows(step: StepSpec) -> Iterator[Row]:
 
 def workspace_rows(step: StepSpec) -> Iterator[Row]:
     """The optimizer step's own: the tensors of Muon's largest stack (`orthogonalize`); fused AdamW has none."""
-    if not step.muon:
+    trained = trained_in(step)
+    if not step.muon or not trained.matrices:
         return
     size, shards = BYTES[step.precision], shards_of(step)
     # All matrices of one shape, of all blocks, are iterated on as one stack.
-    stacks = {shape: step.config.n_layers * count for shape, count in Counter(matrices(step.config).values()).items()}
+    stacks = Counter(trained.matrices)
     (rows, columns), count = max(
         stacks.items(), key=lambda item: item[1] * (3 * item[0][0] * item[0][1] + 2 * min(item[0]) ** 2)
     )
@@ -228,15 +302,17 @@ def shards_of(step: StepSpec) -> int:
 def activation_rows(step: StepSpec) -> Iterator[Row]:
     """What the forward pass keeps for the backward pass; with checkpointing, of one block at a time."""
     config, size, tokens = step.config, BYTES[step.precision], step.batch * step.seq_len
-    n, mixed = config.n_layers, step.precision.endswith("-mixed")
+    n, mixed = trained_in(step).blocks, step.precision.endswith("-mixed")
     # The backward pass frees block by block: at its end one block's tensors are left.
-    alive: dict[Phase, float] = {"backward begins": 1.0, "backward ends": 1 / n}
-    rows = [(name, n * tokens * count, width, by) for name, count, width, by in block_tensors(config, step.precision)]
+    alive: dict[Phase, float] = {"backward begins": 1.0, "backward ends": 1 / max(1, n)}
+    of_block = [row for row in block_tensors(config, step.precision) if is_kept(row, step.adapter)]
+    of_block += adapter_tensors(config, step.adapter, size)
+    rows = [(name, n * tokens * count, width, by) for name, count, width, by in of_block]
     rows += [(name, tokens * count, width, by) for name, count, width, by in outer_tensors(config, step.precision)]
     if mixed:
         rows.append(("blocks' matrices: weight casts", matrix_elements(config), 2, "matrix product"))
     for name, count, width, by in rows:
-        yield Row("activations", name, count / n if step.checkpointing else count, width, by, alive)
+        yield Row("activations", name, count / max(1, n) if step.checkpointing else count, width, by, alive)
     if step.checkpointing:
         yield Row("activations", "blocks: inputs", tokens * n * config.d_model, size, "checkpoint", alive)
 
@@ -283,6 +359,28 @@ def block_tensors(config: TransformerConfig, precision: str) -> list[tuple[str, 
     return [row for row in rows if row[1]]
 
 
+def is_kept(row: tuple[str, int, int, str], adapter: AdapterConfig | None) -> bool:
+    """Whether a row of `block_tensors` is kept beside an adapter: a frozen matrix keeps no input, but A keeps it."""
+    if adapter is None or row[3] != "matrix product":
+        return True
+    return not adapter.dropout and any(name in adapter.targets for name in row[0].partition(":")[0].split(", "))
+
+
+def adapter_tensors(
+    config: TransformerConfig, adapter: AdapterConfig | None, size: int
+) -> list[tuple[str, int, int, str]]:
+    """What an adapter keeps of its own, in one block, as `block_tensors` has it."""
+    if adapter is None:
+        return []
+    columns = sum(matrices(config)[name][1] for name in adapter.targets)
+    rows = [
+        ("adapter: A's output", adapter.rank * len(adapter.targets), size, "matrix product"),
+        ("adapter: dropout_mask", columns * bool(adapter.dropout), size, "dropout"),
+        ("adapter: A's input", columns * bool(adapter.dropout), size, "matrix product"),
+    ]
+    return [row for row in rows if row[1]]
+
+
 def outer_tensors(config: TransformerConfig, precision: str) -> list[tuple[str, int, int, str]]:
     """What embedding, last norm and unembedding keep for each token, as `block_tensors` has it."""
     d, wide = config.d_model, BYTES[precision]
@@ -310,7 +408,7 @@ def loss_rows(step: StepSpec) -> Iterator[Row]:
     alive: dict[Phase, float] = {"backward begins": 1.0}
     for name in ("log-probabilities", "log-probabilities' gradient", "logits' gradient"):
         yield Row("logits", f"loss: {name}", at_once * config.vocab_size, 4, "cross-entropy", alive)
-    if at_once < tokens:
+    if at_once < tokens and trained_in(step).unembedding:
         embedding, size = config.vocab_size * config.d_model, BYTES[step.precision]
         for name in ("a chunk's gradient", "the sum over chunks"):
             yield Row("logits", f"unembed: {name}", embedding, size, "autograd", alive)
