@@ -55,7 +55,10 @@ def test_a_killed_run_is_resumed_bitwise_without_its_base(here: Path, capsys: py
     shutil.copytree(RUN, killed, symlinks=True)
     (killed / "step-0000004.ckpt").unlink()
     capsys.readouterr()
-    assert main(["fit", "--ckpt_path", str(killed)]) == 0
+    assert main([*FIT, "--ckpt_path", str(killed), "--model.base", "other"]) == 2
+    assert "model.base is other here but base in" in capsys.readouterr().err
+    # The same command starts and resumes.
+    assert main([*FIT, "--ckpt_path", str(killed)]) == 0
     assert "resuming from step 2 of 4" in capsys.readouterr().err
     resumed = last(killed)
     for key, value in whole["state_dict"].items():

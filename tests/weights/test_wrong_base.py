@@ -257,3 +257,59 @@ def test_each_key_of_a_file_is_named_with_its_line(
     assert len(lines) == 2
     says(refused([*FIT[:-1], "--data.tokenizer", "base"], capsys), ["data.tokenizer base", "model.base"])
     says(refused(["prepare", "--data.tokenizer", "base"], capsys), ["data.tokenizer base", "tokenizer.json"])
+
+
+def test_whatever_a_json_file_says_it_is_opened_or_refused_in_one_line(copy: Path) -> None:
+    """Each key of config.json, tokenizer_config.json and the index, with each kind of value that JSON has."""
+    odd = [
+        None,
+        True,
+        False,
+        -1,
+        0,
+        1,
+        3,
+        1.5,
+        1e300,
+        2**70,
+        "",
+        "x",
+        [],
+        [1],
+        ["x"],
+        [[]],
+        {},
+        {"a": 1},
+        {"type": "x"},
+    ]
+    odd += [{"rope_type": "linear", "factor": value} for value in (None, 0, "x", [], 1e300)]
+    odd += [{"rope_type": [], "rope_theta": {}}, {"rope_theta": "x"}, {"0": {"content": 3}}, {"-1": None}]
+    more = ("rope_scaling", "rope_parameters", "rope_theta", "sliding_window", "use_sliding_window", "layer_types")
+    more += ("no_rope_layers", "no_rope_layer_interval", "hidden_act", "num_experts", "auto_map")
+    original = json.loads((copy / "config.json").read_text())
+    for kind in ("qwen3", "smollm3", "mistral"):
+        names = {"qwen3": "Qwen3", "smollm3": "SmolLM3", "mistral": "Mistral"}
+        content = {**original, "model_type": kind, "architectures": [f"{names[kind]}ForCausalLM"]}
+        for key in [*content, *more] if kind == "qwen3" else more[3:8]:
+            for value in odd:
+                (copy / "config.json").write_text(json.dumps({**content, key: value}))
+                opens_or_refuses(copy)
+    write_config(copy, **original)
+    for value in odd:
+        for key in ("chat_template", "added_tokens_decoder", "eos_token"):
+            (copy / "tokenizer_config.json").write_text(json.dumps({key: value}))
+            opens_or_refuses(copy)
+    (copy / "tokenizer_config.json").write_text("{}")
+    (copy / "model.safetensors").rename(copy / "part.safetensors")
+    for table in [*odd, *({"model.norm.weight": value} for value in odd), {"": "part.safetensors"}]:
+        (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+        opens_or_refuses(copy)
+
+
+def opens_or_refuses(folder: Path) -> None:
+    problems: tuple[str, ...] = ()
+    try:
+        open_base(str(folder))
+    except UserError as error:
+        problems = error.problems
+    assert all("\n" not in line and len(line) < 700 for line in problems)
