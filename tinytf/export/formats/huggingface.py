@@ -238,7 +238,7 @@ def model_card(loaded: LoadedModel) -> str:
     config = loaded.model.config
     layout = _layout(config)
     corpus = loaded.entry.get("data", {}).get("corpus", "see the checkpoint")
-    base = loaded.entry.get("base")
+    base, averaged = loaded.entry.get("base"), loaded.entry.get("averaged_by")
     base = base if isinstance(base, dict) else {}
     on_hub = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(\?.*)?", str(base.get("name")))
     base_line = f"base_model: {on_hub[1]}\n" if on_hub else ""
@@ -249,6 +249,8 @@ def model_card(loaded: LoadedModel) -> str:
         "Vocabulary": f"{config.vocab_size:,}",
         "Context": f"{config.max_seq_len} tokens",
         **({"Base model": _base_in_words(base)} if base else {}),
+        **({"Adapter": "LoRA, merged into the base model's weights"} if loaded.unmerged else {}),
+        **({"Weights": f"averages, by {averaged}"} if isinstance(averaged, str) and averaged.isidentifier() else {}),
         "Trained on": corpus if isinstance(corpus, str) else json.dumps(corpus),
         "Steps": loaded.step,
         "Checkpoint (sha256)": f"`{loaded.sha256}`",
