@@ -14,7 +14,7 @@ import torch
 from tests.export.small_model import Exported
 from tinytf.errors import UserError
 from tinytf.export.formats import FORMATS
-from tinytf.export.parity.cases import EXPORT_SHAPE, Evaluation, chunked, held_out, shapes, vocabulary
+from tinytf.export.parity.cases import EXPORT_SHAPE, MOST_IDS, Evaluation, chunked, held_out, shapes, vocabulary
 from tinytf.export.parity.compare import ParityMetrics
 from tinytf.export.parity.thresholds import THRESHOLDS, breaches, with_overrides
 from tinytf.model import TransformerConfig
@@ -64,6 +64,15 @@ def test_shapes_reach_from_one_token_to_the_context_and_are_not_the_exported_one
     if max_seq_len >= 48:
         assert any(case.chunks and set(case.chunks[1:]) == {1} for case in cases), "decode by single tokens"
         assert any(case.chunks and len(case.chunks) > 1 and case.chunks[1] > 1 for case in cases), "chunked prefill"
+
+
+def test_pretrained_models_are_compared_on_no_more_than_a_core_can_do() -> None:
+    """Of a vocabulary of 49,152 and a context of 8,192, with a whole row still."""
+    assert sum(case.tokens.numel() for case in vocabulary(49_152, 8192)) == MOST_IDS
+    evaluation = Evaluation.from_ids(np.arange(20_000), "numbers", 8192)
+    cases = [*shapes(evaluation, 8192), *chunked(evaluation, 8192), *(case for case, _ in held_out(evaluation))]
+    assert max(case.tokens.numel() for case in cases) == 8192
+    assert {1, 3, 8} <= {len(case.tokens) for case in cases}
 
 
 @pytest.mark.parametrize(("vocab_size", "max_seq_len"), [(1, 8), (67, 48), (64, 48), (300, 7), (129, 256)])

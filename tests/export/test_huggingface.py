@@ -79,6 +79,13 @@ def test_a_loaded_tokenizer_takes_a_literal_end_of_text_for_text_at_once(kind: s
     assert tokenizer_from_file(tmp_path / "huggingface" / "tokenizer.json").encode(text).ids == before
 
 
+def test_a_weight_that_is_not_the_models_is_named_however_little_it_moves(tmp_path: Path) -> None:
+    loaded, path = folder_of("char", tmp_path, tie_embeddings=False)
+    weight = loaded.model.state_dict()["lm_head.weight"]
+    weight[-1, -1] = torch.nextafter(weight[-1, -1], torch.tensor(9.0))
+    assert HUGGINGFACE.validate_artifact(loaded, TEXTS[0], path) == ["weight lm_head.weight is not the model's"]
+
+
 def test_another_tokenizer_is_caught(tmp_path: Path) -> None:
     loaded, path = folder_of("bpe", tmp_path)
     tokenizer_of("char").save(str(path / "tokenizer.json"))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.export.small_model import Exported
+from tests.export.small_model import Exported, small_model
+from tinytf.export.formats import FORMATS
 from tinytf.export.formats.onnx import quantize
 from tinytf.export.formats.onnx.graph import Graph
 from tinytf.export.formats.onnx.quantize import per_column
@@ -109,6 +111,16 @@ def test_a_projection_of_a_token_does_not_pay_for_a_larger_one_beside_it(uneven:
 
 def test_a_token_of_zeros_is_not_a_division_by_zero() -> None:
     assert (rounded_product("layers.0.down")(np.zeros((1, 2, 192))) == 0).all()
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnx-kv"])
+def test_a_row_of_the_table_that_no_text_reads_is_seen(name: str, exported: Exported, loaded: LoadedModel) -> None:
+    format = FORMATS[name]
+    path, other = exported.folder / format.file, small_model(loaded.model.config.vocab_size)
+    assert format.implementation.validate_artifact(loaded, "", path) == []
+    other.embed_tokens.weight.data[-1] = 0
+    problems = format.implementation.validate_artifact(replace(loaded, model=other), "", path)
+    assert problems == ["weight embed_tokens.weight is not the model's"]
 
 
 def test_dynamic_sizes_are_named(exported: Exported) -> None:

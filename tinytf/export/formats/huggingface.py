@@ -113,6 +113,8 @@ class HuggingFace(Writer):
         import transformers
 
         require_own_folder(path, loaded)
+        if changed := changed_weights(loaded, path / WEIGHTS):
+            return [f"weight {changed[0]} is not the model's"]
         with silent():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             # A literal <|endoftext|> in a text is text here: without this it would be the special token there.
@@ -132,6 +134,19 @@ def write_weights(loaded: LoadedModel, path: Path) -> None:
 
     weights = {theirs(name): tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
     save_file(weights, path, metadata={"format": "pt"})
+
+
+def changed_weights(loaded: LoadedModel, path: Path) -> list[str]:
+    """Names of weights that are not in the file bit by bit."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        there, weights = set(file.keys()), loaded.model.state_dict()
+        return [
+            name
+            for name, weight in weights.items()
+            if theirs(name) not in there or not torch.equal(file.get_tensor(theirs(name)), weight)
+        ]
 
 
 def transformers_config(config: TransformerConfig, tokenizer: Tokenizer) -> Any:

@@ -24,6 +24,13 @@ from tinytf.weights.checkpoint import LoadedModel
 
 # Some seconds of work. A difference in loss below 1e-3 is not measurable on so few, and no threshold asks for it.
 MAX_TOKENS = 4096
+MOST_IDS = 8192
+"""Of a vocabulary, as inputs. All 49,152 of SmolLM2-135M would take 13 TFLOP, minutes on a core, for each format; where
+a format's file can be read, its table of embeddings is compared as it stands."""
+
+MOST_TOKENS = 8192
+"""Of a case, unless one row has more. Of SmolLM2-135M's context of 8,192, five half rows had 4 GB of logits."""
+
 MAX_TEXT = 2**30
 """Bytes of --text, of which `MAX_TOKENS` tokens are used."""
 
@@ -128,7 +135,7 @@ def shapes(evaluation: Evaluation, max_seq_len: int) -> Iterator[Case]:
     for batch_size, length in ((1, 1), (1, max_seq_len), (8, 19), (5, half), (3, 2), (2, max_seq_len), (1, 7)):
         length = min(length, max_seq_len)
         if (batch_size, length) != EXPORT_SHAPE:
-            yield Case(evaluation.batch(batch_size, length))
+            yield Case(evaluation.batch(at_most(batch_size, length), length))
 
 
 def chunked(evaluation: Evaluation, max_seq_len: int) -> Iterator[Case]:
@@ -144,24 +151,29 @@ def chunked(evaluation: Evaluation, max_seq_len: int) -> Iterator[Case]:
     ):
         chunks = tuple(chunk for chunk in plan if chunk > 0)
         if sum(chunks) <= max_seq_len and (batch_size, sum(chunks)) != EXPORT_SHAPE:
-            yield Case(evaluation.batch(batch_size, sum(chunks)), chunks)
+            yield Case(evaluation.batch(at_most(batch_size, sum(chunks)), sum(chunks)), chunks)
+
+
+def at_most(batch_size: int, length: int) -> int:
+    """Of so many rows of a length, those of one case; 1 at least."""
+    return max(1, min(batch_size, MOST_TOKENS // length))
 
 
 def vocabulary(vocab_size: int, max_seq_len: int) -> Iterator[Case]:
-    """Every id once as an input, in a fixed shuffled order, in rows of at most 64."""
+    """Every id once as an input, of large vocabularies `MOST_IDS`, in a fixed shuffled order, in rows of at most 64."""
     # Held-out text may never read a row of the table; one that was zeroed moved the logits it reaches by 3.4.
-    ids = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(0))
-    length = min(64, max_seq_len, vocab_size)
-    whole = vocab_size // length * length
+    ids = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(0))[:MOST_IDS]
+    length = min(64, max_seq_len, len(ids))
+    whole = len(ids) // length * length
     for rows in torch.split(ids[:whole].view(-1, length), 4):
         yield Case(rows)
-    if whole < vocab_size:
+    if whole < len(ids):
         yield Case(ids[whole:][None])
 
 
 def held_out(evaluation: Evaluation) -> Iterator[tuple[Case, Tensor]]:
     """Windows two at a time, with the targets of their positions."""
-    for rows in torch.split(evaluation.windows, 2):
+    for rows in torch.split(evaluation.windows, at_most(2, evaluation.windows.shape[1] - 1)):
         yield Case(rows[:, :-1].contiguous()), rows[:, 1:]
 
 

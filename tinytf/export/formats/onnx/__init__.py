@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from tinytf.export.formats import Writer
 from tinytf.export.formats.onnx.fused_projections import FusedTransformer
+from tinytf.export.formats.onnx.graph import EMBEDDING, Graph
 from tinytf.export.formats.onnx.runtime import (
     METADATA,
     PAST,
@@ -21,6 +23,7 @@ from tinytf.export.formats.onnx.runtime import (
     cache_names,
     cached_runner,
     open_session,
+    require_own_kind,
     runtime_name,
 )
 from tinytf.export.parity.cases import example_tokens, too_short_to_trace
@@ -36,7 +39,20 @@ EXAMPLE_PAST = 5
 """Of the traced example: torch.export takes sizes of 0 and 1 for constants."""
 
 
-class Plain(Writer):
+class Exact(Writer):
+    """What both graphs in float32 share: their table of embeddings is compared as it stands."""
+
+    def validate_artifact(self, loaded: LoadedModel, text: str, path: Path) -> list[str]:
+        import onnx
+
+        require_own_kind(path)
+        graph = Graph(onnx.load(str(path)))
+        table = loaded.model.embed_tokens.weight.detach().numpy()
+        same = graph.has(EMBEDDING) and np.array_equal(graph.weight(EMBEDDING), table)
+        return [] if same else [f"weight {EMBEDDING} is not the model's"]
+
+
+class Plain(Exact):
     """Ids ``[batch, seq]`` in, logits ``[batch, seq, vocab_size]`` out."""
 
     def unsupported_reason(self, loaded: LoadedModel) -> str | None:
@@ -63,7 +79,7 @@ class Plain(Writer):
         return Runner(runtime_name(), recomputing(forward), cached=False)
 
 
-class WithCache(Writer):
+class WithCache(Exact):
     """Prefill, chunked prefill and decode in one graph of standard operators."""
 
     def unsupported_reason(self, loaded: LoadedModel) -> str | None:
