@@ -26,7 +26,8 @@ REFUSED: dict[type[Callback], str] = {
     "Tuner.scale_batch_size finds it",
     GradientAccumulationScheduler: "moves the steps away from the micro-batches that validations and resuming are "
     "counted in; use trainer.accumulate_grad_batches",
-    LearningRateFinder: "changes the learning rate behind config.yaml; from Python Tuner.lr_find finds one to give",
+    LearningRateFinder: "changes the learning rate behind config.yaml, and tries one rate for all groups, where Muon's "
+    "matrices need another than the embedding; from Python Tuner.lr_find finds one to give",
     ModelPruning: f"prunes after each epoch, {EPOCHS}; for a smaller model use an int8 or int4 format of tinytf export",
     OnExceptionCheckpoint: "saves in the middle of a step, and a later run would start from its file unasked; "
     "use checkpoint.every_n_steps, and resume with --ckpt_path last",
