@@ -331,6 +331,12 @@ def test_conversations_that_are_refused(message: str, chat_tokenizer: str, tmp_p
         prepare(config_of(tmp_path / "a.jsonl", tmp_path / "cache", tokenizer=chat_tokenizer))
 
 
+def test_tools_are_refused_and_not_left_out(chat_tokenizer: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [*conversations(1), {"messages": [USER, ANSWER], "tools": [{"name": "f"}]}])
+    with pytest.raises(UserError, match=r"a\.jsonl:2: its tools are not read"):
+        prepare(config_of(tmp_path / "a.jsonl", tmp_path / "cache", tokenizer=chat_tokenizer))
+
+
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
 def test_conversations_need_a_chat_template(tokenizer: str, tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", conversations(40))

@@ -238,9 +238,10 @@ def from_checkpoint(args: argparse.Namespace) -> TextGenerator:
 
     device = device_for(args)
     path = checkpoint_path(args)
+    loaded = tinytf.load(path, device=device, base=args.base)
     if args.ckpt_path in ("best", "last"):  # Which of many: a text goes on the screen without its model's name.
         note(f"--ckpt_path {args.ckpt_path} is {path}")
-    return tinytf.load(path, device=device, base=args.base)
+    return loaded
 
 
 def from_folder(args: argparse.Namespace, path: Path) -> TextGenerator:

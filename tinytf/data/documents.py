@@ -304,7 +304,8 @@ def _parquet_rows(file: SourceFile, records: Records) -> Iterator[tuple[Any, obj
     with _parquet(file) as table:
         records.require_fields(table.schema_arrow.names, file.path)
         # These columns alone: the others may be a hundred times as large.
-        batches = table.iter_batches(PARQUET_ROWS, columns=list(records.fields))
+        columns = [name for name in table.schema_arrow.names if name in (*records.fields, "tools")]
+        batches = table.iter_batches(PARQUET_ROWS, columns=columns)
         number = 0
         while (rows := _next_rows(batches, file, number)) is not None:
             for row in rows:

@@ -63,7 +63,7 @@ class TransformerConfig:
     Args:
         vocab_size: number of token ids.
         d_model: width of the residual stream, in features.
-        n_heads: query heads.
+        n_heads: query heads of each block.
         n_layers: transformer blocks, one after the other.
         n_kv_heads: key and value heads (grouped-query attention); null means n_heads.
         head_dim: width of one head; null means d_model / n_heads.

@@ -78,6 +78,8 @@ class Records:
             raise UserError(f"{where}: it is a {type(record).__name__}, not {self.fields[0]!r}: set --data.text_field")
         self.require_fields(record, where)
         if self.kind == "messages":
+            if record.get("tools"):  # Left out, the model would learn calls of what it is never shown.
+                raise UserError(f"{where}: its tools are not read: leave the field out, or write them into a message")
             return self._conversation(record["messages"], where)
         texts = [_text(record, field, where) for field in self.fields]
         if self.kind == "text":

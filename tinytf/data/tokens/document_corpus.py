@@ -285,10 +285,11 @@ class DocumentBuild:
     def _prepared(self, stats: list[CorpusStats], tokenizer: Tokenizer, store: TokenStore) -> PreparedCorpus:
         for name, count in (store.documents or {}).items():
             if not count:
+                # Text files are divided so if the user asks for it; records are in any case.
+                position = ", or data.split_by position" if self.config.split_by == "document" else ""
                 raise UserError(
                     f"the {name} split is empty: none of the {stats[0].documents:,} documents of {self.config.corpus} "
-                    "fell into it; give more documents, another data.val_fraction or data.test_fraction, or "
-                    "data.split_by position"
+                    f"fell into it; give more documents, or another data.val_fraction or data.test_fraction{position}"
                 )
         fingerprint = {
             "corpus": public(self.config.corpus),
