@@ -59,9 +59,7 @@ def validate(command: str, config: Any) -> None:
         refuse_adapter_with(base=config.model.base is not None, freeze=config.model.freeze)
         require_peft()
         if config.trainer.strategy == "fsdp2":
-            raise UserError(
-                "trainer.strategy fsdp2 shards no adapter; use ddp, which model.adapter leaves little to send"
-            )
+            raise UserError("trainer.strategy fsdp2 shards no adapter; use ddp: of an adapter there is little to send")
     if config.data.seq_len > config.model.max_seq_len:
         raise UserError(
             f"data.seq_len {config.data.seq_len} is longer than model.max_seq_len {config.model.max_seq_len}"
