@@ -249,7 +249,6 @@ def from_folder(args: argparse.Namespace, path: Path) -> TextGenerator:
     from tinytf.data.tokenizer import end_of_text_id
     from tinytf.generation.decoding import TransformerEngine
     from tinytf.generation.generator import TextGenerator
-    from tinytf.model import Transformer
     from tinytf.weights.base import open_base
 
     device = device_for(args)
@@ -257,8 +256,7 @@ def from_folder(args: argparse.Namespace, path: Path) -> TextGenerator:
         base = open_base(str(path))
     except UserError as error:
         raise UserError(*(problem.replace("model.base", "--model", 1) for problem in error.problems)) from error
-    model = Transformer(base.config)
-    base.load_into(model)
+    model = base.build(base.config)
     return TextGenerator(
         TransformerEngine(model.to(device)), base.tokenizer, end_of_text_id(base.tokenizer), base.chat_template
     )
