@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,27 @@ def test_a_start_token_is_a_number(trained: Path, workplace: Path) -> None:
     content["tinytf"]["data"]["start_token"] = True
     torch.save(content, "odd.ckpt")
     assert load_model("odd.ckpt").start_token is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (torch.Tensor.to_sparse, "sparse_coo, float32"),
+        (torch.Tensor.long, "strided, int64"),
+        (lambda weight: weight.to(torch.complex64), "strided, complex64"),
+        (lambda weight: weight.to("meta"), "on no device"),
+    ],
+)
+def test_weights_are_dense_floating_point_numbers(
+    change: Callable[[torch.Tensor], torch.Tensor], says: str, trained: Path, workplace: Path
+) -> None:
+    content = good(trained)
+    key = next(key for key, value in content["state_dict"].items() if value.dim() == 2)
+    torch.save(
+        {**content, "state_dict": {**content["state_dict"], key: change(content["state_dict"][key])}}, "odd.ckpt"
+    )
+    with pytest.raises(UserError, match=rf"odd\.ckpt: its weight {key} is {says}"):
+        load_model("odd.ckpt")
 
 
 def test_only_what_is_wrong_with_the_file_is_blamed_on_it(

@@ -78,6 +78,8 @@ def test_the_merged_model_is_that_of_peft() -> None:
         ({"rank": 0}, "rank is 0, but must be at least 1"),
         ({"rank": True}, "rank is True, but must be a number"),
         ({"alpha": "much"}, "alpha is 'much'"),
+        ({"alpha": float("inf")}, "alpha is inf, but must be above 0 and finite"),
+        ({"alpha": 10**400}, "alpha is 1000"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"targets": ["lm_head"]}, "targets is .*must be some of q_proj"),
         ({"targets": []}, "targets is"),

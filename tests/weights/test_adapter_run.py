@@ -141,6 +141,8 @@ def test_a_strangers_adapter_opens_no_base_that_it_names(here: Path, capfd: pyte
         ([*FIT, "--model.adapter.rank=0"], "model.adapter.rank is 0, but must be at least 1"),
         ([*FIT, f"--model.base={RUN}"], "it holds an adapter alone: merge it by tinytf export"),
         (["generate", "--ckpt_path=best", "--prompt=a", "--base=text.txt"], "text.txt"),
+        (["generate", "--model=base", "--prompt=a", "--base=base"], "--base is of a --ckpt_path with an adapter"),
+        (["verify", "base", "--base=base"], "--base is of a --ckpt_path with an adapter"),
     ],
 )
 def test_what_contradicts_is_refused_by_name(

@@ -26,7 +26,8 @@ PROPERTIES: list[tuple[dict[str, Any], list[str]]] = [
     ({"model_type": "qwen3_moe"}, ["model_type is 'qwen3_moe'", "expected qwen3, llama, mistral, smollm3"]),
     ({"model_type": ...}, ["model_type is None"]),
     ({"model_type": ["qwen3"]}, ["model_type is"]),
-    ({"architectures": ["Qwen3ForSequenceClassification"]}, ["architectures", "expected Qwen3ForCausalLM"]),
+    ({"architectures": ["Qwen3ForSequenceClassification"]}, ["architectures", "expected a list with Qwen3ForCausalLM"]),
+    ({"architectures": "Qwen3ForCausalLM"}, ["architectures is 'Qwen3ForCausalLM'", "expected a list with"]),
     ({"attention_bias": True}, ["attention_bias is True"]),
     ({**LLAMA, "mlp_bias": True}, ["mlp_bias is True"]),
     ({"use_sliding_window": True, "sliding_window": 32}, ["sliding_window is 32"]),
@@ -35,6 +36,7 @@ PROPERTIES: list[tuple[dict[str, Any], list[str]]] = [
     ({**MISTRAL, "max_position_embeddings": 8192}, ["sliding_window is 4096", "if it is not stated"]),
     ({**SMOL, "no_rope_layers": [1, 0]}, ["no_rope_layers is [1, 0]", "rotary"]),
     ({**SMOL, "no_rope_layer_interval": 2}, ["no_rope_layer_interval is 2"]),
+    ({**SMOL, "num_hidden_layers": "2"}, ["num_hidden_layers is '2'"]),
     ({"num_experts": 8}, ["num_experts is 8"]),
     ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'", "silu"]),
     ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5"]),
@@ -58,6 +60,8 @@ PROPERTIES: list[tuple[dict[str, Any], list[str]]] = [
     ({"max_position_embeddings": 10**15}, ["positions", "memory"]),
     ({"hidden_size": 2**62}, ["config.json"]),
     ({"num_key_value_heads": 3}, ["not divisible"]),
+    ({"rms_norm_eps": float("inf")}, ["norm_eps is inf", "finite"]),
+    ({"rope_theta": 10**400}, ["rope_theta is 1000", "finite"]),
     ({"rms_norm_eps": "small"}, ["norm_eps is 'small'"]),
     ({"tie_word_embeddings": "yes"}, ["tie_embeddings is 'yes'"]),
     ({"tie_word_embeddings": False}, ["the tensor lm_head.weight [320, 64] is missing"]),
@@ -191,6 +195,10 @@ FILES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         write("tokenizer_config.json", '{"added_tokens_decoder": {"5": {"content": "<x>"}}}'),
         ["tokenizer_config.json has the token '<x>' as id 5"],
     ),
+    "a token's id of 5,000 digits": (
+        write("tokenizer_config.json", json.dumps({"added_tokens_decoder": {5000 * "9": {"content": "x"}}})),
+        ["tokenizer_config.json has the token 'x' as id 999"],
+    ),
     "no JSON": (write("config.json", "{"), ["config.json: it is not JSON"]),
     "a list": (write("config.json", "[]"), ["config.json: expected an object"]),
     "no UTF-8": (write("config.json", b"\xff"), ["config.json", "not UTF-8"]),
@@ -204,6 +212,18 @@ def test_a_file_is_refused_by_its_name(case: str, copy: Path) -> None:
     spoil, words = FILES[case]
     spoil(copy)
     says(problem(copy), [f"model.base {copy}", *words])
+
+
+def test_a_chat_template_that_is_no_file_is_refused(copy: Path) -> None:
+    template = copy / "chat_template.jinja"
+    template.symlink_to("/dev/null")
+    says(problem(copy), [f"chat template {template}", "give a regular file"])
+    template.unlink()
+    template.symlink_to("nowhere")
+    says(problem(copy), [f"chat template {template}", "No such file"])
+    template.unlink()
+    template.mkdir()
+    says(problem(copy), [f"chat template {template}", "give a regular file"])
 
 
 def test_places(copy: Path, tmp_path: Path) -> None:
@@ -255,6 +275,10 @@ def test_each_key_of_a_file_is_named_with_its_line(
     says(lines[0], ["mine.yaml:2: model.d_model"])
     says(lines[1], ["mine.yaml:4: model.n_layers"])
     assert len(lines) == 2
+    # A key that a flag gave is in no file, whatever section of it one has.
+    alone = refused(["fit", "--config", "mine.yaml", "--model.adapter.rank", "3"], capsys)
+    assert alone.startswith("model.adapter is trained beside")
+    assert refused(["fit", "--model.adapter.alpha", "inf"], capsys).endswith("or null, got inf")
     says(refused([*FIT[:-1], "--data.tokenizer", "base"], capsys), ["data.tokenizer base", "model.base"])
     says(refused(["prepare", "--data.tokenizer", "base"], capsys), ["data.tokenizer base", "tokenizer.json"])
 

@@ -111,6 +111,8 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if bool(args.ckpt_path) == bool(args.model):
         raise UserError("give one of --ckpt_path and --model; see tinytf generate --help")
+    if args.model and args.base is not None:
+        raise UserError("--base is of a --ckpt_path with an adapter, and an exported --model is whole: leave it out")
     # Each text of a session takes one more; 2^63 texts are never reached.
     largest = 2**63 if args.interactive else 2**64 - args.num_samples
     if not -(2**63) <= args.seed <= largest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tinytf.cli.config.flags import CommandParser, add_base_flag
 from tinytf.cli.export import add_check_flags, print_result, say
+from tinytf.errors import UserError
 from tinytf.export.parity.thresholds import with_overrides
 from tinytf.utils.files import user_path
 
@@ -39,6 +40,8 @@ def run(argv: list[str]) -> int:
     """
     args = parser().parse_args(argv)
     with_overrides(args.threshold)
+    if args.base is not None and not args.ckpt_path:
+        raise UserError("--base is of a --ckpt_path with an adapter, and the weights in DIR are whole: leave it out")
     from tinytf.export.verify import verify
 
     ckpt_path = None

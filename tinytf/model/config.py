@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
@@ -124,8 +125,9 @@ class TransformerConfig:
         if not 0.0 <= self.dropout < 1.0:
             yield f"dropout is {self.dropout}, but must be in [0, 1)"
         for name in ("rope_theta", "norm_eps"):
-            if not getattr(self, name) > 0:
-                yield f"{name} is {getattr(self, name)}, but must be positive"
+            value = getattr(self, name)
+            if not 0 < value <= sys.float_info.max:  # JSON has 1e999, and whole numbers that no float can be.
+                yield f"{name} is {value!r:.40}, but must be positive and finite"
         if self.rope_scaling is not None:
             yield from self.rope_scaling.problems()
 

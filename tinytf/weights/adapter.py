@@ -6,6 +6,7 @@ zero at first, so that training begins at the base. Training is by the package p
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from tinytf.errors import UserError
 from tinytf.model import Transformer
+from tinytf.utils.files import shorten
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -52,8 +54,8 @@ class AdapterConfig:
                 raise UserError(f"model.adapter.{name} is {value!r}, but must be a number")
         if self.rank < 1:
             raise UserError(f"model.adapter.rank is {self.rank}, but must be at least 1")
-        if not self.alpha > 0:
-            raise UserError(f"model.adapter.alpha is {self.alpha}, but must be above 0")
+        if not 0 < self.alpha <= sys.float_info.max:
+            raise UserError(f"model.adapter.alpha is {shorten(self.alpha, 40)}, but must be above 0 and finite")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.adapter.dropout is {self.dropout}, but must be in [0, 1)")
         stated = self.targets if isinstance(self.targets, (list, tuple)) else ()

@@ -272,6 +272,11 @@ def refuse_misfit(content: dict[str, Any], path: Path) -> None:
                 f"checkpoint {path}: its weights are not those of the model that it describes: "
                 f"{key} is {found.get(key, 'missing')}, not {wanted.get(key, 'expected')}"
             )
+    for key, value in content["state_dict"].items():
+        # Those of a meta device load as nothing at all, and integers and complex numbers as their rounded likeness.
+        if value.is_meta or value.layout != torch.strided or not value.is_floating_point():
+            kind = "on no device" if value.is_meta else f"{value.layout}, {value.dtype}".replace("torch.", "")
+            raise UserError(f"checkpoint {path}: its weight {key} is {kind}, not dense floating-point numbers")
 
 
 def load_model(path: str | Path, base: str | None = None, *, own: bool = False) -> LoadedModel:
@@ -309,10 +314,7 @@ def load_model(path: str | Path, base: str | None = None, *, own: bool = False) 
     if base is not None:
         raise UserError(f"--base {base}: checkpoint {path} holds a whole model, which needs no base; leave it out")
     model = Transformer(config)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:  # Of their shapes, but sparse or quantized.
-        raise UserError(f"checkpoint {path}: its weights cannot be loaded ({' '.join(str(error).split())})") from error
+    model.load_state_dict(weights)
     return LoadedModel(model.float().eval(), tokenizer, entry, int(content["global_step"]), path)
 
 

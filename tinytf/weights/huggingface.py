@@ -172,7 +172,8 @@ class HuggingFaceFolder:
         stated = self._tokenizer_config.get("added_tokens_decoder")
         for number, token in stated.items() if isinstance(stated, dict) else ():
             content = token.get("content") if isinstance(token, dict) else token
-            if not number.isdecimal() or found.id_to_token(min(int(number), rows)) != content:
+            known = number.isdecimal() and len(number) < 20  # Python reads no number of 5,000 digits.
+            if not known or found.id_to_token(min(int(number), rows)) != content:
                 raise UserError(
                     f"model.base {self.name}: {TOKENIZER_CONFIG} has the token {shorten(repr(content), 60)} as id "
                     f"{shorten(number, 20)}, but {TOKENIZER} does not"
@@ -399,7 +400,7 @@ def _properties(stated: Mapping[str, Any], architecture: Architecture) -> Iterat
             yield f"{key} is {shorten(repr(value), 60)}, but must be a whole number"
     classes = stated.get("architectures")
     if classes and (not isinstance(classes, list) or architecture.class_name not in classes):
-        yield f"architectures is {shorten(classes, 80)}, but expected {architecture.class_name}"
+        yield f"architectures is {shorten(repr(classes), 80)}, but expected a list with {architecture.class_name}"
     for key, neutral in NEUTRAL.items():
         value = stated.get(key)
         if value is not None and value not in neutral:
@@ -423,10 +424,12 @@ def _windows(stated: Mapping[str, Any], architecture: Architecture) -> Iterator[
         yield f"layer_types is {shorten(kinds, 80)}, which is not supported: expected full_attention alone"
     if architecture.class_name == "SmolLM3ForCausalLM":
         rotated, interval = stated.get("no_rope_layers"), stated.get("no_rope_layer_interval", 4)
-        if rotated is None and not (isinstance(interval, int) and interval > stated.get("num_hidden_layers", 0)):
-            yield f"no_rope_layer_interval is {interval}: layers without rotary positions are not supported"
+        layers, unrotated = stated.get("num_hidden_layers"), "layers without rotary positions are not supported"
+        past_the_last = type(layers) is not int or (isinstance(interval, int) and interval > layers)
+        if rotated is None and not past_the_last:
+            yield f"no_rope_layer_interval is {shorten(interval, 60)}: {unrotated}"
         elif rotated is not None and (not isinstance(rotated, list) or any(each != 1 for each in rotated)):
-            yield f"no_rope_layers is {shorten(rotated, 60)}: layers without rotary positions are not supported"
+            yield f"no_rope_layers is {shorten(rotated, 60)}: {unrotated}"
 
 
 def _rotary(stated: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
@@ -441,7 +444,8 @@ def _rotary(stated: Mapping[str, Any], architecture: Architecture) -> dict[str, 
     if stated.get("rope_theta", theta) != theta:
         raise UserError(f"rope_theta is {shorten(stated['rope_theta'], 40)}, but {shorten(theta, 40)} in {place}")
     if given.get("partial_rotary_factor", 1) not in (1, None):
-        raise UserError(f"{place}.partial_rotary_factor is {given['partial_rotary_factor']}, which is not supported")
+        stated_factor = shorten(repr(given["partial_rotary_factor"]), 60)
+        raise UserError(f"{place}.partial_rotary_factor is {stated_factor}, which is not supported")
     kind = given.get("rope_type", given.get("type", "default"))
     if kind in ("default", None):
         return {"rope_theta": theta, "rope_scaling": None}

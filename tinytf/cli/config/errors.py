@@ -42,7 +42,7 @@ def explain(message: str, error: BaseException | None, command: str) -> ConfigEr
         )
     key = f"{key}.{nested}" if nested and nested != key else key
     kind = _cut(r"class_path[= ]'([\w.]+)'", message)
-    value = shown(_cut(r"(?:Got value|Given value): (.*?)(?:\. Got value|$)", message))
+    value = shown(_cut(r"(?:Got value|Given value): (.*?)(?:\. Got value|\s+- Expected an? |$)", message))
     option = _cut(r"Option '([^']+)' is not accepted", message)
     required = _cut(r"arguments are required: ([\w, .]+)", message)
     if option:

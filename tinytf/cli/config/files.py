@@ -83,9 +83,9 @@ class Arguments:
     def location(self, *keys: str) -> str:
         """``path:line: `` of the first of these keys, or of its section, in the last file that has one.
 
-        Empty if a flag gives one of them: the files are not to blame then.
+        Empty if a flag gives one of them, or a key inside of one: the files are not to blame then.
         """
-        if any(flag.partition("=")[0] == f"--{key}" for flag in self.flags for key in keys):
+        if any(re.match(rf"--{re.escape(key)}(?=[.=]|$)", flag) for flag in self.flags for key in keys):
             return ""
         names = [*keys, *(key.rpartition(".")[0] for key in keys)]
         places = (file.location(name) for file in reversed(self.files) for name in names if name)

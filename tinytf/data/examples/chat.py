@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -199,16 +200,16 @@ def read_chat_template(folder: Path) -> str | None:
         UserError: for a file that cannot be read.
     """
     config: Any = {}
-    if (folder / "tokenizer_config.json").is_file():
-        path = folder / "tokenizer_config.json"
+    # A name that is there and is no file, or a link to none, is refused where it is read.
+    if lexists(path := folder / "tokenizer_config.json"):
         config = read_json(read_text(path, what="tokenizer", limit=LARGEST_JSON), f"tokenizer {path}")
     config = config if isinstance(config, dict) else {}
     template = config.get("chat_template")
     if isinstance(template, list):  # Several, by name.
         named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
         template = named.get("default")
-    if (folder / "chat_template.jinja").is_file():
-        template = read_text(folder / "chat_template.jinja", what="chat template", limit=LARGEST_JSON)
+    if lexists(path := folder / "chat_template.jinja"):
+        template = read_text(path, what="chat template", limit=LARGEST_JSON)
     return bind_special_tokens(template, config) if isinstance(template, str) else None
 
 
