@@ -366,6 +366,20 @@ def test_templates_that_are_refused(template: str, monkeypatch: pytest.MonkeyPat
     assert "\n" not in str(error.value)
 
 
+GROWTH = "{% set all = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set all.x = all.x ~ all.x %}{% endfor %}"
+
+
+@pytest.mark.skipif(not chat.STATM.exists(), reason="memory is bounded on Linux alone")
+@pytest.mark.parametrize("template", ["{{ 'a' | center(2000000000) }}", "{{ '%2000000000d' % 1 }}", GROWTH])
+def test_a_template_cannot_fill_the_memory(template: str) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(UserError, match="the chat template fails: MemoryError"):
+        chat.Chat.of(template, character_tokenizer("ab", end_of_text=True))
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
 def test_a_template_renders_as_transformers_renders_it(tmp_path: Path) -> None:
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
     template = (

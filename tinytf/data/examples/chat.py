@@ -1,7 +1,7 @@
 """2. Documents: conversations as text, by a tokenizer's chat template, and which parts of it are learned.
 
 A template is Jinja, and a stranger's: it runs in jinja2's sandbox, set up as transformers does (`apply_chat_template`),
-with bounds on its output and its time.
+with bounds on its output, its time and its memory.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ LONGEST_TEXT = 1 << 24
 
 SECONDS = 10
 """Of a processor's time that one conversation may take; a usual one takes a thousandth."""
+
+MOST_MEMORY = 1 << 30
+"""Bytes that the process may grow by meanwhile: filters and formats make a text of any width in one step."""
+
+STATM = Path("/proc/self/statm")
+"""Where Linux says how many pages a process maps."""
 
 LARGEST_JSON = 1 << 26
 
@@ -300,10 +306,28 @@ def time_limit() -> Iterator[None]:
     before = signal.signal(signal.SIGVTALRM, stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
-        yield
+        with _memory_limit():
+            yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def _memory_limit() -> Iterator[None]:
+    """MemoryError past `MOST_MEMORY`, on Linux; without it the system would end the process, or another one."""
+    if not STATM.exists():
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = int(STATM.read_text().split()[0]) * resource.getpagesize() + MOST_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @lru_cache(maxsize=8)
