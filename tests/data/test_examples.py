@@ -25,6 +25,7 @@ from tinytf.data.examples.packing import Packing, pack
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
 from tinytf.data.windows import IGNORE_INDEX
 from tinytf.errors import UserError
+from tinytf.generation.conversation import Conversation
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -364,6 +365,15 @@ def test_templates_that_are_refused(template: str, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=TEMPLATES[template]) as error:
         chat.Chat.of(template, tokenizer)
     assert "\n" not in str(error.value)
+
+
+def test_a_template_that_behaves_until_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    loops = "{% for i in range(20000) %}{% for j in range(20000) %}{% endfor %}{% endfor %}"
+    template = "{% if add_generation_prompt %}" + loops + "{% endif %}{{ messages[-1].content }}<|endoftext|>"
+    conversation = Conversation(template, character_tokenizer("ab", end_of_text=True))
+    with pytest.raises(UserError, match="the chat template takes more than"):
+        conversation.ask("a")
 
 
 GROWTH = "{% set all = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set all.x = all.x ~ all.x %}{% endfor %}"

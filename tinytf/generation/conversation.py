@@ -6,7 +6,7 @@ from datetime import date
 
 from tokenizers import Tokenizer
 
-from tinytf.data.examples.chat import Chat, Message, special_encoder
+from tinytf.data.examples.chat import Chat, Message, special_encoder, time_limit
 
 
 class Conversation:
@@ -33,7 +33,8 @@ class Conversation:
             UserError: if the template fails, or the text holds that of a special token.
         """
         messages = self._chat.require_messages([*self._messages, {"role": "user", "content": text}])
-        rendered = self._chat.render(messages, add_generation_prompt=True, today=date.today())
+        with time_limit():
+            rendered = self._chat.render(messages, add_generation_prompt=True, today=date.today())
         return [int(number) for number in self._encode(rendered, "the conversation")]
 
     def add(self, text: str, answer: str) -> None:
