@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -147,3 +150,21 @@ def test_a_normalizer_is_found_out(gpt2: Tokenizer) -> None:
     lowering.normalizer = normalizers.Lowercase()
     with pytest.raises(UserError, match=r"a\.txt differs from character 4 on, 'C'"):
         list(encoder(lowering)(["the Cat"], "a.txt"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_process_forked_after_the_library_had_threads_encodes_too() -> None:
+    tokenizer = byte_pair_tokenizer(iter(["the cat and the hat " * 50]), 265)
+    texts = [f"the hat {number}" for number in range(1000)]
+    list(chunked_encoder(tokenizer)(texts, "here"))
+    child = os.fork()
+    if child == 0:
+        list(chunked_encoder(tokenizer)(texts, "there"))
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if ended[0] == 0:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)

@@ -41,6 +41,12 @@ BEFORE_WHITE_SPACE = re.compile(r"(?<=\S)(?=[ \n])")
 """GPT-2's pattern begins a word here, whatever stands around. Python's white space includes all of Unicode's."""
 
 
+if hasattr(os, "register_at_fork"):
+    # The library's threads are not there in a forked process, which would wait for them for ever. It knows that itself,
+    # unless the variable is set.
+    os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
+
+
 class Encoder(Protocol):
     """Token ids of one document's text, given as blocks; ``where`` names it in errors."""
 
