@@ -18,6 +18,8 @@ OURS = re.compile(
     r"|best checkpoint: .*"
     r"|next:"
     r"|  \S+ (generate|validate|export) --ckpt_path \S+"
+    r"|  \S+ (verify \S+|-c 'import torch; .*')( --trust)?"
+    r"|evaluating \S+"
     r"|  \S+ --logdir checkpoints"
     r"|step \d+/\d+  .*"
     r"|tinytf: note: .*"
