@@ -139,6 +139,7 @@ def test_a_strangers_adapter_opens_no_base_that_it_names(here: Path, capfd: pyte
         ([*FIT, "--model.base=null"], "model.adapter is trained beside the frozen weights of a pretrained model"),
         ([*FIT, "--model.freeze=['norm.*']"], "model.freeze: under model.adapter all of the base is frozen"),
         ([*FIT, "--model.adapter.rank=0"], "model.adapter.rank is 0, but must be at least 1"),
+        ([*FIT, "--model.adapter.rank=1e12"], "model.adapter.rank is 1000000000000, but must be at most model.d_model"),
         ([*FIT, f"--model.base={RUN}"], "it holds an adapter alone: merge it by tinytf export"),
         (["generate", "--ckpt_path=best", "--prompt=a", "--base=text.txt"], "text.txt"),
         (["generate", "--model=base", "--prompt=a", "--base=base"], "--base is of a --ckpt_path with an adapter"),

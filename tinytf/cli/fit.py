@@ -102,11 +102,12 @@ def announce(run: Run, trainer: Trainer, model: LanguageModel, data: TextDataMod
     tokens = len(data.split("train"))
     windows = data.batch_size * trainer.accumulate_grad_batches * trainer.num_devices * trainer.num_nodes
     readings = max_steps * windows / data.windows_per_epoch
-    size, corpus = f"{model.config.parameter_count:,}", shorten(public(data.config.corpus), 80)
+    size, corpus = f"{model.config.parameter_count:,} parameters", shorten(public(data.config.corpus), 80)
+    trained = sum(p.numel() for p in model.model.parameters() if p.requires_grad)
+    if trained != model.config.parameter_count:  # An adapter's are beside them.
+        size += f" and an adapter of {trained:,}" if model.adapter else f", {trained:,} of them trained"
     text = f"{corpus} (tokenizer {shorten(data.config.tokenizer, 80)})"
-    log.info(
-        "run %s: %s parameters; %s: %s", here, size, text, describe_readings(tokens, readings, data.training_examples)
-    )
+    log.info("run %s: %s; %s: %s", here, size, text, describe_readings(tokens, readings, data.training_examples))
     warmup = run.config["model"]["schedule"].get("init_args", {}).get("warmup_steps")
     if isinstance(warmup, int) and warmup >= max_steps:
         log.warning(

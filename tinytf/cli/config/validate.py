@@ -55,7 +55,12 @@ def validate(command: str, config: Any) -> None:
     check_numbers(config)
     check_model(config.model)
     if config.model.adapter:
-        AdapterConfig(**config.model.adapter)
+        rank = AdapterConfig(**config.model.adapter).rank
+        if rank > config.model.d_model:
+            raise UserError(
+                f"model.adapter.rank is {rank}, but must be at most model.d_model {config.model.d_model}: beyond it an "
+                "adapter is larger than the matrices that it is beside"
+            )
         refuse_adapter_with(base=config.model.base is not None, freeze=config.model.freeze)
         require_peft()
         if config.trainer.strategy == "fsdp2":
