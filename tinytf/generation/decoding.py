@@ -13,7 +13,7 @@ from tinytf.model.transformer import KVCache, Transformer
 
 
 class Engine(Protocol):
-    """What decoding needs of a model; it remembers the tokens since the last `prefill`."""
+    """What decoding needs of a model; it remembers the tokens of each row since the last `prefill`."""
 
     @property
     def vocab_size(self) -> int:
@@ -29,6 +29,12 @@ class Engine(Protocol):
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more id per row, ``[batch]``, and return its position's logits ``[batch, vocab]``."""
 
+    def join(self, tokens: Tensor, every: bool = False) -> Tensor:
+        """Add a last row, read its ids ``[seq]``, and return the last one's logits, ``[1, vocab]``, or of every one."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these, which are then numbered in this order."""
+
 
 class TransformerEngine:
     """A [Transformer][tinytf.model.Transformer] with its KV cache, on the device of its weights."""
@@ -37,16 +43,33 @@ class TransformerEngine:
         self.model = model.eval()
         self.vocab_size = model.config.vocab_size
         self.max_seq_len = model.config.max_seq_len
+        self.cache = self._no_tokens(0)
 
     def prefill(self, tokens: Tensor) -> Tensor:
         """Forget everything, read ids ``[batch, seq]``, return the last position's logits ``[batch, vocab_size]``."""
-        weight = self.model.embed_tokens.weight
-        self.cache = KVCache.empty(self.model.config, tokens.shape[0], weight.device, weight.dtype)
+        self.cache = self._no_tokens(tokens.shape[0])
         return self._last_logits(tokens)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more id per row, ``[batch]``, return its position's logits ``[batch, vocab_size]``."""
         return self._last_logits(tokens[:, None])
+
+    @torch.inference_mode()
+    def join(self, tokens: Tensor, every: bool = False) -> Tensor:
+        """Add a last row, read its ids ``[seq]``, return the last one's logits, ``[1, vocab]``, or of every one."""
+        new = self._no_tokens(1)
+        hidden = self.model.hidden(tokens[None].to(self.model.cos.device), new)[0]
+        self.cache = self.cache.join(new)
+        return self.model.unembed(hidden if every else hidden[-1:])
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these, which are then numbered in this order."""
+        self.cache = self.cache.keep(torch.tensor(rows, dtype=torch.long, device=self.model.cos.device))
+
+    def _no_tokens(self, rows: int) -> KVCache:
+        weight = self.model.embed_tokens.weight
+        return KVCache.empty(self.model.config, rows, weight.device, weight.dtype)
 
     @torch.inference_mode()
     def _last_logits(self, tokens: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Parameter names are those of ``transformers``' Qwen3 and Llama, so that exported
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -67,11 +67,16 @@ class KVCache:
 
     It is functional: appending makes new tensors and writes into none, so the same code traces and exports with
     ``past`` as a dynamic size, 0 included.
+
+    Args:
+        padding: of rows that do not begin in the first column, by how many columns each is late, ``[batch]``. None if
+            all do.
     """
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+    def __init__(self, keys: list[Tensor], values: list[Tensor], padding: Tensor | None = None) -> None:
         self.keys = keys
         self.values = values
+        self.padding = padding
 
     @classmethod
     def empty(
@@ -100,6 +105,40 @@ class KVCache:
         self.keys[layer] = torch.cat((self.keys[layer], keys), dim=2)
         self.values[layer] = torch.cat((self.values[layer], values), dim=2)
         return self.keys[layer], self.values[layer]
+
+    def join(self, other: KVCache) -> KVCache:
+        """The rows of both, in this order; the shorter ones are padded on the left, so that their last tokens align."""
+        total = max(self.length, other.length)
+        caches = (self, other)
+
+        def rows(tensors: Iterable[Tensor]) -> Tensor:
+            return torch.cat([F.pad(tensor, (0, 0, total - tensor.shape[2], 0)) for tensor in tensors])
+
+        return KVCache(
+            [rows(keys) for keys in zip(self.keys, other.keys, strict=True)],
+            [rows(values) for values in zip(self.values, other.values, strict=True)],
+            _padding(torch.cat([cache.late() + total - cache.length for cache in caches])),
+        )
+
+    def keep(self, rows: Tensor) -> KVCache:
+        """These rows alone, ``[rows]`` of their numbers, without the columns in which none of them has a token."""
+        late = self.late()[rows]
+        first = int(late.min()) if len(late) else self.length
+        return KVCache(
+            [keys[rows, :, first:] for keys in self.keys],
+            [values[rows, :, first:] for values in self.values],
+            _padding(late - first),
+        )
+
+    def late(self) -> Tensor:
+        """`padding`, with zeros if there is none."""
+        if self.padding is not None:
+            return self.padding
+        return torch.zeros(self.keys[0].shape[0], dtype=torch.long, device=self.keys[0].device)
+
+
+def _padding(late: Tensor) -> Tensor | None:
+    return late if late.any() else None  # Without any, every row is at the same position: a smaller mask.
 
 
 class Attention(nn.Module):
@@ -219,7 +258,13 @@ class Transformer(nn.Module):
         total = past + tokens.shape[1]
         if total > self.config.max_seq_len:
             raise ValueError(f"a sequence of {total} tokens is past max_seq_len {self.config.max_seq_len}")
-        if positions is None:
+        mask: Tensor | None
+        if cache is not None and cache.padding is not None:
+            column = torch.arange(total, device=tokens.device)
+            mask = (causal_mask(past, total, tokens.device) & (column >= cache.padding[:, None, None]))[:, None]
+            position = (column[past:] - cache.padding[:, None]).clamp(min=0)
+            cos, sin = self.cos[position][:, None], self.sin[position][:, None]
+        elif positions is None:
             # Without a cache, SDPA's own causal mask, which its fused kernels know.
             mask = None if cache is None else causal_mask(past, total, tokens.device)
             cos, sin = self.cos[past:total], self.sin[past:total]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -158,31 +159,44 @@ class OnnxEngine:
             raise UserError(f"--model {path}: {printable(' '.join(str(error).split()))}") from error
         self.vocab_size, self.max_seq_len = config.vocab_size, config.max_seq_len
         self._runner = cached_runner(session)
-        self._feed, self._length = self._runner.start(1), 0
+        self._feeds: list[Feed] = []
+        self._lengths: list[int] = []
 
     def prefill(self, tokens: Tensor) -> Tensor:
         """See `Engine`."""
-        self._feed, self._length = self._runner.start(len(tokens)), 0
-        return self._last_logits(tokens)
+        self.keep([])
+        return torch.cat([self.join(row) for row in tokens])
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Engine`."""
-        return self._last_logits(tokens[:, None])
+        return torch.cat([self._read(row, token[None])[-1:] for row, token in enumerate(tokens)])
 
-    def _last_logits(self, tokens: Tensor) -> Tensor:
-        self._length += tokens.shape[1]
-        if self._length > self.max_seq_len:
-            raise ValueError(f"a sequence of {self._length} tokens is past max_seq_len {self.max_seq_len}")
-        feed: Feed = self._feed
+    def join(self, tokens: Tensor, every: bool = False) -> Tensor:
+        """See `Engine`."""
+        # A row alone: the 8-bit activations of a graph share one scale, which other rows would change.
+        self._feeds.append(self._runner.start(1))
+        self._lengths.append(0)
+        logits = self._read(-1, tokens)
+        return logits if every else logits[-1:]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See `Engine`."""
+        self._feeds = [self._feeds[row] for row in rows]
+        self._lengths = [self._lengths[row] for row in rows]
+
+    def _read(self, row: int, tokens: Tensor) -> Tensor:
+        self._lengths[row] += len(tokens)
+        if self._lengths[row] > self.max_seq_len:
+            raise ValueError(f"a sequence of {self._lengths[row]} tokens is past max_seq_len {self.max_seq_len}")
         try:
-            logits = feed(tokens.contiguous())
+            logits = self._feeds[row](tokens[None].contiguous())
         except Exception as error:
             raise UserError(
                 f"--model {self.path}: onnxruntime cannot run it ({' '.join(str(error).split())})"
             ) from error
-        if logits.shape != (*tokens.shape, self.vocab_size) or logits.dtype != torch.float32:
+        if logits.shape != (1, len(tokens), self.vocab_size) or logits.dtype != torch.float32:
             raise UserError(f"--model {self.path}: its logits are not those of a vocabulary of {self.vocab_size}")
-        return logits[:, -1]
+        return logits[0]
 
 
 def require_onnx(path: Path) -> None:
