@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tinytf.data.tokenizer import (
+    ANY_CHARACTER,
     END_OF_TEXT,
+    OLD_ANY_CHARACTER,
     byte_pair_tokenizer,
     character_tokenizer,
     encode,
@@ -87,6 +90,36 @@ def test_the_table_is_the_tokenizer() -> None:
     text = "".join(strings())
     tokenizer = by_character(text, True)
     assert encode(tokenizer, text) == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def with_old_pattern(tokenizer: Tokenizer) -> str:
+    """Its JSON as the checkpoints of the first version have it."""
+    stated = json.loads(tokenizer.to_str())
+    stated["pre_tokenizer"]["pattern"]["Regex"] = OLD_ANY_CHARACTER
+    return json.dumps(stated)
+
+
+def test_characters_are_cut_by_a_pattern_of_every_engine() -> None:
+    """Python's is another than the library's; JavaScript's and C++'s know no group with a flag, which the old one was."""
+    some = "".join(map(chr, [*range(0x3000), *range(0xFE00, 0x10000), *range(0x10000, 0x110000, 37)]))
+    text = some + "\r\n\r\n\n👩‍👩‍👧‍👦e\u0301" + "".join(strings())
+    pieces = by_character(text, True).pre_tokenizer.pre_tokenize_str(text)
+    assert [piece for piece, _ in pieces] == list(text) == re.findall(ANY_CHARACTER, text)
+
+
+def test_a_tokenizer_of_the_first_version_is_read_as_one_of_today() -> None:
+    text = "".join(strings())
+    today = by_character(text, False)
+    before = tokenizer_from_text(with_old_pattern(today))
+    assert before.to_str() == today.to_str()
+    assert Tokenizer.from_str(with_old_pattern(today)).encode(text).ids == encode(before, text)
+
+
+def test_characters_cut_in_another_way_are_not_by_character() -> None:
+    """Its own encode knows only the pieces of its pattern."""
+    tokenizer = by_character("ab\n", False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    assert not is_by_character(tokenizer)
 
 
 def test_an_unknown_character_is_named_with_its_place() -> None:

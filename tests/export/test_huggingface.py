@@ -23,7 +23,14 @@ from tests.export.small_model import (
     small_model,
     tokenizer_of,
 )
-from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer, encode, tokenizer_from_file
+from tinytf.data.tokenizer import (
+    ANY_CHARACTER,
+    OLD_ANY_CHARACTER,
+    byte_pair_tokenizer,
+    character_tokenizer,
+    encode,
+    tokenizer_from_file,
+)
 from tinytf.export.formats.huggingface import HUGGINGFACE, model_card, require_own_folder
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
@@ -54,6 +61,18 @@ def test_token_ids_are_equal_and_texts_come_back(kind: str, tmp_path: Path) -> N
         assert ids == encode(loaded.tokenizer, text)
         assert tokenizer.decode(ids) == text
     assert HUGGINGFACE.validate_artifact(loaded, TEXTS[0], path) == []
+
+
+def test_a_checkpoint_of_the_first_version_is_exported_with_the_pattern_of_every_engine(tmp_path: Path) -> None:
+    loaded, _ = folder_of("char", tmp_path)
+    path = save_checkpoint(tmp_path / "best.ckpt", loaded)
+    content = torch.load(path, weights_only=True)
+    content["tinytf"]["tokenizer"] = content["tinytf"]["tokenizer"].replace(r"[\\s\\S]", OLD_ANY_CHARACTER)
+    assert OLD_ANY_CHARACTER in content["tinytf"]["tokenizer"]
+    torch.save(content, path)
+    HUGGINGFACE.write(load_model(path), tmp_path / "again", None)
+    written = json.loads((tmp_path / "again" / "tokenizer.json").read_text())
+    assert written["pre_tokenizer"]["pattern"] == {"Regex": ANY_CHARACTER}
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])

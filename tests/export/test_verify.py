@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tests.export.small_model import EVERYTHING, TEMPLATE, Exported, chat_model, save_checkpoint, small_model
 from tinytf.cli import generate
 from tinytf.cli.verify import run
+from tinytf.data.tokenizer import OLD_ANY_CHARACTER
 from tinytf.errors import UserError
 from tinytf.export import formats
 from tinytf.export.formats import FORMATS
@@ -198,6 +199,22 @@ def test_a_graph_that_cannot_be_read_back_is_not_verified(
     assert status["huggingface"] == "passed"
     # Without onnx it cannot be seen whether a file keeps data elsewhere.
     assert status["onnx-kv"] == status["onnx-int8"] == status["onnx-int4"] == "not verified"
+
+
+def test_a_bundle_of_the_first_version_passes_though_its_characters_have_the_pattern_of_one_engine(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stated = json.loads((bundle / "export.json").read_text())
+    for name in ("tokenizer.json", "huggingface/tokenizer.json"):
+        content = json.loads((bundle / name).read_text())
+        content["pre_tokenizer"]["pattern"]["Regex"] = OLD_ANY_CHARACTER
+        (bundle / name).write_text(json.dumps(content))
+        sums = stated["runtime_files"] if "/" not in name else stated["artifacts"][1]["sha256"]
+        assert sums[name] != sha256_of(bundle / name)
+        sums[name] = sha256_of(bundle / name)
+    (bundle / "export.json").write_text(json.dumps(stated))
+    code, content = verified(bundle, capsys)
+    assert (code, content["failed"]) == (0, [])
 
 
 def test_another_bundled_tokenizer_the_graphs_is_named(bundle: Path) -> None:

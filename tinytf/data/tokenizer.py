@@ -28,6 +28,10 @@ PROBE = "A cat's 1st day.\n\té あ 🙂  "
 """Text of several scripts and kinds of white space, which a tokenizer may fail to know, but must not break at."""
 PROBED = 512
 """Ids, and characters, that are tried one by one: the special tokens and all bytes are among the first of them."""
+ANY_CHARACTER = r"[\s\S]"
+"""The pattern after each match of which a text by character is cut, in the words of every engine."""
+OLD_ANY_CHARACTER = "(?m:.)"
+"""The same for Oniguruma alone: JavaScript either refuses it or drops line feeds without a word, and C++ refuses it."""
 
 
 def character_tokenizer(characters: Iterable[str], *, end_of_text: bool) -> Tokenizer:
@@ -40,7 +44,7 @@ def character_tokenizer(characters: Iterable[str], *, end_of_text: bool) -> Toke
     entries = [END_OF_TEXT] * end_of_text + sorted(set(characters))
     # The unknown token is not in the vocabulary, so the model itself raises where it would otherwise drop.
     tokenizer = Tokenizer(models.WordLevel({entry: number for number, entry in enumerate(entries)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?m:.)"), "isolated")
+    tokenizer.pre_tokenizer = _cut_by_character()
     tokenizer.decoder = decoders.Fuse()
     if end_of_text:
         tokenizer.add_special_tokens([END_OF_TEXT])
@@ -108,6 +112,10 @@ def tokenizer_from_text(text: str, name: str = "tokenizer") -> Tokenizer:
         )
     with library_errors(f"tokenizer {name}: it cannot be used"):
         _probe(ready(tokenizer), ids)
+    if is_by_character(tokenizer):
+        # Checkpoints may have the pattern of one engine: what is made of them has the pattern of all. The sum is another,
+        # so a resumed run tokenizes its corpus once more; the ids are the same.
+        tokenizer.pre_tokenizer = _cut_by_character()
     return tokenizer
 
 
@@ -238,10 +246,15 @@ def is_by_character(tokenizer: Tokenizer) -> bool:
     return (
         isinstance(tokenizer.model, models.WordLevel)
         and tokenizer.normalizer is None
-        and _state(tokenizer.pre_tokenizer).get("type") == "Split"
+        and _state(tokenizer.pre_tokenizer)
+        in (_state(_cut_by_character()), _state(_cut_by_character(OLD_ANY_CHARACTER)))
         and _state(tokenizer.decoder).get("type") == "Fuse"
         and all(len(entry) == 1 for entry in tokenizer.get_vocab(with_added_tokens=False) if entry != END_OF_TEXT)
     )
+
+
+def _cut_by_character(pattern: str = ANY_CHARACTER) -> Any:
+    return pre_tokenizers.Split(Regex(pattern), "isolated")
 
 
 def is_gpt2_like(tokenizer: Tokenizer) -> bool:
