@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= configs/base.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test coverage stress fuzz export dashboard bench lint docs notebooks wheel
+.PHONY: help install train test interop coverage stress fuzz export dashboard bench lint docs notebooks wheel
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -24,6 +24,9 @@ train: .venv/installed  ## install, then train the main model (CONFIG=configs/ba
 # that train) come last, and one worker is alone with them for minutes.
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+interop: .venv/installed  ## run exported models in other programs, which are installed below .interop/
+	$(BIN)/python -m pytest -m interop tests/interop
 
 coverage: .venv/installed  ## run the tests, and show which lines of tinytf they reach
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
