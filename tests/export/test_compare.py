@@ -115,7 +115,10 @@ def fused(model: Transformer) -> Runner:
 
         def feed(tokens: torch.Tensor) -> torch.Tensor:
             nonlocal past
-            logits, *past = graph(tokens, past)
+            length = past[0].shape[2]
+            total = length + tokens.shape[1]
+            positions = torch.arange(length, total).expand_as(tokens)
+            logits, *past = graph(tokens, torch.ones(batch_size, total), positions, past)
             return logits
 
         return feed

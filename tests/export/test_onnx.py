@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,21 +124,92 @@ def test_a_row_of_the_table_that_no_text_reads_is_seen(name: str, exported: Expo
     assert problems == ["weight embed_tokens.weight is not the model's"]
 
 
-def test_dynamic_sizes_are_named(exported: Exported) -> None:
-    session = open_session(exported.folder / "model_kv.onnx", 1)
-    assert session.get_inputs()[0].shape == ["batch", "seq"]
-    assert session.get_inputs()[1].shape == ["batch", 2, "past_len", 16]
+CACHED = ["model_kv.onnx", "model_kv.int8.onnx", "model_kv.int4.onnx"]
+
+
+@pytest.mark.parametrize("file", CACHED)
+def test_inputs_and_outputs_have_the_names_of_optimum(file: str, exported: Exported) -> None:
+    """transformers.js, optimum and onnxruntime-genai look for them."""
+    session = open_session(exported.folder / file, 1)
+    inputs = {node.name: node.shape for node in session.get_inputs()}
+    assert inputs == {
+        "input_ids": ["batch", "seq"],
+        "attention_mask": ["batch", "total_len"],
+        "position_ids": ["batch", "seq"],
+        **{
+            f"past_key_values.{layer}.{half}": ["batch", 2, "past_len", 16]
+            for layer in range(2)
+            for half in ("key", "value")
+        },
+    }
+    wanted = ["logits", *(name.replace("past_key_values", "present") for name in list(inputs)[3:])]
+    assert [node.name for node in session.get_outputs()] == wanted
+    assert [node.name for node in open_session(exported.folder / "model.onnx", 1).get_inputs()] == ["input_ids"]
+
+
+@pytest.mark.parametrize("file", CACHED)
+def test_the_batch_size_is_that_of_the_ids(file: str, exported: Exported) -> None:
+    """transformers.js begins with a cache of batch 0: a graph that takes its size from there gives nothing."""
+    graph = onnx.load(exported.folder / file).graph
+    sized = {node.input[0] for node in graph.node if node.op_type == "Shape" and asked_axis(node) == 0}
+    assert sized <= {"input_ids"}
+    session = open_session(exported.folder / file, 1)
+    ids = np.array([[1, 2, 3, 4], [4, 3, 2, 9]])
+    first, second = (
+        session.run(["logits"], feeds(session, ids, np.ones_like(ids), rows=rows))[0] for rows in (0, len(ids))
+    )
+    assert first.shape[:2] == ids.shape
+    assert np.array_equal(first, second)
+
+
+def asked_axis(node: Any) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "start"), 0)
+
+
+def feeds(session: Any, ids: np.ndarray, mask: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+    """A prefill, as Hugging Face's libraries feed it: masked positions are all 1."""
+    positions = np.where(mask == 0, 1, mask.cumsum(axis=1) - 1)
+    past = {
+        node.name: np.zeros((rows, node.shape[1], 0, node.shape[3]), np.float32)
+        for node in session.get_inputs()
+        if node.name.startswith("past")
+    }
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
+
+
+@pytest.mark.parametrize("file", ["model_kv.onnx", "model_kv.int4.onnx"])
+def test_a_batch_padded_on_the_left_has_the_logits_of_each_row_alone(file: str, exported: Exported) -> None:
+    """Prefill and three steps, without tinytf, as a server would."""
+    session = open_session(exported.folder / file, 1)
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [3], [20, 21, 22]]
+    after = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    width = max(map(len, prompts))
+    ids = np.array([[13] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = np.array([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    together = decoded(session, ids, mask, after)
+    for row, prompt in enumerate(prompts):
+        alone = decoded(session, np.array([prompt]), np.ones((1, len(prompt)), np.int64), after[row : row + 1])
+        assert np.abs(together[row, width - len(prompt) :] - alone[0]).max() < 1e-4 * alone.std()
+
+
+def decoded(session: Any, ids: np.ndarray, mask: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Logits of a prompt's positions, and of the tokens after it, read one at a time."""
+    feed = feeds(session, ids, mask, rows=0)
+    names = [name for name in feed if name.startswith("past")]
+    logits, *present = session.run(None, feed)
+    found = [logits]
+    for token in after.T:
+        mask = np.concatenate((mask, np.ones_like(mask[:, :1])), axis=1)
+        step = {"input_ids": token[:, None], "attention_mask": mask, "position_ids": mask.sum(1, keepdims=True) - 1}
+        logits, *present = session.run(None, step | dict(zip(names, present, strict=True)))
+        found.append(logits)
+    return np.concatenate(found, axis=1)
 
 
 def test_a_graph_runs_without_tinytf(exported: Exported, loaded: LoadedModel) -> None:
-    """As a server would: names as transformers and onnxruntime-genai use them."""
     session = open_session(exported.folder / "model_kv.onnx", 1)
-    past = {
-        f"past_key_values.{layer}.{half}": np.zeros((1, 2, 0, 16), np.float32)
-        for layer in range(2)
-        for half in ("key", "value")
-    }
-    logits = session.run(["logits"], {"tokens": np.array([[1, 2, 3, 4]]), **past})[0]
+    ids = np.array([[1, 2, 3, 4]])
+    logits = session.run(["logits"], feeds(session, ids, np.ones_like(ids), rows=0))[0]
     with torch.no_grad():
-        wanted = loaded.model(torch.tensor([[1, 2, 3, 4]]))
+        wanted = loaded.model(torch.from_numpy(ids))
     assert np.abs(logits - wanted.numpy()).max() < 1e-4

@@ -98,7 +98,14 @@ def one_value_column_lost(graph: Graph, loaded: LoadedModel) -> None:
     change(graph, "layers.1.attention.qkv", lost)
 
 
+def padding_seen(graph: Graph, loaded: LoadedModel) -> None:
+    graph.add("other", np.array(-1))
+    reader = next(node for node in graph.nodes() if "attention_mask" in node.input and node.op_type == "Equal")
+    reader.input[1] = "other"
+
+
 BUGS = [
+    padding_seen,
     other_eps,
     last_position_off,
     other_base,

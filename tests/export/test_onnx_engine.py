@@ -16,6 +16,7 @@ from tinytf.data.tokenizer import encode
 from tinytf.errors import UserError
 from tinytf.export.formats.onnx import save
 from tinytf.export.formats.onnx.runtime import OnnxEngine, bundled_tokenizer
+from tinytf.generation.batching import Batch
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
 from tinytf.weights.checkpoint import LoadedModel
@@ -50,6 +51,55 @@ def test_past_the_context_it_refuses_in_words(file: str, exported: Exported) -> 
     engine.prefill(torch.zeros(1, 48, dtype=torch.long))
     with pytest.raises(ValueError, match="a sequence of 49 tokens is past max_seq_len 48"):
         engine.step(torch.zeros(1, dtype=torch.long))
+
+
+CACHED = ["model_kv.onnx", "model_kv.int8.onnx", "model_kv.int4.onnx"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("file", CACHED)
+def test_texts_that_join_and_leave_are_those_they_are_alone(file: str, threads: int, exported: Exported) -> None:
+    """Prompts of other lengths, some past the context of 48, that end at other times."""
+    engine, draw = OnnxEngine(exported.folder / file, threads), torch.Generator().manual_seed(3)
+    jobs = [
+        (torch.randint(0, engine.vocab_size, (length,), generator=draw).tolist(), sampling, seed, count)
+        for seed, (length, sampling, count) in enumerate(
+            [(3, 0.0, 30), (60, 0.8, 9), (1, 0.8, 60), (20, 0.0, 12), (47, 0.0, 20), (7, 0.8, 25)]
+        )
+    ]
+    batch, waiting, running, texts, most = Batch(engine), list(enumerate(jobs)), {}, {}, 0
+    while waiting or running:
+        if waiting:  # One joins at each step.
+            number, (prompt, temperature, seed, _) = waiting.pop(0)
+            row, _ = batch.add(prompt, Sampling(temperature), seed)
+            running[row], texts[number] = number, []
+        most = max(most, len(running))
+        for row, token in zip(batch.rows, batch.draw(), strict=True):
+            texts[running[row]].append(token)
+        ended = [row for row, number in running.items() if len(texts[number]) == jobs[number][3]]
+        batch.remove(ended)
+        running = {row: number for row, number in running.items() if row not in ended}
+        batch.advance()
+    assert most == 6
+    for number, (prompt, temperature, seed, count) in enumerate(jobs):
+        alone = islice(decode(OnnxEngine(exported.folder / file), prompt, Sampling(temperature), [seed]), count)
+        assert texts[number] == torch.cat(list(alone)).tolist(), number
+
+
+@pytest.mark.parametrize("file", CACHED)
+def test_rows_are_one_batch_unless_they_would_round_each_other(file: str, exported: Exported) -> None:
+    """The dynamic scale of 8 bits is one for all rows; blocks of 4 bits have their own."""
+    engine = OnnxEngine(exported.folder / file)
+    alone = engine.join(torch.arange(9), every=True)
+    engine.keep([])
+    engine.join(torch.arange(20, 23))
+    joined = engine.join(torch.arange(9), every=True)
+    assert torch.equal(joined, alone), "a row is read alone before it joins"
+    runs = []
+    run = engine._graph.read
+    engine._graph.read = lambda tokens, *rest: (runs.append(len(tokens)), run(tokens, *rest))[1]  # type: ignore[method-assign]
+    engine.step(torch.tensor([4, 5]))
+    assert runs == ([1, 1] if "int8" in file else [2])
 
 
 def test_rounded_graphs_run_too(exported: Exported, loaded: LoadedModel) -> None:

@@ -134,9 +134,8 @@ def next_commands(folder: Path, content: dict[str, Any]) -> list[str]:
         program = console_script("tinytf")
         lines.append(f"{program} generate --model {shlex.quote(path)}{chat} --prompt={shlex.quote(prompt)}")
     elif path := file("onnx"):
-        run = (
-            f'onnxruntime.InferenceSession({json.dumps(path)}).run(None, {{"tokens": numpy.array([[1, 0]])}})[0].shape'
-        )
+        feed = '{"input_ids": numpy.array([[1, 0]])}'
+        run = f"onnxruntime.InferenceSession({json.dumps(path)}).run(None, {feed})[0].shape"
         lines.append(python(f"import numpy, onnxruntime; print({run})"))
     if path := file("pt2"):
         lines.append(

@@ -13,19 +13,19 @@ import torch
 from torch import nn
 
 from tinytf.export.formats import Writer
-from tinytf.export.formats.onnx.fused_projections import FusedTransformer
-from tinytf.export.formats.onnx.graph import EMBEDDING, Graph
-from tinytf.export.formats.onnx.runtime import (
-    METADATA,
+from tinytf.export.formats.onnx.cached_graph import (
+    IDS,
+    INPUTS,
+    PADDING,
     PAST,
     PRESENT,
-    PROTOBUF_LIMIT,
     cache_names,
     cached_runner,
-    open_session,
-    require_own_kind,
     runtime_name,
 )
+from tinytf.export.formats.onnx.fused_projections import FusedTransformer
+from tinytf.export.formats.onnx.graph import EMBEDDING, Graph, simplify_sizes
+from tinytf.export.formats.onnx.runtime import METADATA, PROTOBUF_LIMIT, open_session, require_own_kind
 from tinytf.export.parity.cases import example_tokens, too_short_to_trace
 from tinytf.export.parity.runner import Runner, quiet, recomputing
 from tinytf.model import TransformerConfig
@@ -60,21 +60,20 @@ class Plain(Exact):
 
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         limit = loaded.model.config.max_seq_len
-        write_graph(
-            loaded,
-            path,
+        proto = exported_graph(
             loaded.model,
             (example_tokens(),),
-            input_names=["tokens"],
+            input_names=[IDS],
             output_names=["logits"],
             dynamic_shapes={"tokens": {0: "batch", 1: torch.export.Dim("seq", max=limit)}},
         )
+        save(proto, path, loaded)
 
     def open_runner(self, path: Path, threads: int) -> Runner:
         session = open_session(path, threads)
 
         def forward(tokens: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(session.run(["logits"], {"tokens": tokens.numpy()})[0])
+            return torch.from_numpy(session.run(["logits"], {IDS: tokens.numpy()})[0])
 
         return Runner(runtime_name(), recomputing(forward), cached=False)
 
@@ -88,22 +87,29 @@ class WithCache(Exact):
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
         config = loaded.model.config
         tokens = example_tokens()
-        sizes = (len(tokens), config.kv_heads, EXAMPLE_PAST, config.head_size)
+        batch, new = tokens.shape
+        mask, positions = torch.ones(batch, EXAMPLE_PAST + new, dtype=torch.long), torch.zeros_like(tokens)
+        sizes = (batch, config.kv_heads, EXAMPLE_PAST, config.head_size)
         # Distinct tensors: the exporter merges inputs that share one object. onnx's checker is content with the graph,
         # a prefill is exact, and every decoding step is wrong, by up to 19.
         past = [torch.randn(sizes) for _ in range(2 * config.n_layers)]
-        write_graph(
-            loaded,
-            path,
+        proto = exported_graph(
             FusedTransformer(loaded.model),
-            (tokens, past),
-            input_names=["tokens", *cache_names(PAST, config.n_layers)],
+            (tokens, mask, positions, past),
+            input_names=[*INPUTS, *cache_names(PAST, config.n_layers)],
             output_names=["logits", *cache_names(PRESENT, config.n_layers)],
-            dynamic_shapes={"tokens": {0: "batch", 1: "seq"}, "past": [{0: "batch", 2: "past_len"}] * len(past)},
+            dynamic_shapes={
+                "input_ids": {0: "batch", 1: "seq"},
+                "attention_mask": {0: "batch", 1: "total_len"},
+                "position_ids": {0: "batch", 1: "seq"},
+                "past": [{0: "batch", 2: "past_len"}] * len(past),
+            },
         )
+        simplify_sizes(Graph(proto))
+        save(proto, path, loaded)
 
     def open_runner(self, path: Path, threads: int) -> Runner:
-        return cached_runner(open_session(path, threads))
+        return cached_runner(open_session(path, threads), PADDING)
 
 
 PLAIN = Plain()
@@ -118,17 +124,15 @@ def too_large(config: TransformerConfig, extra: int = 0) -> str | None:
     return f"its {size / 1e9:.1f} GB of float32 weights are past the 2 GB that one ONNX file holds"
 
 
-def write_graph(
-    loaded: LoadedModel,
-    path: Path,
+def exported_graph(
     graph: nn.Module,
     example: tuple[Any, ...],
     *,
     input_names: Sequence[str],
     output_names: Sequence[str],
     dynamic_shapes: Mapping[str, Any],
-) -> None:
-    """Export with torch.export, into one checked file that states the model's config in its metadata."""
+) -> Any:
+    """The ONNX model that torch.export makes of a module."""
     with quiet():
         program = torch.onnx.export(
             graph.eval(),
@@ -142,11 +146,11 @@ def write_graph(
             verbose=False,
         )
     assert program is not None
-    save(program.model_proto, path, loaded)
+    return program.model_proto
 
 
 def save(proto: Any, path: Path, loaded: LoadedModel) -> None:
-    """Write and check a graph, with what generation needs in its metadata and without the exporter's notes."""
+    """Write and check a graph: one file, with what generation needs in its metadata, without the exporter's notes."""
     import onnx
 
     # The notes are half of a small file, and hold paths of the machine that wrote it.

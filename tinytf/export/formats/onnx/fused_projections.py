@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tinytf.model import Transformer
-from tinytf.model.transformer import Attention, Block, causal_mask
+from tinytf.model.transformer import Attention, Block
 
 Pair = tuple[Tensor, Tensor]
+
+MASKED = torch.finfo(torch.float32).min
+"""Added to a score. Not minus infinity: a query under padding has no other score, and its softmax would be NaN, which
+the next layer's values carry to every query."""
+
+NEVER = 2**40
+"""A column after every other."""
 
 
 class Norm(nn.Module):
@@ -114,22 +122,39 @@ class FusedTransformer(nn.Module):
         blocks = [block for block in model.layers if isinstance(block, Block)]
         self.layers = nn.ModuleList(FusedBlock(block, config.n_heads, config.kv_heads) for block in blocks)
         self.norm = Norm(model.norm.weight, model.norm.eps)
+        self.grouped = config.kv_heads != config.n_heads
         # Swapping the halves and negating one of them is swapping them under a sine of two signs.
         half = config.head_size // 2
         self.sin = frozen(torch.cat((-model.sin[:, :half], model.sin[:, half:]), dim=1))
         self.cos = frozen(model.cos)
 
-    def forward(self, tokens: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
-        """``past``, and the results after the logits, are key and value of layer 0, of layer 1, …"""
-        length = past[0].shape[2]
-        total = length + tokens.shape[1]
-        position = torch.arange(total)[length:]
-        cos, sin = self.cos[position], self.sin[position]
-        bias = torch.zeros(()).masked_fill(~causal_mask(length, total, tokens.device), float("-inf"))
-        x = self.embed_tokens(tokens)
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """``past``, and the results after the logits, are key and value of layer 0, of layer 1, …
+
+        Args:
+            input_ids: ``[batch, seq]``.
+            attention_mask: 0 for columns of no token, such as padding on the left, else 1, ``[batch, past + seq]``.
+            position_ids: of the new tokens in their rows, ``[batch, seq]``; any of the table under a 0 of the mask.
+            past: each ``[batch, kv_heads, past, head_dim]``.
+        """
+        position = position_ids[:, None]
+        cos, sin = functional.embedding(position, self.cos), functional.embedding(position, self.sin)
+        bias = self.attention_bias(attention_mask, input_ids.shape[1])
+        x = self.embed_tokens(input_ids)
         presents: list[Tensor] = []
         for block, key, value in zip(self.layers, past[0::2], past[1::2], strict=True):
             x, present = block(x, cos, sin, bias, (key, value))
             presents += present
         unembedding = self.embed_tokens.weight if self.lm_head is None else self.lm_head
         return (self.norm(x) @ unembedding.t(), *presents)
+
+    def attention_bias(self, attention_mask: Tensor, new: int) -> Tensor:
+        """What is added to the scores of all layers, ``[batch, 1, new, total]``; with one more 1 if keys are shared."""
+        total = attention_mask.shape[1]
+        column = torch.arange(total)
+        # The mask as times: a masked column comes after every query. Each operation here is paid once per token.
+        time = torch.where(attention_mask == 0, NEVER, column)[:, None, None]
+        bias = torch.where(time <= column[total - new :, None], 0.0, MASKED)
+        return bias[:, None] if self.grouped else bias

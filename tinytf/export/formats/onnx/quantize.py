@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tinytf.export.formats import Writer, in_blocks
 from tinytf.export.formats.onnx import save, too_large
+from tinytf.export.formats.onnx.cached_graph import PADDING, cached_runner
 from tinytf.export.formats.onnx.fused_projections import FusedTransformer
 from tinytf.export.formats.onnx.graph import (
     EMBEDDING,
@@ -30,7 +31,7 @@ from tinytf.export.formats.onnx.graph import (
     read_embedding_from,
     untie,
 )
-from tinytf.export.formats.onnx.runtime import cached_runner, open_session, require_own_kind
+from tinytf.export.formats.onnx.runtime import open_session, require_own_kind
 from tinytf.export.parity.runner import Runner, quiet
 from tinytf.weights.checkpoint import LoadedModel
 
@@ -69,7 +70,7 @@ class _Quantized(Writer):
         return weight_problems(loaded, path)
 
     def open_dequantized(self, loaded: LoadedModel, path: Path, threads: int) -> Runner:
-        return cached_runner(open_session(dequantized(loaded, path), threads))
+        return cached_runner(open_session(dequantized(loaded, path), threads), PADDING)
 
 
 class Int8(_Quantized):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,25 @@ from torch import Tensor
 
 from tinytf.data.tokenizer import tokenizer_from_file
 from tinytf.errors import UserError
-from tinytf.export.parity.runner import Feed, Runner
+from tinytf.export.formats.onnx.cached_graph import (
+    INPUTS,
+    PAST,
+    PRESENT,
+    SHARED_SCALE,
+    CachedGraph,
+    Group,
+    cache_names,
+)
 from tinytf.model import TransformerConfig
 from tinytf.utils.files import open_user_file, read_text
 from tinytf.utils.text import printable
 from tinytf.weights.huggingface import CHAT_TEMPLATE
 
-PAST, PRESENT = "past_key_values", "present"
 METADATA = "tinytf"
 TOKENIZER = "tokenizer.json"
 PROTOBUF_LIMIT = 2**31
 MAX_TEMPLATE = 2**20
 """Bytes; those of pretrained models have some 10,000."""
-
-
-def cache_names(prefix: str, layers: int) -> list[str]:
-    """Names of the key-value inputs or outputs, as transformers and onnxruntime-genai call them."""
-    return [f"{prefix}.{layer}.{half}" for layer in range(layers) for half in ("key", "value")]
-
-
-def runtime_name() -> str:
-    """Name and version, for the report."""
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__}"
 
 
 def open_session(graph: Path | bytes, threads: int) -> Any:
@@ -59,8 +55,11 @@ def open_session(graph: Path | bytes, threads: int) -> Any:
     )
 
 
-def require_own_kind(path: Path) -> None:
-    """Raise ValueError at what tinytf never writes and a stranger's file may hold; nothing of it is run."""
+def require_own_kind(path: Path) -> set[str]:
+    """Names of a graph's operators; ValueError at what tinytf never writes and a stranger's file may hold.
+
+    Nothing of it is run.
+    """
     import onnx
 
     if not path.is_file():
@@ -82,6 +81,7 @@ def require_own_kind(path: Path) -> None:
     # Data elsewhere may be in any file of the disk.
     if any(tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
         raise ValueError("it keeps data in other files, which no file of tinytf does")
+    return {node.op_type for node in proto.graph.node}
 
 
 def stated_model(session: Any) -> tuple[TransformerConfig, int | None]:
@@ -109,36 +109,20 @@ def require_cache(session: Any, config: TransformerConfig) -> None:
         raise ValueError("it has no key-value cache; give model_kv.onnx, or export onnx-kv")
     names = [node.name for node in session.get_outputs()]
     # Its stated layers may be any number: compared before they are listed.
-    whole = len(inputs) == len(names) == 1 + 2 * config.n_layers and list(inputs) == [
-        "tokens",
-        *cache_names(PAST, config.n_layers),
-    ]
-    if not whole or names != ["logits", *cache_names(PRESENT, config.n_layers)]:
-        raise ValueError("its inputs and outputs are not those of the model that its metadata states")
-    if any([shape[1], shape[3]] != [config.kv_heads, config.head_size] for shape in list(inputs.values())[1:]):
+    stated = len(names) == 1 + 2 * config.n_layers
+    wanted = [*INPUTS, *cache_names(PAST, config.n_layers)] if stated else []
+    if list(inputs) != wanted or names != ["logits", *cache_names(PRESENT, config.n_layers)]:
+        raise ValueError("its inputs and outputs are not those of the model that its metadata states; export it again")
+    sizes = [shape for name, shape in inputs.items() if name.startswith(PAST)]
+    if any([shape[1], shape[3]] != [config.kv_heads, config.head_size] for shape in sizes):
         raise ValueError("its key-values are not of the size that its metadata states")
-
-
-def cached_runner(session: Any) -> Runner:
-    """A session whose keys and values go back in at each step."""
-    past_inputs = [node for node in session.get_inputs() if node.name.startswith(PAST)]
-    outputs = [node.name for node in session.get_outputs()]
-
-    def start(batch_size: int) -> Feed:
-        past = {node.name: torch.zeros(batch_size, node.shape[1], 0, node.shape[3]).numpy() for node in past_inputs}
-
-        def feed(tokens: Tensor) -> Tensor:
-            logits, *present = session.run(outputs, {"tokens": tokens.numpy(), **past})
-            past.update(zip(past, present, strict=True))
-            return torch.from_numpy(logits)
-
-        return feed
-
-    return Runner(runtime_name(), start)
 
 
 class OnnxEngine:
     """A [decoding engine][tinytf.generation.decoding.Engine] over a graph with key-values.
+
+    Its rows are one batch, padded on the left. Where the graph rounds all activations of a tensor in steps of one size,
+    rows would change each other's: each is then a batch of its own, and so many at a time are run as there are threads.
 
     Args:
         path: a ``.onnx`` file that tinytf exported, one of ``model_kv*.onnx``.
@@ -152,51 +136,63 @@ class OnnxEngine:
         require_onnx(path)
         self.path = path
         try:
+            operators = require_own_kind(path)
             session = open_session(path, threads)
             config, self.start_token = stated_model(session)
             require_cache(session, config)
         except Exception as error:  # The binding has its own classes for each kind of broken file.
             raise UserError(f"--model {path}: {printable(' '.join(str(error).split()))}") from error
         self.vocab_size, self.max_seq_len = config.vocab_size, config.max_seq_len
-        self._runner = cached_runner(session)
-        self._feeds: list[Feed] = []
-        self._lengths: list[int] = []
+        self._graph, self._one_batch = CachedGraph(session), SHARED_SCALE not in operators
+        self._groups: list[Group] = []
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 and not self._one_batch else None
 
     def prefill(self, tokens: Tensor) -> Tensor:
         """See `Engine`."""
-        self.keep([])
-        return torch.cat([self.join(row) for row in tokens])
+        self._groups = [Group.empty(self._graph, len(rows)) for rows in self._batches(tokens)]
+        return self._read(tokens)
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Engine`."""
-        return torch.cat([self._read(row, token[None])[-1:] for row, token in enumerate(tokens)])
+        return self._read(tokens[:, None])
 
     def join(self, tokens: Tensor, every: bool = False) -> Tensor:
         """See `Engine`."""
-        # A row alone: the 8-bit activations of a graph share one scale, which other rows would change.
-        self._feeds.append(self._runner.start(1))
-        self._lengths.append(0)
-        logits = self._read(-1, tokens)
-        return logits if every else logits[-1:]
+        logits, group = self._run(Group.empty(self._graph, 1), tokens[None])
+        together = self._one_batch and self._groups
+        self._groups = [self._groups[0].join(group)] if together else [*self._groups, group]
+        return logits[0] if every else logits[0, -1:]
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `Engine`."""
-        self._feeds = [self._feeds[row] for row in rows]
-        self._lengths = [self._lengths[row] for row in rows]
+        if rows and self._one_batch:
+            self._groups = [self._groups[0].keep(rows)]
+        else:
+            self._groups = [self._groups[row] for row in rows]
 
-    def _read(self, row: int, tokens: Tensor) -> Tensor:
-        self._lengths[row] += len(tokens)
-        if self._lengths[row] > self.max_seq_len:
-            raise ValueError(f"a sequence of {self._lengths[row]} tokens is past max_seq_len {self.max_seq_len}")
+    def _batches(self, tokens: Tensor) -> Sequence[Tensor]:
+        return [tokens] if self._one_batch else torch.split(tokens, 1)
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """The last logits of every row, ``[batch, vocab_size]``, after its new ids ``[batch, seq]``."""
+        run = map if self._pool is None else self._pool.map
+        results = list(run(self._run, self._groups, self._batches(tokens)))
+        self._groups = [group for _, group in results]
+        return torch.cat([logits[:, -1] for logits, _ in results])
+
+    def _run(self, group: Group, tokens: Tensor) -> tuple[Tensor, Group]:
+        length = group.length + tokens.shape[1]
+        if length > self.max_seq_len:
+            raise ValueError(f"a sequence of {length} tokens is past max_seq_len {self.max_seq_len}")
         try:
-            logits = self._feeds[row](tokens[None].contiguous())
+            logits, group = group.read(tokens.contiguous())
         except Exception as error:
             raise UserError(
                 f"--model {self.path}: onnxruntime cannot run it ({' '.join(str(error).split())})"
             ) from error
-        if logits.shape != (1, len(tokens), self.vocab_size) or logits.dtype != torch.float32:
+        if logits.shape != (*tokens.shape, self.vocab_size) or logits.dtype != torch.float32:
             raise UserError(f"--model {self.path}: its logits are not those of a vocabulary of {self.vocab_size}")
-        return logits[0]
+        return logits, group
 
 
 def require_onnx(path: Path) -> None:
