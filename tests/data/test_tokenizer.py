@@ -100,7 +100,7 @@ def with_old_pattern(tokenizer: Tokenizer) -> str:
 
 
 def test_characters_are_cut_by_a_pattern_of_every_engine() -> None:
-    """Python's is another than the library's; JavaScript's and C++'s know no group with a flag, which the old one was."""
+    """JavaScript's and C++'s regular expressions know no group with a flag, which the old pattern was."""
     some = "".join(map(chr, [*range(0x3000), *range(0xFE00, 0x10000), *range(0x10000, 0x110000, 37)]))
     text = some + "\r\n\r\n\n👩‍👩‍👧‍👦e\u0301" + "".join(strings())
     pieces = by_character(text, True).pre_tokenizer.pre_tokenize_str(text)

@@ -113,8 +113,8 @@ def tokenizer_from_text(text: str, name: str = "tokenizer") -> Tokenizer:
     with library_errors(f"tokenizer {name}: it cannot be used"):
         _probe(ready(tokenizer), ids)
     if is_by_character(tokenizer):
-        # Checkpoints may have the pattern of one engine: what is made of them has the pattern of all. The sum is another,
-        # so a resumed run tokenizes its corpus once more; the ids are the same.
+        # Older checkpoints have the pattern of one engine: what is made of them has the pattern of all. The file's hash
+        # is another, so a resumed run tokenizes its corpus once more; the ids are the same.
         tokenizer.pre_tokenizer = _cut_by_character()
     return tokenizer
 
