@@ -9,6 +9,7 @@ import pytest
 
 from tests.end_to_end.conftest import REPOSITORY
 from tinytf.cli.main import main
+from tinytf.export.formats import DEFAULT, GROUPS
 
 pytest.importorskip("safetensors")
 pytest.importorskip("gguf")
@@ -78,6 +79,20 @@ def test_a_model_that_a_format_cannot_express_is_found_before_the_training(
     assert main(["fit", *SMALL, "--export.formats=[gguf]", "--model.d_ff=100"]) == 2
     assert "do not divide d_ff 100; leave it out of --formats" in capsys.readouterr().err
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_default_format_that_the_model_cannot_be_in_is_said_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(GROUPS, DEFAULT, ("torchscript", "gguf-q8_0"))
+    monkeypatch.chdir(tmp_path)
+    flags = ["--export.at_end=true", "--model.d_ff=100", "--trainer.max_steps=4", "--trainer.val_check_interval=4"]
+    assert main(["fit", *SMALL[:2], *flags, "--trainer.limit_val_batches=2"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    skipped = [number for number, line in enumerate(lines) if "note: gguf-q8_0 skipped" in line]
+    assert skipped[0] < min(number for number, line in enumerate(lines) if line.startswith("step "))
+    content = json.loads(next((tmp_path / "checkpoints").rglob("export.json")).read_text())
+    assert [entry["name"] for entry in content["artifacts"]] == ["torchscript"]
 
 
 @pytest.mark.parametrize("at_end", ["true", "false"])

@@ -122,6 +122,23 @@ def test_a_changed_file_fails_and_is_named(bundle: Path, capsys: pytest.CaptureF
     assert content["failed"][0]["reasons"] == ["model.torchscript.pt changed since it was exported"]
 
 
+def test_an_edited_model_card_is_no_damage_and_stays(
+    bundle: Path, export: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = bundle / "huggingface" / "README.md"
+    card.write_text("# Mine\n", encoding="utf-8")
+    assert verified(bundle, capsys)[0] == 0
+    # Whatever is made again: another format, the folder itself, all of it.
+    for formats in ("pt2", "huggingface", "torchscript,huggingface,pt2"):
+        assert export(bundle.parent / "best.ckpt", formats) == 0
+        assert card.read_text(encoding="utf-8") == "# Mine\n"
+    assert "huggingface/README.md: it was edited, and stays as it is" in capsys.readouterr().err
+    card.unlink()
+    assert verified(bundle, capsys)[0] == 0
+    assert export(bundle.parent / "best.ckpt", "huggingface") == 0
+    assert "library_name: transformers" in card.read_text(encoding="utf-8")
+
+
 def test_a_missing_file_fails(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (bundle / "model.torchscript.pt").unlink()
     code, content = verified(bundle, capsys)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tests.export.small_model import Exported, save_checkpoint, small_model
+from tinytf.cli import verify
 from tinytf.cli.export import run as run_export
 from tinytf.errors import UserError
-from tinytf.export import formats
-from tinytf.export.formats import FORMATS, GROUPS
+from tinytf.export import formats, manifest
+from tinytf.export.formats import DEFAULT, FORMATS, GROUPS
 from tinytf.weights.checkpoint import LoadedModel
 
 
@@ -74,5 +75,39 @@ def test_a_model_that_a_format_cannot_express_is_refused_before_anything_is_writ
     odd = LoadedModel(small_model(loaded.model.config.vocab_size, **changes), loaded.tokenizer)
     checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", odd)
     with pytest.raises(UserError, match=said):
-        export(checkpoint, f"huggingface,{name}")
+        export(checkpoint, f"default,{name}")
     assert not (checkpoint.parent / "export").exists()
+
+
+@pytest.mark.skipif(bool(FORMATS["gguf-f32"].missing("writing")), reason="gguf is not installed")
+def test_a_default_format_that_the_model_cannot_be_in_is_left_out_and_said(
+    loaded: LoadedModel,
+    export: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(GROUPS, DEFAULT, ("torchscript", "gguf-f32", "gguf-q8_0"))
+    odd = LoadedModel(small_model(loaded.model.config.vocab_size, d_model=48), loaded.tokenizer)
+    checkpoint = save_checkpoint(tmp_path / "run" / "best.ckpt", odd)
+    why = "its blocks are of 32 values, which do not divide d_model 48"
+    assert export(checkpoint, DEFAULT) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == f"tinytf: note: gguf-q8_0 skipped: the model cannot be in it, because {why}"
+    assert f"\ngguf-q8_0: skipped: {why}" in out
+    assert [row.split()[-1] for row in out.splitlines() if row.startswith("gguf-q8_0 ")] == ["skipped"]
+    folder = checkpoint.parent / "export"
+    content = manifest.read(folder)
+    assert content["skipped"] == [{"name": "gguf-q8_0", "reason": why}]
+    assert {entry["name"] for entry in content["artifacts"]} == {"torchscript", "gguf-f32"}
+    assert verify.run([str(folder)]) == 0
+    assert f"gguf-q8_0: skipped: {why}" in capsys.readouterr().out
+
+
+def test_a_model_that_no_default_format_can_express_is_refused(
+    loaded: LoadedModel, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GROUPS, DEFAULT, ("pt2", "torchscript"))
+    odd = LoadedModel(small_model(loaded.model.config.vocab_size, max_seq_len=2), loaded.tokenizer)
+    with pytest.raises(UserError, match="no format can express this model: it is traced with 3 tokens"):
+        export(save_checkpoint(tmp_path / "run" / "best.ckpt", odd), DEFAULT)

@@ -26,8 +26,9 @@ def parser() -> CommandParser:
     add_checkpoint_flags(flags)
     add_base_flag(flags)
     flags.add_argument(
-        "--formats", default=",".join(DEFAULT), metavar="A,B", help="comma-separated (default: %(default)s)"
-    )
+        "--formats", default=DEFAULT, metavar="A,B",
+        help="comma-separated; if not given, %(default)s: those of its formats that the model can be in",
+    )  # fmt: skip
     flags.add_argument("--output_dir", metavar="DIR", help="default: export in the checkpoint's folder")
     add_check_flags(flags)
     flags.add_argument("--text", metavar="FILE", help="held-out UTF-8 text (default: the run's validation split)")

@@ -11,7 +11,7 @@ from tinytf.utils.files import user_path
 NOTES = """\
 The artifacts are compared with the weights in the folder, so that a copied folder is enough, or with the checkpoint of
 --ckpt_path. Thresholds are those of the export unless given here. Exits 1 if a file is missing, changed or past a
-threshold.
+threshold; a model card may be edited.
 
 Nothing in the folder runs: files that can hold code (pt2, torchscript) are opened only with --trust, for a folder that
 you or someone you trust exported. Without it they are "not verified".

@@ -27,19 +27,25 @@ class ExportConfig:
 
     Args:
         at_end: export the best checkpoint when training ends, and give the bundle to the trackers.
-        formats: which; tinytf export --help lists them.
+        formats: which; tinytf export --help lists them. Of default, those that the model cannot be in are left out.
     """
 
     at_end: bool = False
-    formats: list[str] = field(default_factory=lambda: list(DEFAULT))
+    formats: list[str] = field(default_factory=lambda: [DEFAULT])
 
 
 def require_exportable_config(formats: Sequence[Format], config: TransformerConfig, tokenizer: Tokenizer) -> None:
-    """Raise UserError if a format cannot express the model that is to be trained: not after hours of training it."""
-    from tinytf.export.bundle import require_exportable  # Not with fit's other imports: most runs export nothing.
+    """Refuse a format that cannot express the model that is to be trained, and say which of the default formats will be
+    left out: not after hours of training it.
+
+    Raises:
+        UserError: if the user named a format that cannot express the model.
+    """
+    # Not with fit's other imports: most runs export nothing.
+    from tinytf.export.bundle import say_skipped, skipped_formats
 
     with torch.device("meta"):
-        require_exportable(formats, LoadedModel(Transformer(config), tokenizer))
+        say_skipped(skipped_formats(formats, LoadedModel(Transformer(config), tokenizer)), log.info)
 
 
 def export_at_end(ckpt_path: Path, config: ExportConfig, loggers: Iterable[Logger] = ()) -> dict[str, Any]:

@@ -64,12 +64,14 @@ def export_checkpoint(
     if output_dir is None and folder.is_symlink():
         raise UserError(f"{folder}: it is a link; give the folder that it names as --output_dir")
     check = ParityCheck.of(loaded, held_out_text(loaded, text, own=own), limits, threads)
-    require_exportable(formats, loaded)
+    skipped = skipped_formats(formats, loaded)
+    say_skipped(skipped, say)
+    formats = [format for format in formats if format.name not in skipped]
     require_export_dir(folder)
     with staging_folder(folder) as staging:
         previous = PreviousExport.read(folder, loaded, formats, replace=output_dir is None, say=say)
         try:
-            content = _make(check, formats, previous, staging, say)
+            content = _make(check, formats, skipped, previous, staging, say)
             publish(staging / "bundle", folder)
         except OSError as error:
             if is_disk_full(error):
@@ -80,7 +82,12 @@ def export_checkpoint(
 
 
 def _make(
-    check: ParityCheck, formats: Sequence[Format], previous: PreviousExport, staging: Path, say: Say
+    check: ParityCheck,
+    formats: Sequence[Format],
+    skipped: dict[str, str],
+    previous: PreviousExport,
+    staging: Path,
+    say: Say,
 ) -> dict[str, Any]:
     """Write and compare every artifact in ``work``, and put what passed and all else into ``bundle``."""
     work, bundle = staging / "work", staging / "bundle"
@@ -94,27 +101,45 @@ def _make(
         link_or_copy(previous.folder / name, bundle / name)
     content = _write_companions(bundle, check, results, work)
     content["artifacts"] = kept + content["artifacts"]
+    content["skipped"] = [{"name": name, "reason": reason} for name, reason in skipped.items()]
     for result in results:
         if result.status != FAILED:
             result.path.replace(bundle / result.format.file)
-    previous.carry_over(bundle)
+    previous.carry_over(bundle, say)
     manifest.write(bundle, content)
     return content
 
 
-def require_exportable(formats: Sequence[Format], loaded: LoadedModel) -> None:
-    """Raise UserError if a format, or the one it is made from, cannot express this model; before any is written."""
+def skipped_formats(formats: Sequence[Format], loaded: LoadedModel) -> dict[str, str]:
+    """Why the model cannot be in formats that the user did not name, by their names; before any is written.
+
+    Raises:
+        UserError: if one that the user named cannot express this model, or none can.
+    """
     if loaded.model.config.max_seq_len < 2:
         raise UserError("max_seq_len is 1: a model that reads one token writes no text to compare; there is no export")
     try:
         (loaded.chat_template or "").encode()
     except UnicodeEncodeError as error:
         raise UserError(f"checkpoint {loaded.path}: its chat_template cannot be written as UTF-8 ({error})") from None
+    skipped: dict[str, str] = {}
     for format in formats:
         for needed in (format, FORMATS[format.base]) if format.base else (format,):
             reason = needed.implementation.unsupported_reason(loaded)
-            if reason:
+            if reason and format.named:
                 raise UserError(f"format {format.name} cannot express this model: {reason}; leave it out of --formats")
+            if reason:
+                skipped[format.name] = reason
+    if len(skipped) == len(formats):
+        raise UserError(f"no format can express this model: {'; '.join(dict.fromkeys(skipped.values()))}")
+    return skipped
+
+
+def say_skipped(skipped: dict[str, str], say: Say) -> None:
+    """A line for each reason why formats are left out."""
+    for reason in dict.fromkeys(skipped.values()):
+        names = ", ".join(name for name, why in skipped.items() if why == reason)
+        say(f"tinytf: note: {names} skipped: the model cannot be in it, because {reason}")
 
 
 def require_export_dir(folder: Path) -> None:
@@ -145,12 +170,14 @@ class PreviousExport:
         kept: entries of its manifest that stay.
         redone: entries of the same checkpoint that are made again now.
         ours: paths in the folder that tinytf wrote, relative; everything else is the user's.
+        edited: of these, texts for people that somebody changed since.
     """
 
     folder: Path
     kept: list[dict[str, Any]] = field(default_factory=list)
     redone: list[dict[str, Any]] = field(default_factory=list)
     ours: frozenset[str] = frozenset()
+    edited: frozenset[str] = frozenset()
 
     @classmethod
     def read(
@@ -163,7 +190,7 @@ class PreviousExport:
         old = manifest.read(folder)
         made, artifacts = old["checkpoint"], old["artifacts"]
         origin = printable(str(made["path"]))
-        ours = frozenset(manifest.own_paths(old))
+        ours, edited = frozenset(manifest.own_paths(old)), frozenset(manifest.edited(folder, old))
         names = {format.name for format in formats}
         listed = {entry["name"] for entry in artifacts}
         for format in formats:
@@ -173,21 +200,25 @@ class PreviousExport:
             raise UserError(f"{folder / CHAT_TEMPLATE}: it is yours: move it away to export the model's")
         others = [entry for entry in artifacts if entry["name"] not in names and _is_whole(folder, entry, say)]
         if made["sha256"] == loaded.sha256:
-            return cls(folder, others, [entry for entry in artifacts if entry["name"] in names], ours)
+            return cls(folder, others, [entry for entry in artifacts if entry["name"] in names], ours, edited)
         if not replace:
             raise UserError(
                 f"--output_dir {folder}: it holds the export of another checkpoint ({origin}); "
                 "give another folder, or delete it"
             )
         say(f"replacing the export of {origin} (step {made['step']})")
-        return cls(folder, ours=ours)
+        return cls(folder, ours=ours, edited=edited)
 
     def still_valid(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Entries made again under these names, but in vain, whose earlier artifact is whole."""
         return [e for e in self.redone if e["name"] in names and not manifest.changes(self.folder, e)]
 
-    def carry_over(self, bundle: Path) -> None:
-        """Put what the user added to the folder into the new bundle too."""
+    def carry_over(self, bundle: Path, say: Say) -> None:
+        """Put what the user added to the folder, and what he wrote in it, into the new bundle too."""
+        for name in sorted(self.edited):
+            say(f"{name}: it was edited, and stays as it is; delete it to have a new one")
+            remove(bundle / name)
+            link_or_copy(self.folder / name, bundle / name)
         for path in self.folder.rglob("*"):
             name = path.relative_to(self.folder).as_posix()
             if name in self.ours or os.path.lexists(bundle / name):

@@ -36,6 +36,9 @@ REFERENCES = (f"{FORMATS['huggingface'].file}/{WEIGHTS}", REFERENCE)
 RUNTIME_FILES = ("tokenizer.json", "config.json", CHAT_TEMPLATE)
 """What graphs are run with; the last is there if the model has one."""
 
+EDITABLE = (f"{FORMATS['huggingface'].file}/README.md",)
+"""Texts for people, which are made to be edited."""
+
 COMPANIONS = (NAME, EVALUATION, REFERENCE)
 """What tinytf writes into a bundle besides artifacts and runtime files."""
 
@@ -142,7 +145,10 @@ def own_paths(content: dict[str, Any]) -> set[str]:
 
 
 def changes(folder: Path, entry: dict[str, Any]) -> list[str]:
-    """Files of an artifact that are gone or whose bytes are not those that were exported, each in words."""
+    """Files of an artifact that are gone or whose bytes are not those that were exported, each in words.
+
+    Texts for people may be edited, or removed.
+    """
     path = folder / FORMATS[entry["name"]].file
     if not path.exists():
         return [f"{path.name} is gone"]
@@ -151,8 +157,15 @@ def changes(folder: Path, entry: dict[str, Any]) -> list[str]:
     return [
         f"{name} changed since it was exported"
         for name, digest in entry["sha256"].items()
-        if not (folder / name).is_file() or sha256_of(folder / name) != digest
+        if name not in EDITABLE and (not (folder / name).is_file() or sha256_of(folder / name) != digest)
     ]
+
+
+def edited(folder: Path, content: dict[str, Any]) -> list[str]:
+    """Texts for people that are in a folder, and not as they were exported."""
+    sums = {name: digest for entry in content["artifacts"] for name, digest in entry["sha256"].items()}
+    texts = {name: folder / name for name in EDITABLE if name in sums}
+    return [name for name, path in texts.items() if path.is_file() and sha256_of(path) != sums[name]]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -188,6 +201,7 @@ MODEL: dict[str, Any] = {
     "reference": {"file": REFERENCES.__contains__, "sha256": str},
     "runtime_files": dict,
     "thresholds": dict,
+    "skipped?": [{"name": FORMATS.__contains__, "reason": str}],
     "artifacts": [
         {
             "name": FORMATS.__contains__,

@@ -61,7 +61,8 @@ def verify(
         results.append(_check_again(replace(check, thresholds=own), folder, entry, say, trust))
     reference = {key: stated["reference"][key] for key in ("file", "sha256")}
     content = manifest.describe(check, results, reference, stated["runtime_files"])
-    return content | {"name": stated["name"], "checkpoint": stated["checkpoint"], "verified_against": source}
+    said = {key: stated[key] for key in ("name", "checkpoint", "skipped") if key in stated}
+    return content | said | {"verified_against": source}
 
 
 def _check_again(check: ParityCheck, folder: Path, entry: dict[str, Any], say: Say, trust: bool) -> CheckResult:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,6 +84,7 @@ class Format:
         running: packages needed to run it; without them it is "not verified".
         label: what a reader of the table must know of it.
         runs_code: whether opening a file of this format can run code that a stranger put into it.
+        named: whether the user asked for it by name: if the model cannot be in it, it is refused, and not left out.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Format:
     running: tuple[str, ...] = ()
     label: str = ""
     runs_code: bool = False
+    named: bool = True
 
     @property
     def implementation(self) -> Writer:
@@ -146,11 +148,15 @@ _TABLE = (
 )  # fmt: skip
 
 FORMATS = {format.name: format for format in _TABLE}
-GROUPS = {"gguf": ("gguf-f32", "gguf-f16", "gguf-q8_0")}
-"""Names for several formats."""
-
-# Not onnx-int4: small models lose more in 4 bits. One of 300 entries kept 0.9075 of the likeliest tokens, under 0.93.
-DEFAULT = ("huggingface", "onnx", "onnx-kv", "onnx-int8", "torchscript", "gguf", "pt2")
+DEFAULT = "default"
+_GGUF_TYPES = ("gguf-f32", "gguf-f16", "gguf-q8_0")
+GROUPS = {
+    "gguf": _GGUF_TYPES,
+    # Not onnx-int4: small models lose more in 4 bits. One of 300 entries kept 0.9075 of the likeliest tokens, under
+    # 0.93.
+    DEFAULT: ("huggingface", "onnx", "onnx-kv", "onnx-int8", "torchscript", *_GGUF_TYPES, "pt2"),
+}
+"""Names for several formats. Of `DEFAULT`, those that the model cannot be in are left out."""
 
 
 def choose(names: Sequence[str], *, installed: bool = True) -> list[Format]:
@@ -172,7 +178,10 @@ def choose(names: Sequence[str], *, installed: bool = True) -> list[Format]:
             hint = f", did you mean {near[0]}?" if near else "."
             raise UserError(f"unknown format {name!r}{hint} Formats: {', '.join(known)}")
         for member in GROUPS.get(name, (name,)):
-            chosen[member] = FORMATS[member]
+            if name != DEFAULT:
+                chosen[member] = FORMATS[member]
+            else:
+                chosen.setdefault(member, replace(FORMATS[member], named=False))
     for format in chosen.values() if installed else ():
         # Every bundle carries the weights it can be verified against, in safetensors.
         needed = ("safetensors", *format.writing, *(FORMATS[format.base].writing if format.base else ()))

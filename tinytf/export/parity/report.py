@@ -15,8 +15,11 @@ NUMBERS = range(2, len(COLUMNS) - 1)
 def report(content: dict[str, Any]) -> str:
     """Reference first, then every artifact, then in words what failed and what was not verified."""
     entries = [*content["artifacts"], *content["failed"]]
+    skipped = content.get("skipped", [])
     rows = [COLUMNS, _reference_row(content, entries), *(_row(entry) for entry in entries)]
+    rows += [(entry["name"], *[""] * (len(COLUMNS) - 2), "skipped") for entry in skipped]
     notes = [f"{entry['name']}: {note}" for entry in entries for note in _notes(entry)]
+    notes += [f"{entry['name']}: skipped: {entry['reason']}" for entry in skipped]
     rows = [tuple(map(printable, row)) for row in rows]  # A name or a reason may be a stranger's.
     return "\n".join([printable(_heading(content)), table(rows, right=NUMBERS), *map(printable, notes)])
 
