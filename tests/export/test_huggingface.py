@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
 
 from tests.export.small_model import (
     PROPERTIES,
@@ -23,6 +24,7 @@ from tests.export.small_model import (
     small_model,
     tokenizer_of,
 )
+from tinytf.cli import verify
 from tinytf.data.tokenizer import (
     ANY_CHARACTER,
     OLD_ANY_CHARACTER,
@@ -111,6 +113,43 @@ def test_another_tokenizer_is_caught(tmp_path: Path) -> None:
     assert HUGGINGFACE.validate_artifact(loaded, TEXTS[0], path) == ["AutoTokenizer gives other token ids"]
 
 
+@pytest.mark.parametrize("kind", ["char", "bpe", "spare"])
+def test_prompts_of_unequal_lengths_are_one_batch(kind: str, tmp_path: Path) -> None:
+    loaded, path = folder_of("char" if kind == "char" else "bpe", tmp_path)
+    if kind == "spare":  # No token ends its texts, and the embedding has more rows than the tokenizer entries.
+        endless = Tokenizer.from_str(loaded.tokenizer.to_str().replace("<|endoftext|>", "<|image|>"))
+        loaded = LoadedModel(small_model(endless.get_vocab_size() + 3), endless)
+        path = tmp_path / "spare"
+        HUGGINGFACE.write(loaded, path, None)
+        assert HUGGINGFACE.validate_artifact(loaded, TEXTS[0], path) == []
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
+    prompts = ["Now is the winter", "Now", "of our house\n"]
+    inputs = tokenizer(prompts, padding=True, return_tensors="pt")
+    rows = [encode(loaded.tokenizer, prompt) for prompt in prompts]
+    assert [row[-len(ids) :] for row, ids in zip(inputs["input_ids"].tolist(), rows, strict=True)] == rows
+    assert inputs["attention_mask"].sum(1).tolist() == list(map(len, rows))
+    written = model.generate(**inputs, do_sample=False, max_new_tokens=12, eos_token_id=None)
+    length = inputs["input_ids"].shape[1]
+    assert written[:, length:].tolist() == [
+        model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, eos_token_id=None)[0, -12:].tolist()
+        for ids in rows
+    ]
+    write = transformers.pipeline("text-generation", str(path), max_new_tokens=8, do_sample=False)
+    batched = write(prompts, batch_size=2)
+    assert batched == [write(prompt) for prompt in prompts]
+
+
+def test_no_letter_is_taken_for_padding(tmp_path: Path) -> None:
+    """It would be left out of every text that transformers shows."""
+    tokenizer = character_tokenizer(TEXT, end_of_text=False)
+    loaded = LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer)
+    HUGGINGFACE.write(loaded, tmp_path / "hf", None)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
+    assert (theirs.pad_token, theirs.all_special_tokens) == (None, [])
+    assert theirs.decode(theirs(TEXT)["input_ids"], skip_special_tokens=True) == TEXT
+
+
 @pytest.mark.parametrize("qk_norm", [True, False], ids=["Qwen3", "Llama"])
 def test_greedy_text_is_equal(qk_norm: bool, tmp_path: Path) -> None:
     loaded, path = folder_of("bpe", tmp_path, qk_norm=qk_norm)
@@ -178,10 +217,36 @@ def test_what_the_tokenizer_puts_before_a_text_is_its_beginning(tmp_path: Path) 
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
     )
-    HUGGINGFACE.write(LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer), tmp_path / "hf", None)
+    loaded = LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer)
+    HUGGINGFACE.write(loaded, tmp_path / "hf", None)
+    assert HUGGINGFACE.validate_artifact(loaded, TEXTS[0], tmp_path / "hf") == []
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
     assert theirs("Now")["input_ids"][0] == theirs.bos_token_id == begin
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["bos_token_id"] == begin
+
+
+@pytest.mark.parametrize("kind", [None, "tinytf", "llama"])
+def test_what_training_did_not_put_before_a_text_is_not_exported(
+    kind: str | None, export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pretrained base has seen what its tokenizer adds; a model that was trained from scratch has not."""
+    tokenizer = tokenizer_of("bpe")
+    end = tokenizer.token_to_id("<|endoftext|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)]
+    )
+    entry = {} if kind is None else {"base": {"name": "theirs", "kind": kind}}
+    loaded = LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer, entry)
+    checkpoint = save_checkpoint(tmp_path / "best.ckpt", loaded)
+    assert export(checkpoint, "huggingface") == 0
+    said = "the tokenizer puts <|endoftext|> around a text, and training did not"
+    assert (said in capsys.readouterr().err) == (kind != "llama")
+    added = [end] if kind == "llama" else []
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "export" / "huggingface", local_files_only=True)
+    assert theirs("Now is")["input_ids"] == [*added, *encode(tokenizer, "Now is")]
+    assert tokenizer_from_file(tmp_path / "export" / "tokenizer.json").encode("Now is").ids[: len(added)] == added
+    assert verify.run([str(tmp_path / "export"), "--ckpt_path", str(checkpoint)]) == 0
+    assert verify.run([str(tmp_path / "export")]) == 0
 
 
 def test_generation_ends_at_the_end_of_a_turn_and_of_a_text(chat_folder: Path) -> None:

@@ -129,8 +129,8 @@ def test_an_edited_model_card_is_no_damage_and_stays(
     card.write_text("# Mine\n", encoding="utf-8")
     assert verified(bundle, capsys)[0] == 0
     # Whatever is made again: another format, the folder itself, all of it.
-    for formats in ("pt2", "huggingface", "torchscript,huggingface,pt2"):
-        assert export(bundle.parent / "best.ckpt", formats) == 0
+    for names in ("pt2", "huggingface", "torchscript,huggingface,pt2"):
+        assert export(bundle.parent / "best.ckpt", names) == 0
         assert card.read_text(encoding="utf-8") == "# Mine\n"
     assert "huggingface/README.md: it was edited, and stays as it is" in capsys.readouterr().err
     card.unlink()

@@ -6,10 +6,11 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tinytf.data.tokenizer import added_to_texts, tokenizer_from_text
 from tinytf.errors import RunError, UserError
 from tinytf.export import manifest
 from tinytf.export.folder import link_or_copy, publish, staging_folder
@@ -58,7 +59,7 @@ def export_checkpoint(
         RunError: if the disk is full.
     """
     limits = with_overrides(thresholds)
-    loaded = load_model(ckpt_path, base, own=own)
+    loaded = as_trained(load_model(ckpt_path, base, own=own), say)
     folder = output_dir or ckpt_path.resolve().parent / "export"
     # A link in a downloaded run could name any folder of the user's: only --output_dir, which is his own word, may.
     if output_dir is None and folder.is_symlink():
@@ -108,6 +109,21 @@ def _make(
     previous.carry_over(bundle, say)
     manifest.write(bundle, content)
     return content
+
+
+def as_trained(loaded: LoadedModel, say: Say) -> LoadedModel:
+    """The model with a tokenizer that puts nothing around a text, unless the base that it was trained from knows it.
+
+    Training encodes texts alone. A tokenizer of the user's may say by its post-processor that other programs put a
+    token before them, which a model that was trained from scratch has never seen.
+    """
+    added = [str(loaded.tokenizer.id_to_token(number)) for number in added_to_texts(loaded.tokenizer)]
+    base = loaded.entry.get("base")
+    if not added or (isinstance(base, dict) and base.get("kind") != "tinytf"):
+        return loaded
+    say(f"tinytf: note: the tokenizer puts {' '.join(added)} around a text, and training did not: exported without it")
+    content = json.loads(loaded.tokenizer.to_str()) | {"post_processor": None}
+    return replace(loaded, tokenizer=tokenizer_from_text(json.dumps(content)))
 
 
 def skipped_formats(formats: Sequence[Format], loaded: LoadedModel) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from tinytf.data.tokenizer import tokenizer_from_file
 from tinytf.errors import UserError
 from tinytf.export import manifest
-from tinytf.export.bundle import Say
+from tinytf.export.bundle import Say, as_trained
 from tinytf.export.formats import FORMATS
 from tinytf.export.formats.huggingface import MAX_JSON
 from tinytf.export.parity.cases import Evaluation
@@ -47,7 +47,7 @@ def verify(
     stated = manifest.read(folder)
     for name, digest in stated["runtime_files"].items():
         _require_unchanged(folder / name, digest)
-    loaded, source = _reference_model(folder, stated, ckpt_path, base)
+    loaded, source = _reference_model(folder, stated, ckpt_path, base, say)
     say(f"comparing with {source}")
     evaluation = Evaluation.load(folder / manifest.EVALUATION, stated["evaluation"]["source"], loaded.model.config)
     if evaluation.sha256 != stated["evaluation"]["sha256"]:
@@ -84,7 +84,7 @@ def _check_again(check: ParityCheck, folder: Path, entry: dict[str, Any], say: S
 
 
 def _reference_model(
-    folder: Path, stated: dict[str, Any], ckpt_path: Path | None, base: str | None
+    folder: Path, stated: dict[str, Any], ckpt_path: Path | None, base: str | None, say: Say
 ) -> tuple[LoadedModel, str]:
     """The model of a bundle, and in words where it is from."""
     if ckpt_path is None:
@@ -93,7 +93,8 @@ def _reference_model(
     digest = sha256_of(ckpt_path)
     if digest != stated["checkpoint"]["sha256"]:
         raise UserError(f"--ckpt_path {ckpt_path}: it is not the checkpoint that {folder} was exported from")
-    return load_model(ckpt_path, base, own=is_own(ckpt_path, ROOT)), f"the checkpoint {ckpt_path}"
+    loaded = as_trained(load_model(ckpt_path, base, own=is_own(ckpt_path, ROOT)), say)
+    return loaded, f"the checkpoint {ckpt_path}"
 
 
 def _model_from_weights(folder: Path, stated: dict[str, Any]) -> LoadedModel:

@@ -31,13 +31,15 @@ FILES |= {CHAT_TEMPLATE, "special_tokens_map.json"}  # Releases before 5 write t
 
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
 """What stands for nothing in a batch, in the tokenizers of pretrained models; their tokenizer.json does not say which
-does. Without one, transformers asks for it before it pads."""
+does."""
+SPARE = "<|pad|>"
+"""What a row of the embeddings beyond the tokenizer's entries is called, where nothing else can be padded with."""
 
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 MAX_JSON = 2**20
 """Bytes of a config; ours have 1,000."""
 
-TOKENIZER_TEXTS = {"backend", "tokenizer_class", "bos_token", "eos_token", "unk_token", "pad_token"}
+TOKENIZER_TEXTS = {"backend", "tokenizer_class", "padding_side", "bos_token", "eos_token", "unk_token", "pad_token"}
 TOKENIZER_TEXTS |= {"model_input_names", "added_tokens_decoder", "extra_special_tokens"}
 """Of all keys of tokenizer_config.json, those whose values may be more than numbers."""
 
@@ -65,9 +67,12 @@ class HuggingFace(Writer):
             config = transformers_config(loaded.model.config, loaded.tokenizer)
             config.save_pretrained(path)
             generation = transformers.GenerationConfig.from_model_config(config)
+            tokenizer = wrapped_tokenizer(loaded)
             generation.eos_token_id = _ends(loaded) or None
+            # Not in config.json: an embedding that it names as padding gets no gradient when the model is trained on.
+            generation.pad_token_id = tokenizer.pad_token_id
             generation.save_pretrained(path)
-            wrapped_tokenizer(loaded).save_pretrained(path)
+            tokenizer.save_pretrained(path)
         _change_json(path / "config.json", **_rope(loaded.model.config))
         if loaded.chat_template is not None:
             # Not by the tokenizer: older releases put it into tokenizer_config.json, where no code is accepted.
@@ -117,9 +122,13 @@ class HuggingFace(Writer):
             return [f"weight {changed[0]} is not the model's"]
         with silent():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            # A literal <|endoftext|> in a text is text here: without this it would be the special token there.
-            ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if ids != encode(loaded.tokenizer, text):
+            # As people call it. A literal <|endoftext|> in a text is text here, and the special token there.
+            literal = any(word in text for word in special_tokens(loaded.tokenizer))
+            how = {"split_special_tokens": True} if literal else {}
+            whole = tokenizer(text, **how)["input_ids"]
+            ids = tokenizer(text, add_special_tokens=False, **how)["input_ids"]
+        # Around a text there may be what a base model's tokenizer puts there.
+        if ids != encode(loaded.tokenizer, text) or whole != loaded.tokenizer.encode(text).ids:
             return ["AutoTokenizer gives other token ids"]
         back = tokenizer.decode(ids, skip_special_tokens=False)
         return [] if back == text else ["AutoTokenizer does not give back the text"]
@@ -230,11 +239,27 @@ def wrapped_tokenizer(loaded: LoadedModel) -> Any:
         # Of a chat model too: the end of a turn is generate's to know, by generation_config.json.
         eos_token=None if end is None else tokenizer.id_to_token(end),
         unk_token="<unk>" if tokenizer.token_to_id("<unk>") is not None else None,
-        pad_token=next((word for word in PADDING if word in special_tokens(tokenizer)), None),
+        pad_token=pad_token(loaded),
+        padding_side="left",  # So that what is written goes on from the prompt.
         model_max_length=loaded.model.config.max_seq_len,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def pad_token(loaded: LoadedModel) -> str | None:
+    """What rows of a batch are filled up with: the tokenizer's own token for it, else the one that ends a text.
+
+    Else it is one for a spare row of the embeddings, and None if there is none: no letter may be taken for it, because
+    transformers leaves special tokens out of the texts that it shows.
+    """
+    special, end = special_tokens(loaded.tokenizer), end_of_text_id(loaded.tokenizer)
+    known = next((word for word in PADDING if word in special), None)
+    if known is None and end is not None:
+        known = loaded.tokenizer.id_to_token(end)
+    if known is not None:
+        return known
+    return SPARE if loaded.model.config.vocab_size > loaded.tokenizer.get_vocab_size() else None
 
 
 def _ends(loaded: LoadedModel) -> list[int]:
