@@ -90,6 +90,16 @@ def test_without_a_template_it_is_refused(tmp_path: Path, capfd: pytest.CaptureF
     assert "a.ckpt has no chat template" in capfd.readouterr().err
 
 
+def test_a_template_that_ends_no_turn_is_refused_in_words_of_the_command(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "base")
+    assert main(["generate", "--model", str(tmp_path / "base"), "--chat", "--prompt", "hi"]) == 2
+    said = capfd.readouterr().err
+    assert f"--chat: {tmp_path / 'base'}: the chat template ends an assistant's turn with no special token" in said
+    assert said.endswith("nothing says where an answer ends: leave --chat out\n")
+
+
 def test_the_other_commands_take_such_a_checkpoint(
     folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

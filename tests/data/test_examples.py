@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.data.shards import END, config_of
 from tinytf.data.build import prepare
 from tinytf.data.config import PreparedCorpus
 from tinytf.data.datamodule import TextDataModule
-from tinytf.data.examples import chat
+from tinytf.data.examples import chat, sandbox
 from tinytf.data.examples.packing import Packing, pack
 from tinytf.data.tokenizer import byte_pair_tokenizer, character_tokenizer
 from tinytf.data.windows import IGNORE_INDEX
@@ -286,8 +287,13 @@ def test_positions_begin_again_after_each_document(tmp_path: Path) -> None:
 
 def test_one_text_has_no_documents_to_keep_apart(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("so it is said " * 200)
-    with pytest.raises(UserError, match=r"data\.mask_documents is true, but the corpus .* is one text"):
-        module(tmp_path, corpus=str(tmp_path / "a.txt"), mask_documents=True).train_dataloader()
+    one = write(tmp_path / "one.jsonl", [{"text": "so it is said " * 200}])
+    for corpus, val in ((str(tmp_path / "a.txt"), None), ("python-docs", None), (str(one), str(one))):
+        data = module(tmp_path, corpus=corpus, val_corpus=val, mask_documents=True)
+        with pytest.raises(UserError, match=r"data\.mask_documents is true, but the corpus .* is one text"):
+            data.vocab_size  # noqa: B018 - what a model is built with
+        # How many documents records are is known once they are read.
+        assert (tmp_path / "cache" / "tokens").exists() == (val is not None)
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
@@ -360,26 +366,55 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_templates_that_are_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
     tokenizer = character_tokenizer("ab", end_of_text=True)
     with pytest.raises(UserError, match=TEMPLATES[template]) as error:
         chat.Chat.of(template, tokenizer)
     assert "\n" not in str(error.value)
 
 
+LOOPS = "{% for i in range(20000) %}{% for j in range(20000) %}{% endfor %}{% endfor %}"
+
+
 def test_a_template_that_behaves_until_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "SECONDS", 0.2)
-    loops = "{% for i in range(20000) %}{% for j in range(20000) %}{% endfor %}{% endfor %}"
-    template = "{% if add_generation_prompt %}" + loops + "{% endif %}{{ messages[-1].content }}<|endoftext|>"
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    template = "{% if add_generation_prompt %}" + LOOPS + "{% endif %}{{ messages[-1].content }}<|endoftext|>"
     conversation = Conversation(template, character_tokenizer("ab", end_of_text=True))
     with pytest.raises(UserError, match="the chat template takes more than"):
         conversation.ask("a")
 
 
+def test_other_threads_and_systems_without_a_timer_have_the_same_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    tokenizer = character_tokenizer("ab", end_of_text=True)
+
+    def problem(template: str) -> str:
+        try:
+            return chat.Chat.of(template, tokenizer).end_of_turn()
+        except UserError as error:
+            return str(error)
+
+    usual = "{{ messages[-1].content }}<|endoftext|>"
+    expected = ["the chat template takes more than 0.2 seconds for one conversation", END, END]
+    with ThreadPoolExecutor(4) as threads:  # Later renderings in a thread are not hit by what was raised in it before.
+        assert list(threads.map(problem, [LOOPS, usual, usual] * 3)) == expected * 3
+    monkeypatch.delattr("signal.setitimer")
+    assert [problem(each) for each in (LOOPS, usual, usual)] == expected
+
+
+def test_an_empty_answer_stays_one() -> None:
+    template = "{% for m in messages %}[{{ m.content }}<|endoftext|>{% endfor %}"
+    tokenizer = character_tokenizer("ab[", end_of_text=True)
+    conversation = Conversation(template, tokenizer)
+    conversation.add("a", "")
+    ids = conversation.ask("b")
+    assert tokenizer.decode(ids, skip_special_tokens=False) == f"[a{END}[{END}[b{END}"
+
+
 GROWTH = "{% set all = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set all.x = all.x ~ all.x %}{% endfor %}"
 
 
-@pytest.mark.skipif(not chat.STATM.exists(), reason="memory is bounded on Linux alone")
+@pytest.mark.skipif(not sandbox.STATM.exists(), reason="memory is bounded on Linux alone")
 @pytest.mark.parametrize("template", ["{{ 'a' | center(2000000000) }}", "{{ '%2000000000d' % 1 }}", GROWTH])
 def test_a_template_cannot_fill_the_memory(template: str) -> None:
     import resource

@@ -156,7 +156,10 @@ def conversation(args: argparse.Namespace, generator: TextGenerator) -> Conversa
             f"--chat: {args.ckpt_path or args.model} has no chat template, which comes with a base model, or a "
             "tokenizer.json that conversations were trained with: leave --chat out"
         )
-    return Conversation(generator.chat_template, generator.tokenizer)
+    try:
+        return Conversation(generator.chat_template, generator.tokenizer)
+    except UserError as error:
+        raise UserError(f"--chat: {args.ckpt_path or args.model}: {error}: leave --chat out") from error
 
 
 def write_texts(

@@ -127,3 +127,12 @@ def is_split_by_document(config: CorpusConfig) -> bool:
     if config.split_by != "auto" or config.corpus in BUILTIN:
         return config.split_by == "document"
     return config.corpus.startswith(HUB) or any(file.kind != "text" for file in find_files(config.corpus, config.cache))
+
+
+def is_one_text(config: CorpusConfig) -> bool:
+    """Whether a corpus is a single text by its name; what holds records is only known once they are read."""
+    if config.corpus in BUILTIN:
+        return True
+    if "://" in config.corpus:
+        return False
+    return [file.kind for file in find_files(config.corpus, config.cache)] == ["text"]

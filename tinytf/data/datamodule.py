@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from tinytf.data.build import locate_example, prepare
+from tinytf.data.build import is_one_text, locate_example, prepare
 from tinytf.data.config import CorpusConfig, PreparedCorpus, require_processes
 from tinytf.data.examples.packing import Packing, SequentialExamples, ShuffledExamples, pack
 from tinytf.data.tokenizer import tokenizer_from_text
@@ -114,12 +114,19 @@ class TextDataModule(LightningDataModule):
     def prepared(self) -> PreparedCorpus:
         """Token ids, tokenizer and fingerprint."""
         if self._prepared is None:
+            if self.mask_documents and is_one_text(self.config):  # Before minutes of tokenizing.
+                self._refuse_one_text()
             prepared = prepare(self.config, self._given, self._known, self._chat_template)
             self._packings = {name: self._pack(prepared, name) for name in prepared.store.examples or ()}
+            if self.mask_documents and not self._packings and prepared.fingerprint["documents"] < 2:
+                self._refuse_one_text()
             for name, count in {} if self._packings else prepared.store.tokens.items():
                 require_window(name, count, self.seq_len)
             self._prepared = prepared
         return self._prepared
+
+    def _refuse_one_text(self) -> NoReturn:
+        raise UserError(f"data.mask_documents is true, but the corpus {self.config.corpus} is one text: leave it out")
 
     def _pack(self, prepared: PreparedCorpus, name: str) -> Packing:
         """The examples of a split in windows; says how many are cut, and refuses one of which nothing is learned."""
@@ -211,13 +218,7 @@ class TextDataModule(LightningDataModule):
 
     def _separator(self) -> int | None:
         """The id that ends documents, if they are to be kept apart."""
-        if not self.mask_documents:
-            return None
-        if self.fingerprint["documents"] < 2:
-            raise UserError(
-                f"data.mask_documents is true, but the corpus {self.config.corpus} is one text: leave it out"
-            )
-        return separator_of(self.tokenizer)
+        return separator_of(self.tokenizer) if self.mask_documents else None
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")

@@ -6,7 +6,8 @@ from datetime import date
 
 from tokenizers import Tokenizer
 
-from tinytf.data.examples.chat import Chat, Message, special_encoder, time_limit
+from tinytf.data.examples.chat import Chat, Message, special_encoder
+from tinytf.data.examples.sandbox import bounded
 
 
 class Conversation:
@@ -33,10 +34,10 @@ class Conversation:
             UserError: if the template fails, or the text holds that of a special token.
         """
         messages = self._chat.require_messages([*self._messages, {"role": "user", "content": text}])
-        with time_limit():
+        with bounded():
             rendered = self._chat.render(messages, add_generation_prompt=True, today=date.today())
         return [int(number) for number in self._encode(rendered, "the conversation")]
 
     def add(self, text: str, answer: str) -> None:
         """Keep a message and its answer for the next."""
-        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer or " "}]
+        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]

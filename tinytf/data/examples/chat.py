@@ -1,17 +1,13 @@
 """2. Documents: conversations as text, by a tokenizer's chat template, and which parts of it are learned.
 
-A template is Jinja, and a stranger's: it runs in jinja2's sandbox, set up as transformers does (`apply_chat_template`),
-with bounds on its output, its time and its memory.
+A template is Jinja, and a stranger's: it runs in `tinytf.data.examples.sandbox`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -21,29 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Template, nodes
-from jinja2.exceptions import SecurityError, TemplateError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from tinytf.data.examples.sandbox import bounded, render
 from tinytf.data.tokenizer import end_of_text, library_errors, refuse_loss, require_unicode
 from tinytf.errors import UserError
-from tinytf.utils.files import read_text, shorten
-from tinytf.utils.text import printable, read_json
-
-LONGEST_TEXT = 1 << 24
-"""Characters that a template may write of one conversation."""
-
-SECONDS = 10
-"""Of a processor's time that one conversation may take; a usual one takes a thousandth."""
-
-MOST_MEMORY = 1 << 30
-"""Bytes that the process may grow by meanwhile: filters and formats make a text of any width in one step."""
-
-STATM = Path("/proc/self/statm")
-"""Where Linux says how many pages a process maps."""
+from tinytf.utils.files import read_text
+from tinytf.utils.text import read_json
 
 LARGEST_JSON = 1 << 26
 
@@ -89,17 +69,10 @@ class Chat:
         Raises:
             UserError: if the template fails, with its own words if it calls raise_exception.
         """
-        with _one_line():
-            written, length = [], 0
-            for piece in _compiled(self.template).generate(
-                messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
-                strftime_now=today.strftime,
-            ):  # fmt: skip
-                written.append(piece)
-                length += len(piece)
-                if length > LONGEST_TEXT:
-                    raise UserError(f"the chat template writes more than {LONGEST_TEXT:,} characters")
-            return "".join(written)
+        return render(
+            self.template, messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
+            strftime_now=today.strftime,
+        )  # fmt: skip
 
     def examples(self, messages: Any) -> tuple[Example, ...]:
         """What a model learns of a conversation: each answer of the assistant, after what it would be asked with.
@@ -113,10 +86,14 @@ class Chat:
         turns = self.require_messages(messages)
         examples: list[list[Segment]] = []
         done = ""
-        with time_limit():
+        with bounded():
             for number, turn in enumerate(turns):
                 if turn["role"] != "assistant":
                     continue
+                if not turn["content"]:
+                    raise UserError(
+                        f"message {number + 1}: the assistant's content is empty, so that there is nothing to learn"
+                    )
                 prompt = self.render(turns[:number], add_generation_prompt=True)
                 text = self.render(turns[: number + 1], add_generation_prompt=False)
                 if not prompt or not text.startswith(prompt) or text == prompt:
@@ -146,10 +123,6 @@ class Chat:
                 if not isinstance(message, dict) or not isinstance(message.get(key), str):
                     found = f"its {key} is {_shown(message.get(key))}" if isinstance(message, dict) else _shown(message)
                     raise UserError(f"message {number}: {found}, but it must be text")
-            if message["role"] == "assistant" and not message["content"]:
-                raise UserError(
-                    f"message {number}: the assistant's content is empty, so that there is nothing to learn"
-                )
             for text in _texts(message):
                 require_unicode(text, f"message {number}: a text")
                 if special := _any_of(self.special_tokens).search(text):
@@ -163,13 +136,13 @@ class Chat:
         """The special token that ends an assistant's turn; UserError if the template writes none there."""
         probe = "tinytf probe"
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": probe}]
-        with time_limit():
+        with bounded():
             text = self.render(turn, add_generation_prompt=False)
         end = _any_of(self.special_tokens).search(text.rpartition(probe)[2])
         if probe not in text or end is None:
             raise UserError(
-                "the chat template ends an assistant's turn with no special token of the tokenizer, so that a model "
-                "would not learn where to stop: give prompt and completion in place of messages"
+                "the chat template ends an assistant's turn with no special token of the tokenizer, so that nothing "
+                "says where an answer ends"
             )
         return end[0]
 
@@ -232,102 +205,6 @@ def bind_special_tokens(template: str, config: dict[str, Any]) -> str:
         if isinstance(token, str) and re.search(rf"\b{name}\b", template):
             head += f"{{%- set {name} = {json.dumps(token, ensure_ascii=False)} -%}}"
     return template if template.startswith(head) else head + template
-
-
-# -- jinja2 --------------------------------------------------------------------------------------------------------
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """transformers' sandbox, in which a product cannot fill the memory either."""
-
-    intercepted_binops = frozenset(["*", "**"])
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        for one, other in ((left, right), (right, left)):
-            large = abs(one) > (64 if operator == "**" else LONGEST_TEXT) if isinstance(one, int) else False
-            if large and (operator == "**" or not isinstance(other, (int, float))):
-                raise SecurityError(f"a value of {operator} {shorten(str(one), 30)} would be too large")
-        return super().call_binop(context, operator, left, right)
-
-
-class _Generation(Extension):
-    """transformers' ``{% generation %}``, which marks an assistant's text: here the text as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2's own type
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-@lru_cache(maxsize=8)
-def _compiled(template: str) -> Template:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    return environment.from_string(template)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
-             sort_keys: bool = False) -> str:  # fmt: skip
-    # jinja2's own escapes what HTML would read.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: object) -> None:
-    raise TemplateError(str(message))
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    # A template may fail in any way that Python can: a TypeError of a sum, a RecursionError of a macro.
-    except Exception as error:
-        number = getattr(error, "lineno", None)
-        line = f" at line {number}" if isinstance(number, int) else ""
-        why = shorten(printable(" ".join(str(error).split())), 300) or type(error).__name__
-        raise UserError(f"the chat template fails{line}: {why}") from error
-
-
-@contextmanager
-def time_limit() -> Iterator[None]:
-    """UserError after `SECONDS` of processor time, where a signal can tell: in a main thread, not on Windows."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise UserError(f"the chat template takes more than {SECONDS} seconds for one conversation")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-    try:
-        with _memory_limit():
-            yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
-
-
-@contextmanager
-def _memory_limit() -> Iterator[None]:
-    """MemoryError past `MOST_MEMORY`, on Linux; without it the system would end the process, or another one."""
-    if not STATM.exists():
-        yield
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = int(STATM.read_text().split()[0]) * resource.getpagesize() + MOST_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @lru_cache(maxsize=8)

@@ -152,7 +152,10 @@ class DocumentBuild:
             try:
                 self.records = replace(self.records, chat=Chat.of(self.chat_template, self.tokenizer))
             except UserError as error:
-                raise UserError(f"data.tokenizer {config.tokenizer}: {error}") from error
+                raise UserError(
+                    f"data.tokenizer {config.tokenizer}: {error}: mend the template, or give prompt and completion in "
+                    "place of messages"
+                ) from error
 
     @property
     def kind(self) -> str:
