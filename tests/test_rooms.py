@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "tinytf"
-ORDER = ("errors", "utils", "model", "data", "weights", "training", "generation", "run", "export", "cli")
+ORDER = ("errors", "utils", "model", "data", "weights", "training", "generation", "run", "export", "serve", "cli")
 FRONT = {"__init__": "run", "__main__": "cli"}
 """`tinytf.load` and `python -m tinytf` stand before the rooms they open."""
 

@@ -33,7 +33,11 @@ class Conversation:
         Raises:
             UserError: if the template fails, or the text holds that of a special token.
         """
-        messages = self._chat.require_messages([*self._messages, {"role": "user", "content": text}])
+        return self.encode([*self._messages, {"role": "user", "content": text}])
+
+    def encode(self, messages: list[Message]) -> list[int]:
+        """The ids of any conversation, up to where the answer begins; errors as those of `ask`."""
+        messages = self._chat.require_messages(messages)
         with bounded():
             rendered = self._chat.render(messages, add_generation_prompt=True, today=date.today())
         return [int(number) for number in self._encode(rendered, "the conversation")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Completion:
     Attributes:
         ends: the ids that end it, and what `finish` then says.
         text: so far.
-        tokens: generated so far.
+        pieces: what each token so far added to the text, stop strings and all.
         finish: None while it goes on, then ``length``, ``stop``, ``end_of_text`` or ``end_of_turn``.
     """
 
@@ -99,16 +99,21 @@ class Completion:
     gate: StopGate
     ends: Mapping[int, str]
     text: str = ""
-    tokens: int = 0
+    pieces: list[str] = field(default_factory=list)
     finish: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Generated so far."""
+        return len(self.pieces)
 
     def add(self, token: int) -> None:
         """Add one more token: text, the end of the text, or the end of a stop string."""
         if token in self.ends:
             self.close(self.ends[token])
             return
-        self.tokens += 1
-        self.text += self.gate.add(self.stream.add(token))
+        self.pieces.append(self.stream.add(token))
+        self.text += self.gate.add(self.pieces[-1])
         if self.gate.closed:
             self.finish = "stop"
 

@@ -1,0 +1,1 @@
+"""The HTTP server: a page to play on, and the API of OpenAI's clients."""
