@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -160,7 +161,8 @@ class Answer(Response):
         return JSONResponse(content.result())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._until_gone(asyncio.ensure_future(self._stream(send)), receive)
+        with contextlib.suppress(ClientDisconnect):  # There is nobody to tell.
+            await self._until_gone(asyncio.ensure_future(self._stream(send)), receive)
 
     async def _until_gone(self, work: asyncio.Future[Any], receive: Receive) -> None:
         """Wait for the work, as long as there is a client; ClientDisconnect if it goes."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tinytf.errors import UserError
 from tinytf.generation.sampling import Sampling
 from tinytf.serve.errors import RequestError
 from tinytf.utils.files import shorten
@@ -22,6 +23,8 @@ StopText = Annotated[str, Field(min_length=1, max_length=1_000)]
 
 
 class StreamOptions(BaseModel):
+    """``include_usage`` adds a last chunk with the numbers of tokens."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
@@ -98,7 +101,10 @@ def read_body(content: bytes, kind: type[Kind]) -> Kind:
     Raises:
         RequestError: names the field, what is wrong with it, and what was expected.
     """
-    found = read_json(content, "the body")
+    try:
+        found = read_json(content, "the body")
+    except UserError as error:
+        raise RequestError(str(error)) from None
     if not isinstance(found, dict):
         raise RequestError("the body is no JSON object")
     try:
