@@ -134,7 +134,7 @@ def test_logprobs_are_the_models_own(client: openai.OpenAI, model: TrainedModel)
     torch.testing.assert_close(own, expected[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0], atol=1e-4, rtol=0)
     _, likeliest = expected[:-1].topk(3)
     assert [
-        [number for number, _ in place] for place in found.logprobs.model_extra["top_ids"][1:]
+        [number for number, _, _ in place] for place in found.logprobs.model_extra["top_ids"][1:]
     ] == likeliest.tolist()
     assert "".join(found.logprobs.tokens) == found.text
     assert found.logprobs.text_offset == [len("".join(found.logprobs.tokens[:n])) for n in range(len(ids))]

@@ -101,7 +101,10 @@ def _logprobs(job: Job, tokens: list[Token]) -> dict[str, Any]:
             )
             for place in places
         ],
-        "top_ids": [None if place is None else [list(pair) for pair in place] for place in places],
+        "top_ids": [
+            None if place is None else [[number, value, job.model.piece(number)] for number, value in place]
+            for place in places
+        ],
         "text_offset": [token.offset for token in tokens],
     }
 

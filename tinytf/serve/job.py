@@ -185,7 +185,7 @@ def completion_job(model: LoadedModel, body: CompletionBody, timeout: float) -> 
     job = Job(model, body, timeout)
     for prompt in body.prompts:
         ids = _prompt_ids(model, prompt)
-        text, tokens = ("", []) if not body.echo or prompt == "" else _prompt_pieces(model, ids, prompt)
+        text, tokens = _prompt_pieces(model, ids, prompt) if body.echo else ("", [])
         _add_choices(job, ids, body.max_tokens if body.max_tokens is not None else 16, body.logprobs)
         for choice in job.choices[-body.n :]:
             choice.prompt_text, choice.prompt_tokens = text, tokens
@@ -260,6 +260,8 @@ def _require_room(model: LoadedModel, ids: Sequence[int], param: str) -> None:
 
 
 def _prompt_pieces(model: LoadedModel, ids: list[int], prompt: str | list[int]) -> tuple[str, list[Token]]:
+    if prompt == "":  # What it starts from is no text of the client's; its id is one to go on from.
+        return "", [Token(token, "", 0, None) for token in ids]
     stream, tokens, offset = TextStream(model.generator.tokenizer, []), [], 0
     for token in ids:
         piece = stream.add(token)
