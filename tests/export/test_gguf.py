@@ -193,17 +193,16 @@ def test_the_file_states_shape_and_tokenizer(tmp_path: Path) -> None:
 
 def test_what_tinytf_does_not_write_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A template that llama-cpp-python would compile, say; the file is otherwise the model's."""
-    write = gguf_format._add_tokenizer
-
-    def with_template(writer: Any, *arguments: Any) -> None:
-        write(writer, *arguments)
-        writer.add_chat_template("{{ evil }}")
-
-    monkeypatch.setattr(gguf_format, "_add_tokenizer", with_template)
-    loaded = loaded_of(tokenizer_of("char"))
-    F32.write(loaded, tmp_path / "model.gguf", None)
-    with pytest.raises(RuntimeError, match=r"it states tokenizer\.chat_template, which no file of tinytf does"):
-        F32.validate_artifact(loaded, TEXT, tmp_path / "model.gguf")
+    loaded, path = loaded_of(tokenizer_of("char")), tmp_path / "model.gguf"
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_format, "PASS_THROUGH", "{{ evil }}")
+        F32.write(loaded, path, None)
+    with pytest.raises(RuntimeError, match=r"its tokenizer\.chat_template is not the model's"):
+        F32.validate_artifact(loaded, TEXT, path)
+    monkeypatch.setattr(gguf.GGUFWriter, "add_name", lambda self, name: self.add_string("general.source", name))
+    F32.write(loaded, path, None)
+    with pytest.raises(RuntimeError, match=r"it states general\.source, which no file of tinytf does"):
+        F32.validate_artifact(loaded, TEXT, path)
 
 
 def test_an_embedding_with_more_rows_than_tokens_is_filled_up(tmp_path: Path) -> None:
@@ -306,6 +305,18 @@ def test_a_text_without_end_ends_at_no_letter(tmp_path: Path) -> None:
     tokens = fields["tokenizer.ggml.tokens"].contents()
     assert tokens[loaded.tokenizer.token_to_id("\n")] == r"\n"
     assert tokens[loaded.tokenizer.token_to_id("—")] == "—"
+
+
+@pytest.mark.parametrize(("text", "known"), [("a b\n", " "), ("ab\n", "\n"), ("ba", "a")])
+@pytest.mark.parametrize("end_of_text", [True, False])
+def test_a_character_stands_for_those_that_are_unknown(
+    text: str, known: str, end_of_text: bool, tmp_path: Path
+) -> None:
+    loaded = loaded_of(character_tokenizer(text, end_of_text=end_of_text))
+    F32.write(loaded, tmp_path / "model.gguf", None)
+    stated = gguf.GGUFReader(str(tmp_path / "model.gguf")).get_field("tokenizer.ggml.unknown_token_id").contents()
+    assert loaded.tokenizer.id_to_token(stated) == known
+    assert F32.validate_artifact(loaded, text, tmp_path / "model.gguf") == []
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])

@@ -15,7 +15,7 @@ import torch
 
 from tests.export.small_model import LOOSE, TEXT, save_checkpoint, small_model, tokenizer_of
 from tinytf.cli import export as export_command
-from tinytf.data.tokenizer import encode
+from tinytf.data.tokenizer import character_tokenizer, encode
 from tinytf.export.formats import FORMATS
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
@@ -52,7 +52,7 @@ class Bundle:
 
 
 def made(kind: str, folder: Path) -> Bundle:
-    tokenizer = tokenizer_of(kind)
+    tokenizer = character_tokenizer(TEXT, end_of_text=False) if kind == "plain" else tokenizer_of(kind)
     loaded = LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer, {"config": {"name": kind}}, 7)
     checkpoint = save_checkpoint(folder / "best.ckpt", loaded)
     (folder / "held_out.txt").write_text(TEXT, encoding="utf-8")
@@ -72,6 +72,12 @@ def bpe(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def characters(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """By character, with a token for the end of a text."""
     return made("char", tmp_path_factory.mktemp("char"))
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """By character, of a text without documents: every token is a character."""
+    return made("plain", tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(params=["bpe", "characters"])

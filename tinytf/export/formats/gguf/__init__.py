@@ -39,11 +39,14 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 OTHER_KEYS = {f"general.{name}" for name in ("architecture", "name", "file_type", "quantization_version")}
 OTHER_KEYS |= {f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "token_type", "merges")}
-OTHER_KEYS |= {f"tokenizer.ggml.{name}" for name in ("bos_token_id", "eos_token_id", "eot_token_id")}
+OTHER_KEYS |= {f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "unknown")}
 OTHER_KEYS |= {f"tokenizer.ggml.{name}" for name in ("add_bos_token", "add_eos_token")}
 """What a file states besides the config, and the chat template if the model has one."""
 
 CHAT_TEMPLATE_KEY = "tokenizer.chat_template"
+PASS_THROUGH = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""In place of a template: without one, llama-cpp-python writes Llama 2's ``[INST]`` around a message, which a small
+alphabet cannot spell."""
 ROPE_FREQS = "rope_freqs.weight"
 """By what the frequency of each pair is divided: llama.cpp computes them without a scaling that is not linear."""
 
@@ -262,6 +265,7 @@ def _add_tokenizer(writer: Any, loaded: LoadedModel) -> None:
     if is_by_character(tokenizer):
         writer.add_tokenizer_model("rwkv")
         writer.add_token_list([token.translate(ESCAPES) for token in tokens])
+        writer.add_unk_token_id(stand_in(tokenizer))
     else:
         writer.add_tokenizer_model("gpt2")
         # With another name most texts have other ids: of GPT-2's, "default" changed 198 of 203, "llama-bpe" all.
@@ -282,8 +286,17 @@ def _add_tokenizer(writer: Any, loaded: LoadedModel) -> None:
     turn = end_of_turn_id(loaded)
     if turn is not None:
         writer.add_eot_token_id(turn)
-    if loaded.chat_template is not None:
-        writer.add_chat_template(loaded.chat_template)
+    writer.add_chat_template(loaded.chat_template if loaded.chat_template is not None else PASS_THROUGH)
+
+
+def stand_in(tokenizer: Tokenizer) -> int:
+    """The id that llama.cpp reads for each byte of an unknown character: a blank's, a line feed's or the first one's.
+
+    Without one it reads id -1, at which clients abort. It still never returns from an unknown character whose first
+    bytes begin a known one: its trie has such bytes, and no entry for them (seen in llama-cpp-python 0.3.36).
+    """
+    known = tokenizer.get_vocab(with_added_tokens=False)
+    return next((known[each] for each in " \n" if each in known), min(known[each] for each in known if len(each) == 1))
 
 
 def file_problems(loaded: LoadedModel, path: Path, kind: str) -> list[str]:
@@ -297,8 +310,8 @@ def file_problems(loaded: LoadedModel, path: Path, kind: str) -> list[str]:
     reader = gguf.GGUFReader(str(path))
     ours = {f"{architecture(loaded.model.config)}.{name}" for name in stated_config(loaded.model.config)} | OTHER_KEYS
     template = reader.get_field(CHAT_TEMPLATE_KEY)
-    if template is not None and loaded.chat_template is not None:
-        if template.contents() != loaded.chat_template:
+    if template is not None:
+        if template.contents() != (PASS_THROUGH if loaded.chat_template is None else loaded.chat_template):
             raise RuntimeError(f"its {CHAT_TEMPLATE_KEY} is not the model's: it is not opened")
         ours.add(CHAT_TEMPLATE_KEY)
     strangers = [name for name in reader.fields if name not in ours and not name.startswith("GGUF.")]
