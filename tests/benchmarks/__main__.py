@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks import decoding, learning, memory, optimizer, starting, throughput
+from tests.benchmarks import decoding, learning, memory, optimizer, serving, starting, throughput
 from tinytf.cli.main import quiet_libraries
 from tinytf.utils.machine import cpu_name
 
@@ -25,6 +25,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "optimizer": optimizer.run,
     "memory": memory.run,
     "decoding": decoding.run,
+    "serving": serving.run,
     "starting": starting.run,
     "learning": learning.run,
     "base": learning.run_base,

@@ -50,6 +50,8 @@ NOT_RUN = (
         "the pages after it would measure them: tests/cli/test_chat.py trains and asks such models",
     ),
     (r"convert\.py|--model smollm2", "needs a model of 98 MB: tests/weights/test_smollm2.py converts and asks it"),
+    (r"^tinytf serve |^curl ", "serves until it is stopped: tests/serve starts it and asks it"),
+    (r"^(vllm|llama-server) ", "not a program of this project"),
     (r"^jq ", "not a Python package"),
     (r"python -m tests\.benchmarks ", "measures for minutes"),
     (r"^python -m onnxruntime_genai", "not in an extra, and not made by this project"),

@@ -74,7 +74,7 @@ def test_a_completion_is_what_generate_gives(client: openai.OpenAI, model: Train
     assert PROMPT + "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == expected
     assert chunks[-1].usage == whole.usage
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
-    assert len(chunks) > 20
+    assert len(chunks) > 3
     by_ids = client.completions.create(prompt=encode(model.tokenizer, PROMPT), **asked)
     assert PROMPT + by_ids.choices[0].text == expected
 

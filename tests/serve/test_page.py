@@ -106,7 +106,7 @@ def test_samples_and_two_checkpoints_stand_side_by_side(page: Page) -> None:
     expect(page.locator("article.done")).to_have_count(4)
     headings = [heading.split(" · ended")[0] for heading in page.locator("article h2").all_text_contents()]
     assert sorted(headings) == [f"step {step} · seed {seed}" for step in (20, 30) for seed in (4, 5)]
-    page.locator("summary").click()
+    page.locator("#facts summary").click()
     expect(page.locator("#facts dl")).to_contain_text("Parameters")
 
 

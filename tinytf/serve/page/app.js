@@ -189,8 +189,6 @@ function describe() {
   }));
 }
 
-const loadOrSay = () => load().catch((error) => say(error.message));
-
 $("#form").addEventListener("submit", (event) => {
   event.preventDefault();
   write($("#prompt").value);
@@ -213,4 +211,6 @@ document.addEventListener("keydown", (event) => {
     close();
   }
 });
-loadOrSay();
+// On a narrow screen the texts would stand below them.
+$("#more").open = !matchMedia("(max-width: 48rem)").matches;
+load().catch((error) => say(error.message));
