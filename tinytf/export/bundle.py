@@ -16,6 +16,7 @@ from tinytf.export import manifest
 from tinytf.export.folder import link_or_copy, publish, staging_folder
 from tinytf.export.formats import FORMATS, Format
 from tinytf.export.formats.huggingface import write_weights
+from tinytf.export.formats.huggingface_onnx import ADDED, GRAPHS, add_graphs
 from tinytf.export.parity.cases import held_out_text
 from tinytf.export.parity.check import FAILED, CheckResult, ParityCheck, failed_result
 from tinytf.export.parity.thresholds import with_overrides
@@ -106,6 +107,7 @@ def _make(
     for result in results:
         if result.status != FAILED:
             result.path.replace(bundle / result.format.file)
+    add_graphs(bundle, content["artifacts"], check.loaded)
     previous.carry_over(bundle, say)
     manifest.write(bundle, content)
     return content
@@ -212,6 +214,9 @@ class PreviousExport:
         for format in formats:
             if format.name not in listed and (folder / format.file).exists():
                 raise UserError(f"{folder / format.file}: it is yours: move it away to export {format.name}")
+        if names & {*GRAPHS, "huggingface"} and "huggingface" in names | listed:
+            for theirs in (name for name in ADDED if name not in ours and (folder / name).exists()):
+                raise UserError(f"{folder / theirs}: it is yours: move it away to export {', '.join(sorted(names))}")
         if loaded.chat_template is not None and CHAT_TEMPLATE not in ours and (folder / CHAT_TEMPLATE).exists():
             raise UserError(f"{folder / CHAT_TEMPLATE}: it is yours: move it away to export the model's")
         others = [entry for entry in artifacts if entry["name"] not in names and _is_whole(folder, entry, say)]

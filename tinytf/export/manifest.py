@@ -19,6 +19,7 @@ from tinytf import __version__
 from tinytf.errors import UserError
 from tinytf.export.formats import FORMATS, Format
 from tinytf.export.formats.huggingface import FILES
+from tinytf.export.formats.huggingface_onnx import ADDED, GRAPHS
 from tinytf.export.parity.check import FAILED, NOT_VERIFIED, PASSED, CheckResult, ParityCheck
 from tinytf.export.parity.compare import ParityMetrics
 from tinytf.export.parity.thresholds import THRESHOLDS
@@ -119,7 +120,8 @@ def entry(result: CheckResult, check: ParityCheck) -> dict[str, Any]:
     if result.path.exists():
         files = {name: result.path.parent / name for name in own_files(result.format)}
         files = {name: file for name, file in files.items() if file.is_file()}
-        written["bytes"] = sum(file.stat().st_size for file in files.values())
+        # Second names take no space of their own.
+        written["bytes"] = sum(file.stat().st_size for name, file in files.items() if name not in ADDED)
         written["sha256"] = {name: sha256_of(file) for name, file in files.items()}
     if result.metrics:
         written["measured"] = asdict(result.metrics)
@@ -134,14 +136,15 @@ def entry(result: CheckResult, check: ParityCheck) -> dict[str, Any]:
 
 def own_files(format: Format) -> list[str]:
     """The files that an artifact may have, by their paths in the bundle."""
-    return sorted(f"{format.file}/{name}" for name in FILES) if format.name == "huggingface" else [format.file]
+    if format.name == "huggingface":
+        return sorted({*(f"{format.file}/{name}" for name in FILES), *GRAPHS.values()})
+    return [format.file]
 
 
 def own_paths(content: dict[str, Any]) -> set[str]:
     """Paths in a bundle with this manifest that tinytf writes; every other is the user's."""
-    formats = [FORMATS[entry["name"]] for entry in content["artifacts"]]
-    artifacts = (format.file for format in formats)
-    return {*COMPANIONS, *content["runtime_files"], *artifacts, *chain.from_iterable(map(own_files, formats))}
+    artifacts = ((FORMATS[entry["name"]].file, *entry["sha256"]) for entry in content["artifacts"])
+    return {*COMPANIONS, *content["runtime_files"], *chain.from_iterable(artifacts)}
 
 
 def changes(folder: Path, entry: dict[str, Any]) -> list[str]:
@@ -260,6 +263,11 @@ def _problems(content: Any) -> Iterator[str]:
             yield from _not_ours(f"a file of {name}", file, own_files(FORMATS[name]))
         if names.count(name) > 1:
             yield f"it lists {name} twice: export again into an empty folder"
+    # Nobody compares them under their second names: they must be what is compared.
+    digests = {name: digest for entry in content["artifacts"] for name, digest in entry["sha256"].items()}
+    for name, copy in GRAPHS.items():
+        if copy in digests and digests[copy] != digests.get(FORMATS[name].file):
+            yield f"its {copy} is not {FORMATS[name].file}: export again into an empty folder"
     for limits in (content["thresholds"], *(entry["thresholds"] for entry in content["artifacts"])):
         if not _are_limits(limits):
             yield "its thresholds are not those of this tinytf: export again into an empty folder"

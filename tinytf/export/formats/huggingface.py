@@ -28,6 +28,7 @@ from tinytf.weights.huggingface import CHAT_TEMPLATE, WEIGHTS, theirs
 
 FILES = {WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
 FILES |= {CHAT_TEMPLATE, "special_tokens_map.json"}  # Releases before 5 write the latter.
+FILES |= {"genai_config.json"}  # Of onnxruntime-genai, which runs the ONNX graph of the folder.
 
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
 """What stands for nothing in a batch, in the tokenizers of pretrained models; their tokenizer.json does not say which
@@ -68,7 +69,7 @@ class HuggingFace(Writer):
             config.save_pretrained(path)
             generation = transformers.GenerationConfig.from_model_config(config)
             tokenizer = wrapped_tokenizer(loaded)
-            generation.eos_token_id = _ends(loaded) or None
+            generation.eos_token_id = end_ids(loaded) or None
             # Not in config.json: an embedding that it names as padding gets no gradient when the model is trained on.
             generation.pad_token_id = tokenizer.pad_token_id
             generation.save_pretrained(path)
@@ -262,7 +263,7 @@ def pad_token(loaded: LoadedModel) -> str | None:
     return SPARE if loaded.model.config.vocab_size > loaded.tokenizer.get_vocab_size() else None
 
 
-def _ends(loaded: LoadedModel) -> list[int]:
+def end_ids(loaded: LoadedModel) -> list[int]:
     """Where generation stops: at the end of a text, and of an assistant's turn if the model has a chat template."""
     ends = (end_of_turn_id(loaded), end_of_text_id(loaded.tokenizer))
     return list(dict.fromkeys(end for end in ends if end is not None))

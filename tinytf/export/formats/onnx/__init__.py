@@ -153,6 +153,8 @@ def save(proto: Any, path: Path, loaded: LoadedModel) -> None:
     """Write and check a graph: one file, with what generation needs in its metadata, without the exporter's notes."""
     import onnx
 
+    # What no node reads any more: onnxruntime warns of each constant, in every program that loads the file.
+    Graph(proto).remove_unread()
     # The notes are half of a small file, and hold paths of the machine that wrote it.
     del proto.graph.metadata_props[:]
     for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):

@@ -66,7 +66,8 @@ class CachedGraph:
         length = past[0].shape[2]
         if padding is None:
             mask = np.ones((rows, length + new), np.int64)
-            positions = np.arange(length, length + new)[None].repeat(rows, axis=0)
+            positions = np.empty((rows, new), np.int64)
+            positions[:] = np.arange(length, length + new)
         else:
             own = np.arange(length + new) - padding.numpy()[:, None]
             mask, positions = (own >= 0).astype(np.int64), own[:, length:].clip(min=0)
@@ -124,7 +125,7 @@ class Group:
     def read(self, tokens: Tensor) -> tuple[Tensor, Group]:
         """Logits ``[rows, new, vocab_size]`` of new ids of each row, ``[rows, new]``, and the rows with them."""
         logits, present = self.graph.read(tokens, self.past, self.padding)
-        return logits, replace(self, past=present)
+        return logits, Group(self.graph, present, self.padding)
 
     def join(self, other: Group) -> Group:
         """The rows of both."""

@@ -68,13 +68,15 @@ class Graph:
             self.graph.node.insert(at + offset, helper.make_node(op_type, inputs, outputs, **attributes))
 
     def remove_unread(self) -> None:
-        """Take out the nodes whose outputs nothing reads."""
+        """Take out the nodes whose outputs nothing reads, and the weights that nothing reads."""
         read = {output.name for output in self.graph.output}
         for node in reversed(self.nodes()):
             if read.isdisjoint(node.output):
                 self.graph.node.remove(node)
             else:
                 read.update(node.input)
+        for name in self._weights.keys() - read:
+            self.take(name)
 
 
 def simplify_sizes(graph: Graph) -> None:
