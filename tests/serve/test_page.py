@@ -11,6 +11,7 @@ import pytest
 
 import tinytf
 from tests.serve.server import Server, write_run
+from tinytf.run.loading import TrainedModel
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Page, expect, sync_playwright
@@ -53,85 +54,137 @@ def open_page(server: Server, browser: Any) -> Iterator[Page]:
     page.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
     page.on("request", lambda sent: None if sent.url.startswith(server.url) else wrong.append(sent.url))
     page.goto(server.url)
-    page.locator("#key-input").fill(KEY)
+    page.locator("#key").fill(KEY)
     page.keyboard.press("Enter")
-    expect(page.locator("#model")).to_contain_text("step 30")
+    expect(page.locator("#facts")).to_contain_text("Parameters")
     yield page
     page.close()
     assert not wrong
 
 
-def set_value(page: Page, label: str, value: float) -> None:
-    page.locator(f'input[type="number"][aria-label="{label}"]').fill(str(value))
-
-
-def test_a_prompt_is_completed_by_keys_alone_and_goes_on_from_another_token(
-    page: Page, folder: Path, server: Server
-) -> None:
-    model = tinytf.load("best", root=folder / "checkpoints", device="cpu")
-    set_value(page, "Temperature", 0)
-    set_value(page, "Tokens", 12)
-    page.locator("#prompt").fill("It is")
+def complete(page: Page, prompt: str, texts: int = 1, **settings: float) -> None:
+    """Write a prompt, and wait for its texts."""
+    for name, value in settings.items():
+        page.locator(f"#{name}-value").fill(str(value))
+    page.locator("#prompt").fill(prompt)
     page.locator("#prompt").press("Control+Enter")
-    expect(page.locator("article.done")).to_have_count(1)
+    expect(page.locator("#status")).to_contain_text("per second", timeout=60_000)
+    expect(page.locator("article[aria-busy=false]")).to_have_count(texts)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> TrainedModel:
+    return tinytf.load("best", root=folder / "checkpoints", device="cpu")
+
+
+def test_keys_alone_complete_a_prompt_and_go_on_from_another_token(page: Page, model: TrainedModel) -> None:
+    complete(page, "It is", temperature=0, max_tokens=12)
+    text = page.locator(".text")
     expected = model.generate("It is", temperature=0, max_new_tokens=12)
-    text = page.locator("article pre")
     assert text.text_content() == expected
-    surprise = page.locator(".token:not(.given)").first.evaluate("span => span.style.getPropertyValue('--surprise')")
-    assert 0 <= float(surprise) <= 1
-    # The last token's likeliest, and the second of them in its place.
-    text.press("End")
-    text.press("Enter")
-    options = page.locator("#likeliest button")
-    expect(options).to_have_count(5)
-    expect(options.first).to_have_attribute("aria-selected", "true")
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("Enter")
-    expect(page.locator("article.done")).to_have_count(1)
-    expect(text).not_to_have_text(expected)
-    ids = model.tokenizer.encode(expected).ids
-    shown = text.text_content()
-    assert shown is not None
-    assert shown.startswith(model.tokenizer.decode(ids[:-2]))
-    assert len(shown) > len(expected) - 4
+    assert page.locator(".text .given").all_text_contents() == [
+        model.tokenizer.decode([token]) for token in model.tokenizer.encode("It is").ids
+    ]
+    before = text.locator("span").all_text_contents()
+    # From the prompt by Tab: stop at the text, its last token, the second likeliest there.
+    text.locator("[tabindex='0']").focus()
+    page.keyboard.press("End")
+    likeliest = page.locator("#likeliest button")
+    expect(likeliest).to_have_count(5)
+    expect(likeliest.first).to_have_attribute("aria-current", "true")
+    second = likeliest.nth(1).locator("bdi").text_content()
+    page.keyboard.press("2")
+    expect(text.locator("span")).to_have_count(len(before) + 12)
+    picked = text.locator(".picked").text_content() or ""
+    assert picked.replace(" ", "\u2423").replace("\n", "\u21b5") == second != before[-1]
+    after = text.locator("span").all_text_contents()
+    assert after[: len(before)] == [*before[:-1], picked]
+    page.get_by_role("button", name="Undo").press("Enter")
+    assert text.text_content() == expected
 
 
-def test_samples_and_two_checkpoints_stand_side_by_side(page: Page) -> None:
-    set_value(page, "Samples", 2)
-    set_value(page, "Tokens", 5)
+def test_a_token_says_on_hover_what_else_was_likely(page: Page) -> None:
+    page.locator("#seed").fill("5")
+    complete(page, "", max_tokens=3)
+    token = page.locator(".text .new").nth(1)
+    token.hover()
+    shares = page.locator("#likeliest button span").all_text_contents()
+    assert len(shares) == 5
+    numbers = [float(share.removesuffix(" %").removeprefix("<")) for share in shares]
+    assert numbers == sorted(numbers, reverse=True)
+    assert 0 <= float(token.evaluate("span => span.style.getPropertyValue('--surprise')")) <= 1
+    page.mouse.move(2, 2)
+    expect(page.locator("#likeliest")).to_be_hidden()
+
+
+def test_samples_and_two_checkpoints_stand_side_by_side(page: Page, model: TrainedModel) -> None:
     page.locator("#seed").fill("4")
+    complete(page, "It is", texts=2, n=2, max_tokens=5, temperature=0.7)
+    assert page.locator(".text").all_text_contents() == [
+        model.generate("It is", temperature=0.7, max_new_tokens=5, seed=seed) for seed in (4, 5)
+    ]
     page.locator("#compare").check()
-    page.locator("#right").fill("1")
-    page.locator("#write").click()
-    expect(page.locator("article.done")).to_have_count(4)
-    headings = [heading.split(" · ended")[0] for heading in page.locator("article h2").all_text_contents()]
-    assert sorted(headings) == [f"step {step} · seed {seed}" for step in (20, 30) for seed in (4, 5)]
-    page.locator("#facts summary").click()
-    expect(page.locator("#facts dl")).to_contain_text("Parameters")
+    expect(page.locator("article[aria-busy=false]")).to_have_count(4)
+    # Along the run's steps, each with the same seeds.
+    page.locator("#step-2").press("ArrowRight")
+    expect(page.locator("#step-2-value")).to_have_text("20")
+    expect(page.locator(".head span").first).to_have_text("step 20")
+    expect(page.locator("article[aria-busy=false]")).to_have_count(4)
+    heads = [" ".join(page.locator("article").nth(at).locator(".head > *").all_text_contents()) for at in range(4)]
+    assert heads == [f"step {step} seed {seed}" for step in (20, 30) for seed in (4, 5)]
 
 
-def test_a_text_is_stopped_and_errors_are_said(page: Page) -> None:
-    set_value(page, "Tokens", 60_000)
-    set_value(page, "Temperature", 0.1)
-    page.locator("#write").click()
-    expect(page.locator(".token").nth(5)).to_be_attached()
-    page.locator("#halt").click()
-    expect(page.locator("#halt")).to_be_disabled()
-    set_value(page, "Top p", 7)
-    page.locator("#write").click()
-    expect(page.locator("#message")).to_contain_text("top_p is 7")
+def test_a_text_is_stopped_and_errors_say_what_to_do(page: Page) -> None:
+    page.locator("#max_tokens-value").fill("60000")
+    page.locator("#temperature-value").fill("0.1")
+    page.locator("#go").click()
+    expect(page.locator(".text .new").nth(5)).to_be_attached()
+    page.keyboard.press("Escape")
+    expect(page.locator("article[aria-busy=false]")).to_have_count(1)
+    expect(page.locator("#stop")).to_be_hidden()
+    page.locator("#top_p-value").fill("7")
+    page.locator("#go").click()
+    expect(page.locator("#error")).to_have_text("Top p: give a number from 0.01 to 1.")
+    page.locator("#top_p-value").fill("1")
+    page.locator("#prompt").fill("It is the east " * 40)
+    page.locator("#go").click()
+    expect(page.locator("#error")).to_contain_text("shorten it")
+    page.route("**/v1/completions", lambda route: route.abort())
+    page.locator("#go").click()
+    expect(page.locator("#error")).to_contain_text("Is tinytf serve still running?")
+
+
+def test_a_stop_string_ends_a_text_in_the_middle_of_a_token(page: Page, model: TrainedModel) -> None:
+    whole = model.generate("It is", temperature=0, max_new_tokens=12)
+    stop = whole[len("It is") + 3 :][:4]
+    page.locator("#stops").fill(stop.replace("\\", "\\\\").replace("\n", "\\n"))
+    complete(page, "It is", temperature=0, max_tokens=12)
+    assert page.locator(".text").text_content() == whole[: whole.index(stop, len("It is"))]
+
+
+def test_a_text_of_a_stranger_is_text(page: Page) -> None:
+    """Markup in a prompt stands on the page as it was written."""
+    markup = "<img src=x onerror=alert(1)><b>It is</b>"
+    complete(page, markup, max_tokens=2, temperature=0.1)
+    assert (page.locator(".text").text_content() or "").startswith(markup)
+    assert page.locator(".text img, .text b").count() == 0
 
 
 def test_a_chat_goes_on(page: Page) -> None:
-    page.get_by_label("Chat").check()
-    set_value(page, "Tokens", 4)
+    page.get_by_label("Chat").check(force=True)
+    page.locator("#max_tokens-value").fill("4")
     for number, said in enumerate(("It", "is"), 1):
         page.locator("#prompt").fill(said)
-        page.locator("#write").click()
-        expect(page.locator("article.done")).to_have_count(number)
-    assert page.locator(".turn").all_text_contents() == ["It", "is"]
+        page.keyboard.press("Control+Enter")
+        expect(page.locator(".answer")).to_have_count(number)
+        expect(page.locator("#status")).to_contain_text("per second")
+    assert page.locator(".question").all_text_contents() == ["It", "is"]
 
 
 def test_a_narrow_screen_scrolls_in_one_direction(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 700})
+    complete(page, "It is")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    expect(page.locator("#sliders")).to_be_hidden()
+    page.locator("summary").press("Enter")
+    expect(page.locator("#sliders")).to_be_visible()

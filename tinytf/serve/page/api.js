@@ -1,52 +1,103 @@
-// Requests to this page's own server.
+// The server's API: requests, streams, and errors as one line that says what to do.
 
-let key = sessionStorage.getItem("key") ?? "";
+const KEY = "tinytf api key";
 
-/** An answer that is an error; `message` is the server's own line. */
 export class ApiError extends Error {}
 
-/** The JSON of a path, or, with a body, the response of a POST. Asks for the key once when the server wants one. */
-export async function call(path, body, signal) {
-  const headers = { ...(key && { authorization: `Bearer ${key}` }), ...(body && { "content-type": "application/json" }) };
-  const response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
-  if (response.status === 401) {
-    await askForKey();
-    return call(path, body, signal);
-  }
-  if (!response.ok) {
-    const found = await response.json().catch(() => null);
-    throw new ApiError(found?.error?.message ?? `the server answered ${response.status}`);
-  }
-  return body ? response : response.json();
+/** What a reader can do about an answer, where the server's own words do not say. */
+function advice(status, code, retryAfter) {
+  if (status === 429) return `Try again in ${retryAfter || 1} s.`;
+  if (status === 503) return "Start it again, then try again.";
+  if (status === 504) return "Ask for fewer tokens.";
+  if (status >= 500) return "Its stderr says more.";
+  if (code === "context_length_exceeded") return "";
+  return "";
 }
 
-/** The events of a streamed completion, parsed. */
-export async function* stream(path, body, signal) {
-  const response = await call(path, { ...body, stream: true }, signal);
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let pending = "";
+function refusal(status, body, retryAfter) {
+  const error = body?.error ?? {};
+  const message = String(error.message ?? `the server answered ${status}`).trim();
+  const sentence = message.charAt(0).toUpperCase() + message.slice(1).replace(/[.:]?$/, ".");
+  return new ApiError(`${sentence} ${advice(status, error.code, retryAfter)}`.trim());
+}
+
+/** The key as the reader types it; an ApiError if none is given. */
+function askForKey(wrong) {
+  const dialog = document.querySelector("#key-dialog");
+  const input = document.querySelector("#key");
+  input.value = "";
+  input.placeholder = wrong ? "not this one" : "";
+  if (!dialog.open) dialog.showModal();
+  return new Promise((resolve, reject) => {
+    dialog.addEventListener("close", () => {
+      const given = dialog.returnValue === "ok" ? input.value.trim() : "";
+      dialog.returnValue = "";
+      if (!given) reject(new ApiError("The server asks for its API key. Reload the page to enter it."));
+      else resolve(given);
+    }, { once: true });
+  });
+}
+
+async function send(path, options = {}) {
   for (;;) {
-    const { done, value } = await reader.read();
-    if (done) throw new ApiError("the server ended the stream too early");
-    const events = (pending + value).split("\n\n");
-    pending = events.pop();
-    for (const event of events) {
-      const data = event.slice("data: ".length);
-      if (data === "[DONE]") return;
-      const content = JSON.parse(data);
-      if (content.error) throw new ApiError(content.error.message);
-      yield content;
+    const key = sessionStorage.getItem(KEY);
+    const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ApiError("The server does not answer. Is tinytf serve still running?");
+    }
+    if (response.ok) return response;
+    if (response.status !== 401) {
+      throw refusal(response.status, await response.json().catch(() => null), response.headers.get("retry-after"));
+    }
+    // Two requests at once ask one time: the second finds the key that the first one got.
+    if (key === sessionStorage.getItem(KEY)) {
+      asking ??= askForKey(key !== null).finally(() => { asking = null; });
+      sessionStorage.setItem(KEY, await asking);
     }
   }
 }
 
-async function askForKey() {
-  const dialog = document.querySelector("#key");
-  const input = dialog.querySelector("input");
-  input.value = "";
-  dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  if (!input.value) throw new ApiError("this server needs its API key: reload the page to give it");
-  key = input.value;
-  sessionStorage.setItem("key", key);
+let asking = null;
+
+/** The entries of /v1/models. */
+export async function listModels() {
+  return (await (await send("/v1/models")).json()).data;
+}
+
+/**
+ * A streamed completion: calls onEvent with each event's object, until the stream ends.
+ * Throws ApiError, or AbortError when the signal says so.
+ */
+export async function stream(path, body, signal, onEvent) {
+  const response = await send(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    signal,
+  });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    let part;
+    try {
+      part = await reader.read();
+    } catch (error) {
+      if (signal.aborted) throw new DOMException("stopped", "AbortError");
+      throw new ApiError("The server went away in the middle of the text. Is tinytf serve still running?");
+    }
+    if (part.done) throw new ApiError("The server ended the text early. Try again.");
+    const lines = (rest + part.value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data: ")) continue;
+      if (line === "data: [DONE]") return;
+      const event = JSON.parse(line.slice(6));
+      if (event.error) throw refusal(500, event);
+      onEvent(event);
+    }
+  }
 }

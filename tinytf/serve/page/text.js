@@ -1,104 +1,96 @@
-// A text as tokens: colored by probability, walked by arrow keys.
+// A text as tokens: each a span colored by its probability, reached by pointer or arrow keys.
 
-/** A column: a heading, and a text that grows. `open(text, element, index)` shows what was likely at a token. */
-export class Text {
-  constructor(heading, { hidden = 0, open }) {
-    this.heading = heading;
-    this.tokens = []; // {id, piece, logprob, likeliest: [{id, piece, logprob}]}
-    this.hidden = hidden; // how many first tokens are not shown: what an empty prompt starts from
-    this.prompt = 0; // how many tokens were given
-    this.text = ""; // all of it
-    this.length = 0; // of what its tokens show
-    this.element = document.createElement("article");
-    this.title = this.element.appendChild(document.createElement("h2"));
-    this.body = this.element.appendChild(document.createElement("pre"));
-    this.body.tabIndex = 0;
-    this.body.setAttribute("role", "group");
-    this.rest = this.body.appendChild(document.createElement("span"));
-    this.title.textContent = heading;
-    this.body.setAttribute("aria-label", heading);
-    this.current = -1;
-    this.body.addEventListener("pointerover", (event) => this.#point(event, open));
-    this.body.addEventListener("click", (event) => this.#point(event, open, true));
-    this.body.addEventListener("keydown", (event) => this.#key(event, open));
-  }
-
-  /** Append text, and tokens; a part of a token's text may come before the token. */
-  add(tokens, text) {
-    this.text += text;
-    for (const token of tokens) {
-      const span = document.createElement("span");
-      const index = this.tokens.push(token) - 1;
-      if (index < this.hidden) token.piece = "";
-      span.className = "token";
-      span.dataset.index = index;
-      span.textContent = token.piece;
-      if (index < this.prompt) span.classList.add("given");
-      if (token.logprob !== null) {
-        const p = Math.exp(token.logprob);
-        // 1 for a certain token, 0 for one in a thousand.
-        span.style.setProperty("--surprise", Math.min(1, -token.logprob / Math.log(1000)).toFixed(3));
-        span.title = percent(p);
-      }
-      this.body.insertBefore(span, this.rest);
-      this.length += token.piece.length;
-    }
-    this.rest.textContent = this.text.slice(this.length);
-  }
-
-  finish(reason) {
-    this.element.classList.add("done");
-    this.title.textContent = `${this.heading}${reason === "length" ? "" : " · ended"}`;
-  }
-
-  /** Ids of what comes before a token. */
-  before(index) {
-    return this.tokens.slice(0, index).map((token) => token.id);
-  }
-
-  #spans() {
-    return [...this.body.querySelectorAll(".token")].filter((span) => span.textContent);
-  }
-
-  #point(event, open, pin = false) {
-    const span = event.target.closest(".token");
-    if (span) open(this, span, Number(span.dataset.index), pin);
-  }
-
-  #key(event, open) {
-    const spans = this.#spans();
-    const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -spans.length, End: spans.length };
-    if (!spans.length || !(event.key in steps || event.key === "Enter")) return;
-    event.preventDefault();
-    const place = Math.max(0, Math.min(spans.length - 1, this.current + (steps[event.key] ?? 0)));
-    spans[this.current]?.classList.remove("current");
-    this.current = place;
-    spans[place].classList.add("current");
-    spans[place].scrollIntoView({ block: "nearest" });
-    open(this, spans[place], Number(spans[place].dataset.index), event.key === "Enter");
-  }
-}
-
-/** A token's text with what cannot be seen made visible. */
+/** What a token looks like where it stands alone. */
 export function visible(piece) {
-  return piece.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "␣") || "∅";
+  return piece.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "·";
 }
 
-export function percent(p) {
-  return p >= 0.0995 ? `${Math.round(100 * p)} %` : p >= 0.001 ? `${(100 * p).toFixed(1)} %` : "< 0.1 %";
-}
-
-/** The tokens of a chunk's logprobs, of either API. */
-export function tokensOf(logprobs) {
-  if (!logprobs) return [];
+/** The tokens of a choice's logprobs, each with the likeliest at its place as [id, logprob, piece]. */
+export function readTokens(logprobs) {
+  // In a chat, as OpenAI's clients know it: no ids, so that these can be seen and not be gone on from.
   if (logprobs.content) {
-    return logprobs.content.map((token) => ({
-      id: null, piece: token.token, logprob: token.logprob,
-      likeliest: token.top_logprobs.map((other) => ({ id: null, piece: other.token, logprob: other.logprob })),
-    }));
+    return logprobs.content.map(({ token: piece, logprob, top_logprobs: top }) => (
+      { piece, logprob, top: top.map((each) => [each.token === piece ? undefined : null, each.logprob, each.token]) }));
   }
-  return logprobs.tokens.map((piece, n) => ({
-    id: logprobs.token_ids[n], piece, logprob: logprobs.token_logprobs[n],
-    likeliest: (logprobs.top_ids[n] ?? []).map(([id, logprob, other]) => ({ id, piece: other, logprob })),
-  }));
+  return logprobs.tokens.map((piece, at) => (
+    { id: logprobs.token_ids[at], piece, logprob: logprobs.token_logprobs[at], top: logprobs.top_ids[at] ?? [] }));
+}
+
+/** A text that grows by tokens. Its spans are one stop of the Tab key; arrow keys go from token to token. */
+export class TokenText {
+  constructor(onToken) {
+    this.element = document.createElement("div");
+    this.element.className = "text";
+    this.element.setAttribute("role", "group");
+    this.element.setAttribute("aria-label", "Text; arrow keys go from token to token");
+    this.onToken = onToken;
+    this.tokens = [];
+    this.element.addEventListener("pointerover", (event) => this.#tell(event));
+    this.element.addEventListener("focusin", (event) => {
+      for (const other of this.element.querySelectorAll('[tabindex="0"]')) other.tabIndex = -1;
+      event.target.tabIndex = 0;
+      this.#tell(event);
+    });
+    this.element.addEventListener("keydown", (event) => this.#move(event));
+  }
+
+  get spans() {
+    return this.element.children;
+  }
+
+  /** `kind` is "given" for the prompt's own, "picked" for one that the reader chose. */
+  add(token, kind) {
+    const span = document.createElement("span");
+    span.textContent = token.piece;
+    span.className = kind;
+    span.tabIndex = this.tokens.length === 0 ? 0 : -1;
+    if (token.piece.includes("\n")) span.classList.add("feed");
+    if (token.piece === "") span.classList.add("part");
+    if (token.logprob !== null && token.logprob !== undefined) {
+      // A token of probability 1 is plain; at 1 in 400 the color is full.
+      span.style.setProperty("--surprise", Math.min(1, -token.logprob / 6).toFixed(3));
+    }
+    this.tokens.push(token);
+    this.element.append(span);
+  }
+
+  focusToken(at) {
+    this.spans[Math.max(0, Math.min(at, this.spans.length - 1))]?.focus();
+  }
+
+  #tell(event) {
+    const at = [...this.spans].indexOf(event.target);
+    if (at >= 0) this.onToken(this, at, event);
+  }
+
+  #move(event) {
+    const at = [...this.spans].indexOf(document.activeElement);
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: this.spans.length - 1 }[event.key] ?? this.#line(event.key, at);
+    if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    this.focusToken(to);
+  }
+
+  /** The token above or below, as the eye sees it. */
+  #line(key, at) {
+    if (key !== "ArrowUp" && key !== "ArrowDown") return undefined;
+    const here = this.spans[at].getClientRects()[0];
+    const down = key === "ArrowDown" ? 1 : -1;
+    let best, nearest = Infinity;
+    for (let i = at + down; this.spans[i]; i += down) {
+      const box = this.spans[i].getClientRects()[0];
+      if (!box || Math.abs(box.top - here.top) < here.height / 2) continue;
+      if (best !== undefined && Math.abs(box.top - this.spans[best].getClientRects()[0].top) > here.height / 2) break;
+      const distance = Math.abs(box.left - here.left);
+      if (distance < nearest) [best, nearest] = [i, distance];
+    }
+    return best ?? at;
+  }
+}
+
+export function percent(logprob) {
+  const value = 100 * Math.exp(logprob);
+  if (value >= 99.95) return "100 %";
+  if (value >= 10) return `${value.toFixed(0)} %`;
+  return value >= 0.1 ? `${value.toFixed(1)} %` : "<0.1 %";
 }
