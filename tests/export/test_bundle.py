@@ -62,6 +62,8 @@ def test_it_ends_with_a_command_to_paste_for_each_kind_of_file(
                 exec(command[2])
         elif command[1] in ("generate", "verify"):
             assert main(command[1:]) == 0
+        elif command[1:4] == ["-m", "http.server", "--directory"]:
+            assert Path(command[4], "index.html").is_file()
         else:
             assert command[:2] == ["llama-server", "-m"]
             assert Path(command[2]).is_file()
@@ -70,7 +72,7 @@ def test_it_ends_with_a_command_to_paste_for_each_kind_of_file(
     verify = commands[-1]
     assert (verify[1], verify[-1]) == ("verify", "--trust")
     names = {entry["name"] for entry in exported.content["artifacts"]}
-    assert len(commands) == 1 + len({"huggingface", "onnx-kv", "pt2", "gguf-f16"} & names)
+    assert len(commands) == 1 + len({"huggingface", "onnx-kv", "pt2", "web", "gguf-f16"} & names)
 
 
 def test_the_manifest_names_checkpoint_text_and_versions(exported: Exported) -> None:

@@ -50,8 +50,9 @@ def test_the_wheel_holds_the_package_and_every_config(wheel: Path) -> None:
         held = set(archive.namelist())
     assert {f"tinytf/{name}" for name in CONFIGS} == {name for name in held if name.startswith("tinytf/configs/")}
     modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "tinytf").rglob("*.py")}
-    page = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "tinytf/serve/page").iterdir()}
-    assert modules | page | {"tinytf/py.typed"} <= held
+    folders = (REPOSITORY / "tinytf/serve/page", REPOSITORY / "tinytf/export/formats/web/page")
+    pages = {str(path.relative_to(REPOSITORY)) for folder in folders for path in folder.iterdir()}
+    assert modules | pages | {"tinytf/py.typed"} <= held
     assert not [name for name in held if name.startswith(("tests/", "configs/", "notebooks/"))]
 
 

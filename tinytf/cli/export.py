@@ -10,6 +10,7 @@ from typing import Any
 
 from tinytf.cli.config.flags import CommandParser, add_base_flag, add_checkpoint_flags, threads
 from tinytf.cli.paste import console_script, from_here
+from tinytf.errors import UserError
 from tinytf.export.formats import DEFAULT, FORMATS, GROUPS, choose
 from tinytf.export.parity.thresholds import with_overrides
 from tinytf.utils.files import user_path
@@ -30,6 +31,10 @@ def parser() -> CommandParser:
         help="comma-separated; if not given, %(default)s: those of its formats that the model can be in",
     )  # fmt: skip
     flags.add_argument("--output_dir", metavar="DIR", help="default: export in the checkpoint's folder")
+    flags.add_argument(
+        "--runtime", metavar="DIR",
+        help="for web: a node_modules with transformers.js, copied into the page, which fetches it otherwise",
+    )  # fmt: skip
     add_check_flags(flags)
     flags.add_argument("--text", metavar="FILE", help="held-out UTF-8 text (default: the run's validation split)")
     flags.add_argument(
@@ -80,13 +85,15 @@ def run(argv: list[str]) -> int:
         UserError: if flags, checkpoint, text or folder cannot be used.
     """
     args = parser().parse_args(argv)
-    output_dir, text = (
+    output_dir, text, runtime = (
         None if given is None else user_path(given, what=flag)
-        for flag, given in (("--output_dir", args.output_dir), ("--text", args.text))
+        for flag, given in (("--output_dir", args.output_dir), ("--text", args.text), ("--runtime", args.runtime))
     )
     root = user_path(args.root, what="--root")
     with_overrides(args.threshold)  # Before torch is imported and the checkpoint read.
     formats = choose([name.strip() for name in args.formats.split(",") if name.strip()])
+    if runtime is not None and "web" not in {format.name for format in formats}:
+        raise UserError(f"--runtime {runtime}: it is for the page of the format web; add web to --formats")
     from tinytf.export.bundle import export_checkpoint
     from tinytf.run.directory import is_own, resolve_checkpoint
 
@@ -100,6 +107,7 @@ def run(argv: list[str]) -> int:
         base=args.base,
         thresholds=args.threshold,
         threads=args.threads,
+        runtime=runtime,
         say=say,
     )
     print_result(content, as_json=args.json)
@@ -144,6 +152,8 @@ def next_commands(folder: Path, content: dict[str, Any]) -> list[str]:
         )
     elif path := file("torchscript"):
         lines.append(python(f"import torch; print(torch.jit.load({json.dumps(path)})(torch.tensor([[1, 0]])).shape)"))
+    if path := file("web"):
+        lines.append(f"{console_script('python')} -m http.server --directory {shlex.quote(path)}")
     if path := file("gguf-f16", "gguf-q8_0", "gguf-f32"):
         lines.append(f"llama-server -m {shlex.quote(path)}")
     trust = " --trust" if any(FORMATS[name].runs_code for name in names) else ""

@@ -17,6 +17,7 @@ from tinytf.export.folder import link_or_copy, publish, staging_folder
 from tinytf.export.formats import FORMATS, Format
 from tinytf.export.formats.huggingface import write_weights
 from tinytf.export.formats.huggingface_onnx import ADDED, GRAPHS, add_graphs
+from tinytf.export.formats.web import Runtime
 from tinytf.export.parity.cases import held_out_text
 from tinytf.export.parity.check import FAILED, CheckResult, ParityCheck, failed_result
 from tinytf.export.parity.thresholds import with_overrides
@@ -38,6 +39,7 @@ def export_checkpoint(
     base: str | None = None,
     thresholds: Sequence[str] = (),
     threads: int = 1,
+    runtime: Path | None = None,
     say: Say,
 ) -> dict[str, Any]:
     """Export one checkpoint: what `tinytf export` and the end of a training run do.
@@ -50,6 +52,7 @@ def export_checkpoint(
         base: of a checkpoint of an adapter, its base model; None is the one that its config names.
         thresholds: settings such as ``int8.kl=1e-3``.
         threads: CPU threads.
+        runtime: folder of the packages that the format web runs with, to be copied into its page.
         say: called with each line of progress.
 
     Returns:
@@ -59,7 +62,7 @@ def export_checkpoint(
         UserError: if checkpoint, text, thresholds or folder cannot be used, or a format cannot express the model.
         RunError: if the disk is full.
     """
-    limits = with_overrides(thresholds)
+    limits, page_runtime = with_overrides(thresholds), Runtime(runtime) if runtime is not None else None
     loaded = as_trained(load_model(ckpt_path, base, own=own), say)
     folder = output_dir or ckpt_path.resolve().parent / "export"
     # A link in a downloaded run could name any folder of the user's: only --output_dir, which is his own word, may.
@@ -73,7 +76,7 @@ def export_checkpoint(
     with staging_folder(folder) as staging:
         previous = PreviousExport.read(folder, loaded, formats, replace=output_dir is None, say=say)
         try:
-            content = _make(check, formats, skipped, previous, staging, say)
+            content = _make(check, formats, skipped, previous, page_runtime, staging, say)
             publish(staging / "bundle", folder)
         except OSError as error:
             if is_disk_full(error):
@@ -88,6 +91,7 @@ def _make(
     formats: Sequence[Format],
     skipped: dict[str, str],
     previous: PreviousExport,
+    page_runtime: Runtime | None,
     staging: Path,
     say: Say,
 ) -> dict[str, Any]:
@@ -97,6 +101,9 @@ def _make(
     bundle.mkdir()
     done: dict[str, CheckResult] = {}
     results = [_export(format, check, work, done, say) for format in formats]
+    for result in results:
+        if page_runtime is not None and result.format.name == "web" and result.status != FAILED:
+            page_runtime.add_to(result.path, check.loaded)
     kept = previous.kept + previous.still_valid([result.format.name for result in results if not result.path.exists()])
     for entry in kept:
         name = FORMATS[entry["name"]].file

@@ -20,6 +20,7 @@ from tinytf.errors import UserError
 from tinytf.export.formats import FORMATS, Format
 from tinytf.export.formats.huggingface import FILES
 from tinytf.export.formats.huggingface_onnx import ADDED, GRAPHS
+from tinytf.export.formats.web import WEB_FILES
 from tinytf.export.parity.check import FAILED, NOT_VERIFIED, PASSED, CheckResult, ParityCheck
 from tinytf.export.parity.compare import ParityMetrics
 from tinytf.export.parity.thresholds import THRESHOLDS
@@ -138,7 +139,7 @@ def own_files(format: Format) -> list[str]:
     """The files that an artifact may have, by their paths in the bundle."""
     if format.name == "huggingface":
         return sorted({*(f"{format.file}/{name}" for name in FILES), *GRAPHS.values()})
-    return [format.file]
+    return [f"{format.file}/{name}" for name in WEB_FILES] if format.name == "web" else [format.file]
 
 
 def own_paths(content: dict[str, Any]) -> set[str]:

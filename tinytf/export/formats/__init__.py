@@ -28,7 +28,7 @@ class Writer(ABC):
 
     @abstractmethod
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
-        """Write the artifact to ``path``; ``base`` is the verified float32 artifact it is made from, if any."""
+        """Write the artifact to ``path``; ``base`` is the verified artifact it is made from, if any."""
 
     @abstractmethod
     def open_runner(self, path: Path, threads: int) -> Runner:
@@ -79,7 +79,7 @@ class Format:
         writer_path: ``module:object`` of its `Writer`, below this package.
         precision: row of the threshold table that applies.
         about: one line for ``--help``.
-        base: the float32 format it is made from, which is verified first.
+        base: the format it is made from, which is verified first.
         writing: packages needed to write it.
         running: packages needed to run it; without them it is "not verified".
         label: what a reader of the table must know of it.
@@ -133,6 +133,10 @@ _TABLE = (
     Format(
         "onnx-int4", "model_kv.int4.onnx", "onnx.quantize:INT4", "int4",
         "onnx-kv with 4-bit weights (MatMulNBits), for onnxruntime", base="onnx-kv", **_QUANTIZED,
+    ),
+    Format(
+        "web", "web", "web:WEB", "int8", "static page that runs onnx-int8 in a browser", base="onnx-int8",
+        writing=(*_QUANTIZED["writing"], "transformers"), running=_QUANTIZED["running"],
     ),
     Format(
         "torchscript", "model.torchscript.pt", "torch_programs:TORCHSCRIPT", "exact", "traced; loads with torch alone",

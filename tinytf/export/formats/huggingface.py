@@ -26,8 +26,9 @@ from tinytf.utils.text import printable, read_json
 from tinytf.weights.checkpoint import LoadedModel
 from tinytf.weights.huggingface import CHAT_TEMPLATE, WEIGHTS, theirs
 
-FILES = {WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
-FILES |= {CHAT_TEMPLATE, "special_tokens_map.json"}  # Releases before 5 write the latter.
+SETTINGS = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", CHAT_TEMPLATE}
+SETTINGS |= {"special_tokens_map.json"}  # Releases before 5 write it.
+FILES = {WEIGHTS, "README.md", *SETTINGS}
 FILES |= {"genai_config.json"}  # Of onnxruntime-genai, which runs the ONNX graph of the folder.
 
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
@@ -60,28 +61,9 @@ class HuggingFace(Writer):
         return None
 
     def write(self, loaded: LoadedModel, path: Path, base: Path | None) -> None:
-        import transformers
-
         path.mkdir()
         write_weights(loaded, path / WEIGHTS)
-        with silent():
-            config = transformers_config(loaded.model.config, loaded.tokenizer)
-            config.save_pretrained(path)
-            generation = transformers.GenerationConfig.from_model_config(config)
-            tokenizer = wrapped_tokenizer(loaded)
-            generation.eos_token_id = end_ids(loaded) or None
-            # Not in config.json: an embedding that it names as padding gets no gradient when the model is trained on.
-            generation.pad_token_id = tokenizer.pad_token_id
-            generation.save_pretrained(path)
-            tokenizer.save_pretrained(path)
-        _change_json(path / "config.json", **_rope(loaded.model.config))
-        if loaded.chat_template is not None:
-            # Not by the tokenizer: older releases put it into tokenizer_config.json, where no code is accepted.
-            (path / CHAT_TEMPLATE).write_bytes(loaded.chat_template.encode())
-        # Release 5 writes "TokenizersBackend", which releases before it do not know.
-        _change_json(path / "tokenizer_config.json", tokenizer_class=TOKENIZER_CLASS)
-        # Release 5 adds a truncation or padding of its own to tokenizer.json: ours is the bundle's, unchanged.
-        loaded.tokenizer.save(str(path / "tokenizer.json"))
+        write_settings(loaded, path)
         (path / "README.md").write_text(model_card(loaded), encoding="utf-8")
 
     def open_runner(self, path: Path, threads: int) -> Runner:
@@ -136,6 +118,30 @@ class HuggingFace(Writer):
 
 
 HUGGINGFACE = HuggingFace()
+
+
+def write_settings(loaded: LoadedModel, path: Path) -> None:
+    """All of the folder but weights and model card: `SETTINGS`."""
+    import transformers
+
+    with silent():
+        config = transformers_config(loaded.model.config, loaded.tokenizer)
+        config.save_pretrained(path)
+        generation = transformers.GenerationConfig.from_model_config(config)
+        tokenizer = wrapped_tokenizer(loaded)
+        generation.eos_token_id = end_ids(loaded) or None
+        # Not in config.json: an embedding that it names as padding gets no gradient when the model is trained on.
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    _change_json(path / "config.json", **_rope(loaded.model.config))
+    if loaded.chat_template is not None:
+        # Not by the tokenizer: older releases put it into tokenizer_config.json, where no code is accepted.
+        (path / CHAT_TEMPLATE).write_bytes(loaded.chat_template.encode())
+    # Release 5 writes "TokenizersBackend", which releases before it do not know.
+    _change_json(path / "tokenizer_config.json", tokenizer_class=TOKENIZER_CLASS)
+    # Release 5 adds a truncation or padding of its own to tokenizer.json: ours is the bundle's, unchanged.
+    loaded.tokenizer.save(str(path / "tokenizer.json"))
 
 
 def write_weights(loaded: LoadedModel, path: Path) -> None:
