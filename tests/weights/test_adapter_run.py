@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.data.shards import documents
 from tests.run.test_lightning_callbacks import differences
 from tests.run.toy_run import records
 from tests.stress.killing import Instants, attempt
-from tests.weights.folders import write_folder
+from tests.weights.folders import write_folder, write_tokenizer
 from tinytf.cli.main import main
 from tinytf.weights.checkpoint import load_model
 
@@ -127,6 +128,8 @@ def test_a_strangers_adapter_opens_no_base_that_it_names(here: Path, capfd: pyte
     ("argv", "says"),
     [
         (["fit", "--ckpt_path=last", "--model.adapter.rank=5"], "model.adapter.rank is 5 here but 3 in"),
+        (["fit", "--ckpt_path=last", "--model.adapter.alpha=7"], "an adapter's weights were trained for what they are"),
+        ([*FIT, "--model.adapter=true"], "model.adapter: expected keys and values or null, got true; give them as"),
         (
             ["fit", "--ckpt_path=last", "--model.adapter.targets=[q_proj]"],
             "model.adapter.targets is ['q_proj'] here but",
@@ -150,6 +153,54 @@ def test_what_contradicts_is_refused_by_name(
     argv: list[str], says: str, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert says in refused(argv, capfd)
+
+
+Change = Callable[[dict[str, Any]], Any]
+CONTRADICTIONS: list[tuple[Change, str]] = [
+    # In the entry, by which the weights are built.
+    (lambda entry: entry.pop("base"), "it holds an adapter, and does not say of which base"),
+    (lambda entry: entry.update(base="base"), "it holds an adapter, and does not say of which base"),
+    (lambda entry: entry["base"].update(name=None), "it holds an adapter, and does not say of which base"),
+    (lambda entry: entry.pop("adapter"), "its weights are not those of the model that it describes"),
+    (lambda entry: entry.update(adapter=3), "model.adapter is 3, but expected keys and values"),
+    (lambda entry: entry["adapter"].update(x=3), "model.adapter has the key 'x'"),
+    (lambda entry: entry["adapter"].update(rank=5), "lora_A.weight is [3, 96], not [5, 96]"),
+    (lambda entry: entry["model"].update(vocab_size=400), "its entry is not of this base: the tokenizer has 400"),
+]
+ONLY_IN_THE_CONFIG: list[tuple[Change, str]] = [
+    # By which a run or an evaluation is built; `generate` does not read it.
+    (lambda model: model.update(adapter=None), "its config has model.adapter None, but its weights are of {'rank': 3"),
+    (lambda model: model.update(adapter="x"), "model.adapter is 'x', but expected keys and values"),
+    (lambda model: model["adapter"].update(rank="x"), "model.adapter.rank is 'x', but must be a number"),
+    (lambda model: model["adapter"].update(rank=5), "its config has model.adapter.rank 5, but its weights are of 3"),
+    (lambda model: model["adapter"].update(alpha=5.0), "its config has model.adapter.alpha 5.0, but its weights are"),
+    (lambda model: model.update(rope_theta=5.0), "its config has model.rope_theta 5.0, but its weights are of 10000.0"),
+]
+
+
+def test_a_strangers_entry_that_does_not_fit_is_one_line(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    base = ["--data.corpus=text.txt", "--trainer.limit_val_batches=1", "--model.base=base"]
+    fit = [*base, "--trainer.callbacks=null"]
+    commands = {"generate": ["--base=base", "--prompt=a", "--max_new_tokens=1"], "validate": base, "fit": fit}
+    cases = [(change, says, commands) for change, says in CONTRADICTIONS]
+    cases += [(lambda entry, change=change: change(entry["config"]["model"]), says, {"validate": base, "fit": fit})
+              for change, says in ONLY_IN_THE_CONFIG]  # fmt: skip
+    cases += [(lambda entry: entry["model"].update(rope_theta=5.0), "its entry is not of this base: model.rope_theta",
+               {"generate": commands["generate"]})]  # fmt: skip
+    for change, says, argvs in cases:
+        sent = content(RUN)
+        change(sent["tinytf"])
+        torch.save(sent, "sent.ckpt")
+        for command, argv in argvs.items():
+            line = refused([command, "--ckpt_path=sent.ckpt", *argv], capfd)
+            assert line.startswith("tinytf: error: checkpoint sent.ckpt: ")
+            assert says in line
+
+
+def test_a_base_with_another_tokenizer_is_another(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_tokenizer(here / "base", 290)
+    for argv in (["fit", "--ckpt_path=last"], ["generate", "--ckpt_path=best", "--prompt=a"]):
+        assert "its adapter was trained with another tokenizer than model.base base has now" in refused(argv, capfd)
 
 
 def test_a_run_whose_base_has_gone_says_so_and_resumes_where_it_lies_now(

@@ -87,10 +87,35 @@ def test_config_yaml_is_complete_and_repeats_the_run(here: Path) -> None:
     config = yaml.safe_load((RUN / "config.yaml").read_text())
     wanted = {"d_model": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 32, "d_ff": 96, "max_seq_len": 48}
     assert wanted.items() <= config["model"].items()
-    assert (config["model"]["base"], config["data"]["tokenizer"]) == ("base", "base")
+    assert (config["model"]["base"], config["data"]["tokenizer"], config["data"]["vocab_size"]) == ("base", "base", 300)
     assert main(["fit", "--config", str(RUN / "config.yaml"), "--name", "again"]) == 0
     first, second = (last(Path("checkpoints", name, "version_0"))["state_dict"] for name in ("tuned", "again"))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_run_that_goes_on_from_a_strangers_has_a_config_that_starts_again(here: Path) -> None:
+    """Whether its tokenizer was a base's or a file's: neither is opened, so that the checkpoint alone has it."""
+    write_folder(here / "theirs")
+    tokenizer = ["--model.base", "null", "--data.tokenizer", "theirs/tokenizer.json", "--model.d_model", "64",
+                 "--model.n_layers", "1", "--model.n_heads", "2", "--model.max_seq_len", "32"]  # fmt: skip
+    flags = [*FIT[3:], "--trainer.max_steps", "2"]
+    for name, argv in (("base", ["--model.base", "theirs"]), ("file", tokenizer)):
+        assert main(["fit", *flags, *argv, "--name", name]) == 0
+        shutil.copy(Path("checkpoints", name, "version_0/last.ckpt"), f"{name}.ckpt")
+    shutil.rmtree("theirs")
+    for name in ("base", "file"):
+        again = ["--data.corpus", "text.txt", "--data.cache_dir", "cache", "--trainer.max_steps", "3", "--name", "mine"]
+        assert main(["fit", "--ckpt_path", f"{name}.ckpt", *again, "--name", f"my_{name}"]) == 0
+        path = Path("checkpoints", f"my_{name}", "version_0/config.yaml")
+        config = yaml.safe_load(path.read_text())
+        assert (config["model"]["base"], config["data"]["tokenizer"]) == (f"{name}.ckpt", "base")
+        assert main(["fit", "--config", str(path)]) == 0
+        first, second = (last(path.parent.with_name(f"version_{n}")) for n in (0, 1))
+        assert second["tinytf"]["tokenizer"] == first["tinytf"]["tokenizer"]
+        assert second["tinytf"]["base"]["name"] == f"{name}.ckpt"
+        # And it is resumed without that file.
+        Path(f"{name}.ckpt").unlink()
+        assert main(["fit", "--ckpt_path", str(path.parent.with_name("version_1")), "--trainer.max_steps", "4"]) == 0
 
 
 def test_a_checkpoint_and_a_bundle_and_a_run_are_bases(here: Path) -> None:

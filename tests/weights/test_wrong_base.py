@@ -251,6 +251,8 @@ KEYS: list[tuple[list[str], list[str]]] = [
     (["--model.max_seq_len", "128"], ["model.max_seq_len is 128", "knows 64", "model.rope_scaling"]),
     (["--model.rope_scaling", '{"rope_type": "linear", "factor": 2}'], ["model.rope_scaling is", "above its 64"]),
     (["--data.tokenizer", "bpe"], ["data.tokenizer is bpe", "leave it out"]),
+    (["--data.vocab_size", "8192"], ["data.vocab_size is 8192", "has 300 entries: leave it out"]),
+    (["--data.bpe_sample_bytes", "9"], ["data.bpe_sample_bytes is 9", "is not trained again: leave it out"]),
     (["--data.seq_len", "65"], ["data.seq_len 65 is longer than model.max_seq_len 64"]),
 ]
 

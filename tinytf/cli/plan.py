@@ -59,7 +59,7 @@ class DryRunCLI(CommandLine):
     def take_base(self, config: Any, given: Arguments) -> None:
         """A plan needs no weights."""
         if self.resume is None:
-            self.base = take_base(config, given, weights=False)
+            self.base = take_base(config, given, self.parser.get_defaults(), weights=False)
 
     def check_machine(self, config: Any) -> None:
         """A plan is for any machine."""

@@ -70,10 +70,12 @@ class AdapterConfig:
         Raises:
             UserError: if a value cannot be used.
         """
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"model.adapter: {error}") from None
+        if not isinstance(values, Mapping):
+            raise UserError(f"model.adapter is {shorten(repr(values), 60)}, but expected keys and values")
+        for key in values:
+            if key not in cls.__dataclass_fields__:
+                raise UserError(f"model.adapter has the key {shorten(repr(key), 60)}, which it does not know")
+        return cls(**values)
 
     def plain(self) -> dict[str, Any]:
         """In plain types."""

@@ -340,15 +340,29 @@ def base_of_adapter(entry: dict[str, Any], path: Path, given: str | None, *, own
         )
     opened = open_base(place)
     refuse_other_base(opened.identity, known, path)
+    # The run goes on with the tokenizer of its checkpoint: of another, ids would mean other rows of the embedding.
+    if opened.tokenizer.to_str() != tokenizer_from_text(entry["tokenizer"], f"in checkpoint {path}").to_str():
+        raise UserError(
+            f"checkpoint {path}: its adapter was trained with another tokenizer than model.base {opened.place} has "
+            "now: give the base as it was"
+        )
+    try:
+        opened.config_with(entry["model"])
+    except UserError as error:
+        problems = (problem.rpartition(": ")[0] for problem in error.problems)  # Without the advice, to leave it out.
+        raise UserError(*(f"checkpoint {path}: its entry is not of this base: {each}" for each in problems)) from error
     return opened
 
 
 def refuse_other_base(now: Mapping[str, Any], known: Mapping[str, Any], path: Any) -> None:
     """Raise UserError if an adapter was trained on other weights than those of the base that is opened for it."""
-    if now["sha256"] != known.get("sha256"):
+    name, sha256 = known.get("name"), known.get("sha256")
+    if not isinstance(name, str) or not isinstance(sha256, str):
+        raise UserError(f"checkpoint {path}: it holds an adapter, and does not say of which base: it cannot be used")
+    if now["sha256"] != sha256:
         raise UserError(
-            f"checkpoint {path}: its adapter was trained on {shorten(str(known.get('name')), 100)} (sha256 "
-            f"{str(known.get('sha256'))[:12]}), and model.base {now['name']} has other weights "
+            f"checkpoint {path}: its adapter was trained on {shorten(name, 100)} (sha256 "
+            f"{sha256[:12]}), and model.base {now['name']} has other weights "
             f"({now['sha256'][:12]}): give that base"
         )
 

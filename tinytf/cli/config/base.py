@@ -13,12 +13,13 @@ from tinytf.errors import UserError
 from tinytf.weights.base import BaseModel, open_base
 
 
-def take_base(config: Any, given: Arguments, *, weights: bool) -> BaseModel | None:
+def take_base(config: Any, given: Arguments, usual: Any, *, weights: bool) -> BaseModel | None:
     """Open the base model that a config names, and write its sizes and tokenizer into the config.
 
     Args:
         config: parsed; the sections ``model`` and ``data`` are changed.
         given: the flags and files, which say what the user set: what is a default gives way to the base.
+        usual: the parser's defaults.
         weights: look at the weights too, and fetch them from the hub.
 
     Raises:
@@ -44,7 +45,17 @@ def take_base(config: Any, given: Arguments, *, weights: bool) -> BaseModel | No
     for key, value in asdict(resolved).items():
         if key in base.settings:
             config.model[key] = value
-    config.data.tokenizer = OF_BASE
+    entries = base.tokenizer.get_vocab_size()
+    # The values that stand in the config.yaml of such a run repeat it.
+    tokenizer = {"vocab_size": (entries, f"has {entries:,} entries"),
+                 "bpe_sample_bytes": (usual.data.bpe_sample_bytes, "is not trained again")}  # fmt: skip
+    for key, (value, why) in tokenizer.items():
+        if f"data.{key}" in given.keys and config.data[key] != value:
+            raise ConfigError(
+                f"data.{key}",
+                f"data.{key} is {config.data[key]}, but the tokenizer of model.base {base.place} {why}: leave it out",
+            )
+    config.data.tokenizer, config.data.vocab_size = OF_BASE, entries
     return base
 
 

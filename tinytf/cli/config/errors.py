@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from tinytf.cli.config.keys import ConfigError, shown, unknown_key
 
-SETTINGS = ("Settings", "Config")
+SETTINGS = ("Settings", "Config", "Scaling")
 """How the names of our classes end that a file writes as keys and values, without a class_path."""
 
 
@@ -59,6 +59,9 @@ def explain(message: str, error: BaseException | None, command: str) -> ConfigEr
     short = _cut(r"Expected a dot import path string: (\S+)", message)
     # torch's optimizers take a tensor for a number too: who gives a word has not meant a class.
     is_number = re.search(r"Expected an? <class '(?:int|float)'>", message)
+    # Of a class of ours or null, jsonargparse takes a word for the path of a class.
+    if short and re.search(r"Subtypes: \[<class 'tinytf\.[\w.]+'>, <class 'NoneType'>\]", message):
+        return ConfigError(key, f"{key}: expected keys and values or null, got {short}; give them as --{key}.KEY VALUE")
     if short and not is_number:
         return ConfigError(key, f"{key}: cannot import {short}; give the full path of a class")
     types = re.findall(r"Expected an? (?!dot import)(.+?)(?:\. Got value|\n|$)", message)

@@ -180,6 +180,8 @@ class CommandLine(LightningCLI):
         if self.resume:
             saved = self.resume.entry["config"]
             resuming.refuse_changes(self.command, self.plain(config), saved, self.resume.path, given.keys)
+            if self.command == "fit" and not self.resume.own:
+                resuming.name_tokenizer(config, self.parser.get_defaults(), self.resume, given.keys)
         return config
 
     def _defaults(self, ckpt: Path, given: Arguments) -> dict[str, Any]:
@@ -187,6 +189,7 @@ class CommandLine(LightningCLI):
         own = is_own(ckpt, user_path(given.root or ROOT, what="checkpoint.dir"))
         self.resume = replace(Resume.read(ckpt), own=own)
         config = self.resume.entry["config"]
+        resuming.refuse_contradictions(self.resume.entry, ckpt)
         if own:
             return resuming.own_defaults(self.command, config, ckpt)
         usual = self.plain(self.parser.get_defaults())
@@ -195,7 +198,7 @@ class CommandLine(LightningCLI):
     def take_base(self, config: Any, given: Arguments) -> None:
         """Write what `model.base` says into the config."""
         if self.resume is None:
-            self.base = take_base(config, given, weights=True)
+            self.base = take_base(config, given, self.parser.get_defaults(), weights=True)
         elif "adapter" in self.resume.entry and config.model.adapter:
             # Of a stranger's, the config has no base that the user has not given.
             self.base = base_of_adapter(self.resume.entry, self.resume.path, config.model.base, own=True)

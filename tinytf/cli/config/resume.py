@@ -14,9 +14,12 @@ from typing import Any
 from tinytf.cli.config.validate import is_ours
 from tinytf.data.config import OF_BASE
 from tinytf.data.sources.builtin import BUILTIN
+from tinytf.data.tokenizer import tokenizer_from_text
 from tinytf.errors import UserError
+from tinytf.run.run import Resume
 from tinytf.utils.files import shorten
 from tinytf.utils.text import flatten, public
+from tinytf.weights.adapter import AdapterConfig
 
 SHAPE = tuple(
     f"model.{key}"
@@ -33,6 +36,9 @@ TRAINING = (
     "seed_everything",
 )
 WHY = {
+    "model.adapter.alpha": "an adapter's weights were trained for what they are multiplied by, alpha / rank",
+    "model.adapter.targets": "an adapter's weights are those of its targets",
+    "model.adapter.rank": "an adapter's weights are of its rank",
     "model": "a checkpoint's shape is that of its weights",
     "model.optimizer": "its state is that of its class",
     "model.freeze": "the optimizer's state is that of what was trained",
@@ -133,6 +139,20 @@ def strangers_defaults(
     return taken
 
 
+def name_tokenizer(config: Any, usual: Any, resume: Resume, given: Collection[str]) -> None:
+    """Write into the config of a run that goes on from a stranger's where its tokenizer is, if only that file has it.
+
+    The base or the tokenizer.json that the file names is not taken over; without either, config.yaml would describe
+    another run. The file itself has weights and tokenizer, and is the user's word.
+    """
+    kind = look_up(resume.entry["config"], "data.tokenizer")
+    if kind in ("char", "bpe") or config.model.base is not None or "data.tokenizer" in given:
+        return
+    tokenizer = tokenizer_from_text(resume.entry["tokenizer"], f"in checkpoint {resume.path}")
+    config.model.base, config.data.tokenizer = str(resume.path), OF_BASE
+    config.data.vocab_size, config.data.bpe_sample_bytes = tokenizer.get_vocab_size(), usual.data.bpe_sample_bytes
+
+
 def numbers(
     config: Mapping[str, Any], usual: Mapping[str, Any], named: dict[str, str], prefix: str = ""
 ) -> dict[str, Any]:
@@ -170,6 +190,37 @@ def is_plain(key: str, value: Any) -> bool:
         else each is None or isinstance(each, (bool, int, float))
         for each in values
     )
+
+
+def refuse_contradictions(entry: Mapping[str, Any], ckpt: Path) -> None:
+    """Refuse a checkpoint whose config is of another model than its weights: what it says twice must be the same.
+
+    Its weights are built by the one, and a run or an evaluation by the other.
+    """
+    section = entry["config"].get("model")
+    if not isinstance(section, Mapping):
+        return
+    pairs = [(f"model.{key}", section[key], value) for key, value in entry["model"].items() if key in section]
+    if section.get("adapter") is not None or entry.get("adapter") is not None:
+        try:
+            config, own = (
+                None if value is None else AdapterConfig.from_mapping(value).plain()
+                for value in (section.get("adapter"), entry.get("adapter"))
+            )
+        except UserError as error:
+            raise UserError(f"checkpoint {ckpt}: {error}") from None
+        if config and own:
+            pairs += [(f"model.adapter.{key}", config[key], value) for key, value in own.items()]
+        else:
+            pairs.append(("model.adapter", config, own))
+    problems = [
+        f"checkpoint {ckpt}: its config has {key} {shorten(repr(config), 60)}, but its weights are of "
+        f"{shorten(repr(own), 60)}: it was written by no run, and is not used"
+        for key, config, own in pairs
+        if config != own
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def refuse_changes(
