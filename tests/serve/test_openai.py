@@ -160,6 +160,7 @@ def test_streamed_tokens_are_those_of_the_whole_answer(client: openai.OpenAI) ->
     offsets = [number for chunk in chunks if chunk.logprobs for number in chunk.logprobs.text_offset]
     assert (tokens, offsets) == (whole.logprobs.tokens, whole.logprobs.text_offset)
     assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + [whole.finish_reason]
     assert "".join(tokens).startswith(whole.text.rstrip("\ufffd"))
 
 

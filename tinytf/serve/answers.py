@@ -16,7 +16,7 @@ async def whole_answer(job: Job) -> dict[str, Any]:
     async for _ in job.changes():
         pass
     head, chat = _head(job), isinstance(job.body, ChatBody)
-    choices = [_choice(job, choice, chunk=False) for choice in job.choices]
+    choices = [_choice(job, choice, True, chunk=False) for choice in job.choices]
     return {
         **head,
         "object": "chat.completion" if chat else "text_completion",
@@ -37,9 +37,9 @@ async def answer_chunks(job: Job) -> AsyncIterator[str]:
     if with_usage:  # As OpenAI's: null in all chunks but the last.
         head["usage"] = None
     async for choices in job.changes():
-        for choice in choices:
+        for choice, done in choices:
             first = not choice.begun
-            chunk = _choice(job, choice, chunk=True)
+            chunk = _choice(job, choice, done, chunk=True)
             if first or chunk["finish_reason"] or _says_something(chunk):
                 yield event({**head, "choices": [chunk]})
     if with_usage:
@@ -66,10 +66,10 @@ def _says_something(chunk: dict[str, Any]) -> bool:
     return bool(chunk.get("text") or chunk.get("delta", {}).get("content") or chunk["logprobs"])
 
 
-def _choice(job: Job, choice: Choice, *, chunk: bool) -> dict[str, Any]:
+def _choice(job: Job, choice: Choice, done: bool, *, chunk: bool) -> dict[str, Any]:
     """What is new in a choice, as an object of the API."""
     first = not choice.begun
-    text, tokens, finish = choice.take()
+    text, tokens, finish = choice.take(done)
     found: dict[str, Any] = {"index": choice.index, "finish_reason": finish, "seed": choice.text.completion.seed}
     scored = choice.text.top is not None and (tokens or not chunk)
     if not isinstance(job.body, ChatBody):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from tinytf.errors import UserError
@@ -49,15 +49,14 @@ class Choice:
     _tokens: int = 0
     _offset: int = 0
 
-    def take(self) -> tuple[str, list[Token], str | None]:
-        """What is new since the last call: text, the tokens that it shows whole, and, once, the finish reason.
+    def take(self, done: bool) -> tuple[str, list[Token], str | None]:
+        """What is new since the last call: text, the tokens that it shows whole, and, if it is done, the finish reason.
 
-        Tokens come with their text, which waits for the rest of a character and for what may become a stop string. The
-        tokens of a stop string never come.
+        ``done`` is what the text said before: it may end while it is read. Tokens come with their text, which waits for
+        the rest of a character and for what may become a stop string. The tokens of a stop string never come.
         """
         text = self.text
-        # In this order: the decoding thread writes them in the other one.
-        done = text.done
+        # First: the decoding thread writes it last.
         shown = text.completion.text
         new, tokens = shown[self._characters :], []
         if not self.begun:
@@ -149,8 +148,8 @@ class Job:
         """Nobody waits for it any more."""
         self.model.scheduler.cancel(self.texts)
 
-    async def changes(self) -> AsyncIterator[Iterator[Choice]]:
-        """The texts that are not yet read to their end, each time that some have gone on, until all are.
+    async def changes(self) -> AsyncIterator[list[tuple[Choice, bool]]]:
+        """The texts that go on, and whether they are done, each time that some have gone on, until all are.
 
         Raises:
             RequestError: if a text could not be decoded to its end.
@@ -162,7 +161,7 @@ class Job:
             ended = [choice for choice in left if choice.text.done]
             for choice in ended:
                 self._raise_error(choice.text.error)
-            yield iter(left)
+            yield [(choice, choice in ended) for choice in left]
             left = [choice for choice in left if choice not in ended]
             if left:
                 await asyncio.sleep(PAUSE)
