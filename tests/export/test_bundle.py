@@ -41,7 +41,7 @@ def test_every_format_passes_where_its_runtime_is_installed(exported: Exported) 
 
 def test_the_folder_holds_what_the_manifest_says_and_nothing_else(exported: Exported) -> None:
     listed = {entry["file"] for entry in exported.content["artifacts"]}
-    companions = {"export.json", "evaluation.npy", "tokenizer.json", "config.json"}
+    companions = {"export.json", "evaluation.npy", "tokenizer.json", "config.json", "README.md"}
     weights = exported.content["reference"]["file"]
     assert files(exported.folder) == listed | companions | {weights.split("/")[0]}
     assert sha256_of(exported.folder / weights) == exported.content["reference"]["sha256"]
@@ -118,7 +118,8 @@ def test_an_artifact_past_its_threshold_fails_the_command_and_is_not_left(
     assert export(checkpoint, "torchscript,pt2") == 1
     assert "max_abs" in capsys.readouterr().out
     assert files(folder) == {
-        "model.pt2", "reference.safetensors", "export.json", "evaluation.npy", "tokenizer.json", "config.json"
+        "model.pt2", "reference.safetensors", "export.json", "evaluation.npy", "tokenizer.json", "config.json",
+        "README.md",
     }  # fmt: skip
     content = manifest.read(folder)
     assert [entry["name"] for entry in content["artifacts"]] == ["pt2"]

@@ -33,7 +33,8 @@ from tinytf.data.tokenizer import (
     encode,
     tokenizer_from_file,
 )
-from tinytf.export.formats.huggingface import HUGGINGFACE, model_card, require_own_folder
+from tinytf.export.formats.card import hub_card
+from tinytf.export.formats.huggingface import HUGGINGFACE, require_own_folder
 from tinytf.generation.decoding import TransformerEngine, decode
 from tinytf.generation.sampling import Sampling
 from tinytf.weights.checkpoint import LoadedModel, load_model
@@ -289,12 +290,12 @@ def test_templates_in_other_places_are_not_opened(chat_folder: Path, tmp_path: P
 def test_the_card_names_the_base_model_and_asks_a_chat_model_in_its_template(tmp_path: Path) -> None:
     loaded = chat_model(tie_embeddings=False)
     base = {"name": "hf://owner/name?revision=1a2b", "kind": "llama", "revision": "1a2b", "sha256": "ff"}
-    card = model_card(replace(loaded, entry={**loaded.entry, "base": base}))
+    card = hub_card(replace(loaded, entry={**loaded.entry, "base": base}))
     assert "\nbase_model: owner/name\n---\n" in card
     assert "| Base model | `hf://owner/name?revision=1a2b` (kind llama, revision 1a2b, sha256 ff) |" in card
     assert "untied embeddings" in card
     assert "apply_chat_template" in card
-    of_a_folder = model_card(replace(loaded, entry={**loaded.entry, "base": {**base, "name": "models/mine\nx: y"}}))
+    of_a_folder = hub_card(replace(loaded, entry={**loaded.entry, "base": {**base, "name": "models/mine\nx: y"}}))
     assert "base_model" not in of_a_folder
     assert "\nx: y" not in of_a_folder
 
@@ -335,9 +336,9 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
 
 def test_the_cards_example_can_be_encoded(tmp_path: Path) -> None:
     tokenizer = character_tokenizer("äöü\n", end_of_text=False)
-    card = model_card(LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer))
+    card = hub_card(LoadedModel(small_model(tokenizer.get_vocab_size()), tokenizer))
     assert 'tokenizer("ä", return_tensors' in card
-    assert 'tokenizer("Once", return_tensors' in model_card(folder_of("bpe", tmp_path)[0])
+    assert 'tokenizer("Once", return_tensors' in hub_card(folder_of("bpe", tmp_path)[0])
 
 
 def test_no_default_token_id_stands_in_for_a_missing_one(tmp_path: Path) -> None:

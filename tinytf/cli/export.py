@@ -121,7 +121,7 @@ def run(argv: list[str]) -> int:
 def next_commands(folder: Path, content: dict[str, Any]) -> list[str]:
     """What to do with a bundle, as one would type it in this folder: a line for each kind of file, and verify."""
     from tinytf.data.tokenizer import tokenizer_from_file
-    from tinytf.export.formats.huggingface import example_prompt
+    from tinytf.export.formats.card import example_prompt
 
     names = {entry["name"] for entry in content["artifacts"]}
     prompt = example_prompt(tokenizer_from_file(folder / "tokenizer.json"))

@@ -15,6 +15,8 @@ from tinytf.errors import RunError, UserError
 from tinytf.export import manifest
 from tinytf.export.folder import link_or_copy, publish, staging_folder
 from tinytf.export.formats import FORMATS, Format
+from tinytf.export.formats.card import bundle_card
+from tinytf.export.formats.gguf import ollama
 from tinytf.export.formats.huggingface import write_weights
 from tinytf.export.formats.huggingface_onnx import ADDED, GRAPHS, add_graphs
 from tinytf.export.formats.web import Runtime
@@ -111,6 +113,7 @@ def _make(
     content = _write_companions(bundle, check, results, work)
     content["artifacts"] = kept + content["artifacts"]
     content["skipped"] = [{"name": name, "reason": reason} for name, reason in skipped.items()]
+    content["texts"] = _write_texts(bundle, check.loaded, [entry["name"] for entry in content["artifacts"]])
     for result in results:
         if result.status != FAILED:
             result.path.replace(bundle / result.format.file)
@@ -293,6 +296,18 @@ def _export(format: Format, check: ParityCheck, folder: Path, done: dict[str, Ch
         result = failed_result(format, path, error)
     done[format.name] = result
     return result
+
+
+def _write_texts(bundle: Path, loaded: LoadedModel, formats: Sequence[str]) -> dict[str, str]:
+    """Write what people and Ollama read of a bundle with these formats; returns the sums of the files by name."""
+    file = next((FORMATS[name].file for name in ("gguf-q8_0", "gguf-f16", "gguf-f32") if name in formats), None)
+    for_ollama = ollama.modelfile(loaded, file) if file else None
+    texts = {manifest.CARD: bundle_card(loaded, formats, modelfile=for_ollama is not None)}
+    if for_ollama is not None:
+        texts[ollama.NAME] = for_ollama
+    for name, text in texts.items():
+        (bundle / name).write_text(text, encoding="utf-8", newline="\n")
+    return {name: sha256_of(bundle / name) for name in texts}
 
 
 def _write_companions(bundle: Path, check: ParityCheck, results: Sequence[CheckResult], work: Path) -> dict[str, Any]:

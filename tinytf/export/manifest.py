@@ -18,6 +18,7 @@ from typing import Any
 from tinytf import __version__
 from tinytf.errors import UserError
 from tinytf.export.formats import FORMATS, Format
+from tinytf.export.formats.gguf import ollama
 from tinytf.export.formats.huggingface import FILES
 from tinytf.export.formats.huggingface_onnx import ADDED, GRAPHS
 from tinytf.export.formats.web import WEB_FILES
@@ -38,8 +39,10 @@ REFERENCES = (f"{FORMATS['huggingface'].file}/{WEIGHTS}", REFERENCE)
 RUNTIME_FILES = ("tokenizer.json", "config.json", CHAT_TEMPLATE)
 """What graphs are run with; the last is there if the model has one."""
 
-EDITABLE = (f"{FORMATS['huggingface'].file}/README.md",)
-"""Texts for people, which are made to be edited."""
+CARD = "README.md"
+TEXTS = (CARD, ollama.NAME)
+EDITABLE = (*TEXTS, f"{FORMATS['huggingface'].file}/{CARD}")
+"""Texts for people, and for Ollama, which are made to be edited."""
 
 COMPANIONS = (NAME, EVALUATION, REFERENCE)
 """What tinytf writes into a bundle besides artifacts and runtime files."""
@@ -145,7 +148,8 @@ def own_files(format: Format) -> list[str]:
 def own_paths(content: dict[str, Any]) -> set[str]:
     """Paths in a bundle with this manifest that tinytf writes; every other is the user's."""
     artifacts = ((FORMATS[entry["name"]].file, *entry["sha256"]) for entry in content["artifacts"])
-    return {*COMPANIONS, *content["runtime_files"], *chain.from_iterable(artifacts)}
+    companions = (*COMPANIONS, *content["runtime_files"], *content.get("texts", ()))
+    return {*companions, *chain.from_iterable(artifacts)}
 
 
 def changes(folder: Path, entry: dict[str, Any]) -> list[str]:
@@ -166,10 +170,11 @@ def changes(folder: Path, entry: dict[str, Any]) -> list[str]:
 
 
 def edited(folder: Path, content: dict[str, Any]) -> list[str]:
-    """Texts for people that are in a folder, and not as they were exported."""
-    sums = {name: digest for entry in content["artifacts"] for name, digest in entry["sha256"].items()}
-    texts = {name: folder / name for name in EDITABLE if name in sums}
-    return [name for name, path in texts.items() if path.is_file() and sha256_of(path) != sums[name]]
+    """Texts for people that are in a folder, and not as they were exported; a user may have written one himself."""
+    sums = dict(content.get("texts", {}))
+    sums |= {name: digest for entry in content["artifacts"] for name, digest in entry["sha256"].items()}
+    texts = {name: folder / name for name in EDITABLE if name in TEXTS or name in sums}
+    return [name for name, path in texts.items() if path.is_file() and sha256_of(path) != sums.get(name)]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -204,6 +209,7 @@ MODEL: dict[str, Any] = {
     "evaluation": {"file": (EVALUATION,).__contains__, "source": str, "sha256": str},
     "reference": {"file": REFERENCES.__contains__, "sha256": str},
     "runtime_files": dict,
+    "texts?": dict,
     "thresholds": dict,
     "skipped?": [{"name": FORMATS.__contains__, "reason": str}],
     "artifacts": [
@@ -256,6 +262,8 @@ def _problems(content: Any) -> Iterator[str]:
         yield f"its {name} is missing or not one of this tinytf: export again into an empty folder, or upgrade tinytf"
     for name in content["runtime_files"]:
         yield from _not_ours("a name in runtime_files", name, RUNTIME_FILES)
+    for name in content.get("texts", ()):
+        yield from _not_ours("a name in texts", name, TEXTS)
     names = [entry["name"] for entry in content["artifacts"]]
     for entry in content["artifacts"]:
         name = entry["name"]

@@ -61,7 +61,7 @@ def verify(
         results.append(_check_again(replace(check, thresholds=own), folder, entry, say, trust))
     reference = {key: stated["reference"][key] for key in ("file", "sha256")}
     content = manifest.describe(check, results, reference, stated["runtime_files"])
-    said = {key: stated[key] for key in ("name", "checkpoint", "skipped") if key in stated}
+    said = {key: stated[key] for key in ("name", "checkpoint", "texts", "skipped") if key in stated}
     return content | said | {"verified_against": source}
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tinytf import __version__
 from tinytf.data.tokenizer import begin_of_text_id, encode, end_of_text_id, special_tokens
-from tinytf.errors import UserError
 from tinytf.export.formats import Writer, end_of_turn_id
+from tinytf.export.formats.card import hub_card, layout
 from tinytf.export.parity.runner import Feed, Runner, quiet
 from tinytf.model import TransformerConfig
 from tinytf.utils.files import read_bytes, read_text
-from tinytf.utils.text import printable, read_json
+from tinytf.utils.text import read_json
 from tinytf.weights.checkpoint import LoadedModel
 from tinytf.weights.huggingface import CHAT_TEMPLATE, WEIGHTS, theirs
 
@@ -64,7 +62,7 @@ class HuggingFace(Writer):
         path.mkdir()
         write_weights(loaded, path / WEIGHTS)
         write_settings(loaded, path)
-        (path / "README.md").write_text(model_card(loaded), encoding="utf-8")
+        (path / "README.md").write_text(hub_card(loaded), encoding="utf-8")
 
     def open_runner(self, path: Path, threads: int) -> Runner:
         import transformers
@@ -169,20 +167,16 @@ def transformers_config(config: TransformerConfig, tokenizer: Tokenizer) -> Any:
     """The model's config in transformers' words."""
     import transformers
 
-    return getattr(transformers, f"{_layout(config)}Config")(
+    return getattr(transformers, f"{layout(config)}Config")(
         **_sizes(config),
         **_rope(config),
-        architectures=[f"{_layout(config)}ForCausalLM"],
+        architectures=[f"{layout(config)}ForCausalLM"],
         # Left out, Llama's default ids 1 and 2 would stand for the beginning and the end of a text.
         bos_token_id=begin_of_text_id(tokenizer),
         eos_token_id=end_of_text_id(tokenizer),
         pad_token_id=None,
         dtype="float32",
     )
-
-
-def _layout(config: TransformerConfig) -> str:
-    return "Qwen3" if config.qk_norm else "Llama"
 
 
 def _sizes(config: TransformerConfig) -> dict[str, Any]:
@@ -222,7 +216,7 @@ def _rope(config: TransformerConfig) -> dict[str, Any]:
 
 def _texts(config: TransformerConfig) -> dict[str, Any]:
     """All that a config.json may state besides numbers."""
-    name = _layout(config)
+    name = layout(config)
     return {
         "model_type": name.lower(),
         "architectures": [f"{name}ForCausalLM"],
@@ -280,87 +274,6 @@ def _change_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def model_card(loaded: LoadedModel) -> str:
-    """README.md: what the model is, where it came from, how to run it."""
-    config = loaded.model.config
-    layout = _layout(config)
-    corpus = loaded.entry.get("data", {}).get("corpus", "see the checkpoint")
-    base, averaged = loaded.entry.get("base"), loaded.entry.get("averaged_by")
-    base = base if isinstance(base, dict) else {}
-    on_hub = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(\?.*)?", str(base.get("name")))
-    base_line = f"base_model: {on_hub[1]}\n" if on_hub else ""
-    facts = {
-        "Layout": f"{layout}: {config.n_layers} layers, {config.d_model} wide, {config.n_heads} heads of "
-        f"{config.head_size} ({config.kv_heads} key-value), {'' if config.tie_embeddings else 'un'}tied embeddings",
-        "Parameters": f"{config.parameter_count:,}",
-        "Vocabulary": f"{config.vocab_size:,}",
-        "Context": f"{config.max_seq_len} tokens",
-        **({"Base model": _base_in_words(base)} if base else {}),
-        **({"Adapter": "LoRA, merged into the base model's weights"} if loaded.unmerged else {}),
-        **({"Weights": f"averages, by {averaged}"} if isinstance(averaged, str) and averaged.isidentifier() else {}),
-        "Trained on": corpus if isinstance(corpus, str) else json.dumps(corpus),
-        "Steps": loaded.step,
-        "Checkpoint (sha256)": f"`{loaded.sha256}`",
-    }
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [tinytf, {layout.lower()}]
-{base_line}---
-# {loaded.name}
-
-A small language model trained with tinytf {__version__}.
-
-| | |
-|---|---|
-{rows}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".")
-{_example(loaded)}
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
-```
-
-{_manner(loaded)} It was not tested for anything beyond the losses that the run recorded.
-"""
-
-
-def _base_in_words(base: dict[str, Any]) -> str:
-    known = {name: base.get(name) for name in ("kind", "revision", "sha256")}
-    details = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
-    return printable(f"`{base.get('name')}` ({details})").replace("|", r"\|")
-
-
-def _example(loaded: LoadedModel) -> str:
-    """Lines of Python that make the inputs of ``generate``."""
-    if loaded.chat_template is None:
-        prompt = json.dumps(example_prompt(loaded.tokenizer), ensure_ascii=False)
-        return f'inputs = tokenizer({prompt}, return_tensors="pt")'
-    return """messages = [{"role": "user", "content": "Hello"}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)"""
-
-
-def _manner(loaded: LoadedModel) -> str:
-    if loaded.chat_template is None:
-        return "It continues text in the manner of what it was trained on; it was not tuned to follow instructions."
-    return "It answers in the manner of what it was trained on."
-
-
-def example_prompt(tokenizer: Tokenizer) -> str:
-    """A word that it can encode: one by character knows only the characters of its text."""
-    with suppress(UserError):
-        encode(tokenizer, "Once")
-        return "Once"
-    visible = (token for token in sorted(tokenizer.get_vocab()) if token.isprintable() and not token.isspace())
-    return next(visible, "")
-
-
 def require_own_folder(path: Path, loaded: LoadedModel) -> None:
     """Raise RuntimeError at what could make transformers load anything but this model from this folder.
 
@@ -379,7 +292,7 @@ def require_own_folder(path: Path, loaded: LoadedModel) -> None:
             raise RuntimeError(f"{path.name}/{CHAT_TEMPLATE} is not the model's: it is not opened with it")
     stated, tokenizer = (_read_json(path / name) for name in ("config.json", "tokenizer_config.json"))
     _read_json(path / "generation_config.json")
-    wanted = _sizes(config) | _rope(config) | {"model_type": _layout(config).lower()}
+    wanted = _sizes(config) | _rope(config) | {"model_type": layout(config).lower()}
     wrong = [name for name, value in wanted.items() if stated.get(name) != value]
     texts = _texts(config) | {"transformers_version": stated.get("transformers_version")}
     wrong += [name for name in _names_anything(stated) if stated[name] != texts.get(name)]
