@@ -69,6 +69,8 @@ def bundle_card(loaded: LoadedModel, formats: Collection[str], *, modelfile: boo
     ):  # fmt: skip
         if name in formats:
             parts.append(_torch_program(loaded, FORMATS[name].file, opened))
+    if path := first("web"):
+        parts.append(f"\n## A browser\n\n```bash\npython -m http.server --directory {path}\n```\n")
     if path := first("gguf-f16", "gguf-q8_0", "gguf-f32"):
         parts.append(_llama_cpp(loaded, path, modelfile=modelfile))
     numbers = "`export.json` says how far each file is from the checkpoint, and `tinytf verify .` measures it again."

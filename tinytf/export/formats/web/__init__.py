@@ -11,7 +11,8 @@ from tinytf.data.tokenizer import encode, tokenizer_from_file
 from tinytf.errors import UserError
 from tinytf.export.folder import link_or_copy
 from tinytf.export.formats import Writer
-from tinytf.export.formats.huggingface import HUGGINGFACE, MAX_JSON, SETTINGS, example_prompt, write_settings
+from tinytf.export.formats.card import example_prompt
+from tinytf.export.formats.huggingface import HUGGINGFACE, MAX_JSON, SETTINGS, write_settings
 from tinytf.export.formats.onnx.quantize import INT8
 from tinytf.export.parity.runner import Runner
 from tinytf.utils.files import read_text
