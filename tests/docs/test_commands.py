@@ -41,6 +41,9 @@ PARSED = (
 
 NOT_RUN = (
     (r"^pip install", "installs: tests/packaging/test_wheel.py installs the wheel"),
+    (r"^npm install", "installs: tests/interop/test_web_page.py installs it"),
+    (r"--runtime npm/", "needs npm's packages: tests/export/test_web.py makes such a folder"),
+    (r"^python -m http\.server", "serves until it is stopped"),
     (r"^docker ", "needs Docker"),
     (r"^sbatch ", "needs a SLURM cluster"),
     (r"torchrun", "needs several machines"),
