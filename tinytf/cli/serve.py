@@ -113,6 +113,7 @@ def listen(host: str, port: int) -> socket.socket:
         if os.name == "posix":  # So that a server can be started again at once; Windows means another thing by it.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # Before the address is printed: whoever reads it may connect at once.
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host} --port {port}: it cannot listen there: {reason(error)}") from None
     return listener
