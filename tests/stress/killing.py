@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+LONGEST = 600
+"""Seconds of an attempt; its stack is then written to attempts.log, and it ends with exit code 1."""
 
 
 @dataclass
@@ -129,6 +133,8 @@ def _run(arguments: list[str], folder: Path, instants: Instants | None, count: i
         log = os.open("attempts.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        # Seen once: a child that spun in the advanced profiler for 50 minutes, and the suite waited for it.
+        faulthandler.dump_traceback_later(LONGEST, exit=True, file=log)
         # Under pytest these are its own capture, of the parent.
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         # Lightning's own handler is missing if pytest had set up logging when it was imported.
